@@ -1,0 +1,279 @@
+//! The command line.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use sevlab_machine::{CacheMode, CipherKind, SevMode};
+use sevlab_memctl::MIN_RESIDENT;
+
+use crate::jit_opt::JitOpt;
+
+const RUN_EXAMPLES: &str = "\
+Examples:
+  sevlab run -- ls -l
+      Run ls in unencrypted simulated memory.
+  sevlab run --sev snp --stats -- xz -9 -k -T1 FILE
+      Run xz as an SEV-SNP guest; print counts and the launch measurement to stderr.
+  sevlab run --sev es --cipher aes256-xts --report run.json -- sha256sum FILE
+      Another mode and cipher; keep the run's configuration, measurement and counts as JSON.
+  sevlab run --sev snp --dump-dram dram.bin -- sh -c 'echo done'
+      Keep what a probe on the memory bus would see when the guest has ended.
+  sevlab run --sev sev --cache none -- true
+      The worst case: AES on every access to encrypted memory.
+  sevlab run --sev snp --resident 4096 --stats -- sort FILE
+      At most 16 MiB of plaintext at any time, so that encryption traffic never ends.
+
+Exit status:
+  That of the guest. If a signal killed the guest, sevlab dies of the same signal.
+  125  sevlab itself failed        126  PROGRAM is there, but can't be run
+  2    wrong usage                 127  PROGRAM was not found
+
+Environment:
+  SEVLAB_LOG=debug (or info, trace, sevlab::jit=debug, ...) prints sevlab's own log to stderr.";
+
+const EXAMPLES: &str = "\
+Start with:
+  sevlab doctor
+  sevlab run --sev snp --stats -- ls -l
+
+docs/guide.md explains every option and every number that is printed.";
+
+/// Runs unmodified x86-64 Linux programs in simulated AMD SEV memory: what the program sees is plaintext, what lies
+/// in DRAM is ciphertext under the key of its ASID.
+#[derive(Parser, Debug)]
+#[command(name = "sevlab", version, after_help = EXAMPLES, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Run a program as the guest of a simulated machine
+    #[command(after_help = RUN_EXAMPLES)]
+    Run(Box<RunArgs>),
+    /// Tell what this host offers, what is missing, and what that costs
+    Doctor,
+}
+
+/// `sevlab run`.
+#[derive(Args, Debug)]
+pub struct RunArgs {
+    /// What protects the guest
+    #[arg(
+        long,
+        value_enum,
+        value_name = "MODE",
+        default_value = "off",
+        help_heading = "Machine"
+    )]
+    pub sev: Sev,
+
+    /// The memory controller's cipher: aes128-xe, aes128-xex or aes256-xts
+    #[arg(long, value_name = "CIPHER", default_value = "aes128-xex", value_parser = cipher, help_heading = "Machine")]
+    pub cipher: CipherKind,
+
+    /// How much of encrypted memory is kept as plaintext once it was touched
+    #[arg(
+        long,
+        value_enum,
+        value_name = "WHAT",
+        default_value = "page",
+        help_heading = "Machine"
+    )]
+    pub cache: Cache,
+
+    /// Guest memory: bytes, or with a suffix K, M, G or T (powers of 1024)
+    #[arg(long, value_name = "SIZE", default_value = "4G", value_parser = size, help_heading = "Machine")]
+    pub memory: u64,
+
+    /// Keep at most this many encrypted pages (4 KiB) as plaintext; the others are encrypted back into DRAM. Without
+    /// it there is no limit
+    #[arg(long, value_name = "PAGES", value_parser = resident, help_heading = "Machine")]
+    pub resident: Option<usize>,
+
+    /// Make keys, nonces and tweaks from this number, so that a run's ciphertext can be repeated. Without it they
+    /// are random
+    #[arg(long, value_name = "NUMBER", help_heading = "Machine")]
+    pub seed: Option<u64>,
+
+    /// Translate hot guest code (on), or interpret all of it (off)
+    #[arg(
+        long,
+        value_enum,
+        value_name = "on|off",
+        default_value = "on",
+        help_heading = "Translator"
+    )]
+    pub jit: Switch,
+
+    /// Set one of the translator's options; may be given more than once. `--jit-opt help` lists them
+    #[arg(long, value_name = "KEY=VALUE", value_parser = JitOpt::parse, help_heading = "Translator")]
+    pub jit_opt: Vec<JitOpt>,
+
+    /// Print counts to stderr when the guest has ended
+    #[arg(long, help_heading = "Results")]
+    pub stats: bool,
+
+    /// Write configuration, launch, measurement and counts to this file as JSON
+    #[arg(long, value_name = "FILE", help_heading = "Results")]
+    pub report: Option<PathBuf>,
+
+    /// Write all of DRAM as a bus probe sees it to this file when the guest has ended
+    #[arg(long, value_name = "FILE", help_heading = "Results")]
+    pub dump_dram: Option<PathBuf>,
+
+    /// The program, looked up in PATH as a shell does, and its arguments
+    #[arg(
+        value_name = "PROGRAM",
+        required_unless_present = "jit_opt",
+        trailing_var_arg = true,
+        allow_hyphen_values = true
+    )]
+    pub command: Vec<OsString>,
+}
+
+/// `--sev`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Sev {
+    /// No encryption
+    Off,
+    /// Encrypted memory
+    Sev,
+    /// Encrypted memory and registers (SEV-ES)
+    Es,
+    /// Encrypted memory and registers, and page ownership in the RMP (SEV-SNP)
+    Snp,
+}
+
+impl From<Sev> for SevMode {
+    fn from(mode: Sev) -> Self {
+        match mode {
+            Sev::Off => Self::Off,
+            Sev::Sev => Self::Sev,
+            Sev::Es => Self::Es,
+            Sev::Snp => Self::Snp,
+        }
+    }
+}
+
+/// `--cache`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Cache {
+    /// Whole pages: AES once for a page brought in or pushed out
+    Page,
+    /// Nothing: AES on every access to encrypted memory
+    None,
+}
+
+impl From<Cache> for CacheMode {
+    fn from(cache: Cache) -> Self {
+        match cache {
+            Cache::Page => Self::Page,
+            Cache::None => Self::None,
+        }
+    }
+}
+
+/// `--jit`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Switch {
+    /// Yes
+    On,
+    /// No
+    Off,
+}
+
+fn cipher(text: &str) -> Result<CipherKind, String> {
+    text.parse().map_err(|_| {
+        let names = CipherKind::ALL.map(|kind| kind.to_string());
+        format!("the ciphers are {}", names.join(", "))
+    })
+}
+
+/// The least guest memory that a dynamically linked program starts in.
+const MIN_MEMORY: u64 = 16 << 20;
+/// The most: guest physical addresses have 43 bits here.
+const MAX_MEMORY: u64 = 4 << 40;
+
+fn size(text: &str) -> Result<u64, String> {
+    let lower = text.to_ascii_lowercase();
+    let digits = lower.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let shift = match &lower[digits.len()..] {
+        "" | "b" => 0,
+        "k" | "kb" | "kib" => 10,
+        "m" | "mb" | "mib" => 20,
+        "g" | "gb" | "gib" => 30,
+        "t" | "tb" | "tib" => 40,
+        other => return Err(format!("unknown suffix \"{other}\" (K, M, G or T)")),
+    };
+    let number: u64 = digits
+        .parse()
+        .map_err(|_| "not a size, such as 512M or 4G".to_owned())?;
+    let bytes = number
+        .checked_mul(1 << shift)
+        .filter(|bytes| *bytes <= MAX_MEMORY);
+    match bytes {
+        None => Err("more than 4T".to_owned()),
+        Some(bytes) if bytes < MIN_MEMORY => Err("less than 16M".to_owned()),
+        Some(bytes) => Ok(bytes),
+    }
+}
+
+fn resident(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(pages) if pages >= MIN_RESIDENT => Ok(pages),
+        Ok(_) => Err(format!("at least {MIN_RESIDENT} pages")),
+        Err(_) => Err("not a number of pages".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes() {
+        assert_eq!(size("4G"), Ok(4 << 30));
+        assert_eq!(size("64m"), Ok(64 << 20));
+        assert_eq!(size("20480KiB"), Ok(20 << 20));
+        assert_eq!(size("33554432"), Ok(32 << 20));
+        for bad in [
+            "",
+            "G",
+            "4X",
+            "1K",
+            "5T",
+            "-1G",
+            "99999999999999999999",
+            "18446744073709551615T",
+        ] {
+            assert!(size(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_follows_the_program_is_the_programs() {
+        let cli = Cli::try_parse_from(["sevlab", "run", "--stats", "--", "xz", "--stats", "-9"])
+            .expect("parses");
+        let Command::Run(args) = cli.command else {
+            panic!("not run")
+        };
+        assert!(args.stats);
+        assert_eq!(args.command, ["xz", "--stats", "-9"]);
+        let cli = Cli::try_parse_from(["sevlab", "run", "ls", "--report"]).expect("parses");
+        let Command::Run(args) = cli.command else {
+            panic!("not run")
+        };
+        assert_eq!((args.command.len(), args.report), (2, None));
+    }
+}

@@ -1,0 +1,160 @@
+//! `sevlab run`: one guest from the command line to its end.
+
+use std::env;
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+use sevlab_machine::{Engine, GuestEnd, Machine, MachineConfig, RunOutcome, exit_like, mode_name};
+
+use crate::args::{Cache, RunArgs, Switch};
+use crate::failure::Failure;
+use crate::jit_opt::{self, JitOpt};
+use crate::output::Output;
+use crate::{host, program};
+
+/// Runs the guest and returns its exit status. Does not return if a signal killed the guest.
+pub fn run(args: &RunArgs) -> Result<ExitCode, Failure> {
+    if args.jit_opt.contains(&JitOpt::Help) {
+        host::default_sigpipe();
+        print!("{}", jit_opt::help());
+        return Ok(ExitCode::SUCCESS);
+    }
+    let config = config(args)?;
+    let results = Results {
+        stats: args.stats,
+        report: args
+            .report
+            .as_deref()
+            .map(|file| Output::new("--report", file))
+            .transpose()?,
+        dump: args
+            .dump_dram
+            .as_deref()
+            .map(|file| Output::new("--dump-dram", file))
+            .transpose()?,
+    };
+    let program = config.program.clone();
+    let machine = Machine::new(config).map_err(|e| Failure::of_machine(e, &program))?;
+    let mut stderr = host::own_stderr();
+    let end = results.of(machine, &program, &mut stderr);
+    let status = end.unwrap_or_else(|failure| {
+        // Nobody is left to tell if stderr is gone.
+        let _ = writeln!(stderr, "sevlab: {failure}");
+        GuestEnd::Exited(failure.status().into())
+    });
+    match status {
+        GuestEnd::Exited(status) => Ok(ExitCode::from(status as u8)),
+        killed => exit_like(killed),
+    }
+}
+
+/// What a run leaves behind besides what the guest did.
+struct Results {
+    stats: bool,
+    report: Option<Output>,
+    dump: Option<Output>,
+}
+
+impl Results {
+    /// Runs the machine and writes the results. The machine is gone afterwards, and its keys with it.
+    fn of(
+        &self,
+        mut machine: Machine,
+        program: &Path,
+        stderr: &mut impl Write,
+    ) -> Result<GuestEnd, Failure> {
+        let outcome = machine.run().map_err(|e| Failure::of_machine(e, program))?;
+        if self.stats {
+            // As above.
+            let _ = stderr.write_all(stats(machine.config(), &outcome).as_bytes());
+        }
+        if let Some(output) = &self.report {
+            let json = machine.report(&outcome).to_json();
+            output.write(|file| writeln!(file, "{json}"))?;
+        }
+        if let Some(output) = &self.dump {
+            output.write(|file| dump(&machine, file, output.is_regular()))?;
+        }
+        Ok(outcome.exit)
+    }
+}
+
+fn dump(machine: &Machine, file: &mut File, holes: bool) -> io::Result<()> {
+    if holes {
+        machine.mem().dump_to_file(file)
+    } else {
+        machine.mem().dump(file)
+    }
+}
+
+/// The counts with a headline that says what was counted.
+fn stats(config: &MachineConfig, outcome: &RunOutcome) -> String {
+    let words: Vec<OsString> = config.argv.clone();
+    let command = words.join(OsStr::new(" "));
+    let engine = match config.engine {
+        Engine::Interpreter => "interpreter",
+        Engine::Jit(_) => "translator",
+    };
+    let cache = match config.cache {
+        sevlab_machine::CacheMode::Page => "page",
+        sevlab_machine::CacheMode::None => "none",
+    };
+    let how = match config.sev {
+        sevlab_machine::SevMode::Off => format!("no encryption, {engine}"),
+        mode => format!(
+            "{}, {}, cache {cache}, {engine}",
+            mode_name(mode),
+            config.cipher
+        ),
+    };
+    format!(
+        "\n sevlab run: '{}' ({how})\n\n{}\n",
+        command.to_string_lossy(),
+        outcome.stats
+    )
+}
+
+fn config(args: &RunArgs) -> Result<MachineConfig, Failure> {
+    if args.resident.is_some() && args.cache == Cache::None {
+        let why = "--resident limits what --cache page keeps; with --cache none nothing is kept";
+        return Err(Failure::Usage(why.to_owned()));
+    }
+    if args.jit == Switch::Off && !args.jit_opt.is_empty() {
+        return Err(Failure::Usage(
+            "--jit-opt has no effect with --jit off".to_owned(),
+        ));
+    }
+    let Some(name) = args.command.first() else {
+        return Err(Failure::Usage("no PROGRAM was named".to_owned()));
+    };
+    let engine = match args.jit {
+        Switch::On => Engine::Jit(JitOpt::apply(&args.jit_opt).map_err(Failure::Usage)?),
+        Switch::Off => Engine::Interpreter,
+    };
+    Ok(MachineConfig {
+        sev: args.sev.into(),
+        cipher: args.cipher,
+        cache: args.cache.into(),
+        memory: args.memory,
+        resident: args.resident,
+        engine,
+        seed: args.seed,
+        argv: args.command.clone(),
+        envp: environment(),
+        ..MachineConfig::new(program::find(name, env::var_os("PATH"))?)
+    })
+}
+
+/// The guest's environment: ours.
+fn environment() -> Vec<OsString> {
+    env::vars_os()
+        .map(|(mut variable, value)| {
+            variable.push("=");
+            variable.push(value);
+            variable
+        })
+        .collect()
+}

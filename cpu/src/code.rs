@@ -1,0 +1,199 @@
+//! Self-modifying code: which frames hold decoded code, and what a write to them undoes.
+//!
+//! Decoded blocks and translations are kept by linear address, but a write reaches code through any
+//! mapping of its frame. So the frames are the key here:
+//! 1. A frame with decoded code has no write tag in the fast TLB: [`Vcpu::note_code`] strips it, fills
+//!    don't give it.
+//! 2. A write that gets past the tags (fill, kernel write) first drops the frame's code: every linear
+//!    page it was decoded at goes to [`Vcpu::dropped_code`] and [`Vcpu::dropped_blocks`], and
+//!    [`Vcpu::code_epoch`] grows. Then the frame is ordinary again.
+//! 3. An engine drains its list before it runs anything by address, and compares the epoch after a
+//!    store inside a block.
+//!
+//! The map is a vCPU's own: code that another vCPU writes is the machine's to announce, by
+//! [`Vcpu::drop_frame_code`].
+
+use std::collections::{BTreeMap, HashMap};
+
+use sevlab_arch::{PAGE_SIZE, Spa, Va};
+
+use crate::mmu::{Access, Translation};
+use crate::stop::Stop;
+use crate::vcpu::Vcpu;
+
+/// Past this many undrained pages a list is sorted and freed of duplicates.
+const COMPACT: usize = 4096;
+
+/// Frames and linear pages that hold decoded code.
+pub(crate) struct CodeMap {
+    /// One bit a frame.
+    bits: Vec<u64>,
+    /// Linear pages decoded from a frame.
+    frames: HashMap<u64, Vec<u64>>,
+    /// The frame each linear page was decoded from.
+    pages: BTreeMap<u64, u64>,
+}
+
+impl CodeMap {
+    pub(crate) fn new(frames: u64) -> Self {
+        Self {
+            bits: vec![0; frames.div_ceil(64) as usize],
+            frames: HashMap::new(),
+            pages: BTreeMap::new(),
+        }
+    }
+
+    /// Whether the frame of `spa` holds decoded code.
+    #[inline]
+    pub(crate) fn holds(&self, spa: Spa) -> bool {
+        let pfn = spa.pfn();
+        self.bits
+            .get((pfn / 64) as usize)
+            .is_some_and(|w| w >> (pfn % 64) & 1 != 0)
+    }
+
+    fn set(&mut self, pfn: u64, on: bool) {
+        if let Some(w) = self.bits.get_mut((pfn / 64) as usize) {
+            *w = *w & !(1 << (pfn % 64)) | u64::from(on) << (pfn % 64);
+        }
+    }
+
+    fn add(&mut self, page: u64, pfn: u64) {
+        self.pages.insert(page, pfn);
+        self.frames.entry(pfn).or_default().push(page);
+        self.set(pfn, true);
+    }
+
+    fn remove_page(&mut self, page: u64) {
+        let Some(pfn) = self.pages.remove(&page) else {
+            return;
+        };
+        if let Some(list) = self.frames.get_mut(&pfn) {
+            list.retain(|&p| p != page);
+            if list.is_empty() {
+                self.frames.remove(&pfn);
+                self.set(pfn, false);
+            }
+        }
+    }
+}
+
+impl Vcpu {
+    /// Announces that code at `va`'s page is being decoded: from here on a write to its frame is
+    /// noticed. Returns the frame. Call it before reading the bytes.
+    pub fn note_code(&mut self, va: Va) -> Result<Spa, Stop> {
+        let t = self.translate(va, Access::Exec)?;
+        let page = va.page().0;
+        let pfn = t.spa.pfn();
+        match self.code.pages.get(&page) {
+            Some(&known) if known == pfn => return Ok(t.spa.page()),
+            // The page is now another frame: what was decoded before is void.
+            Some(_) => self.drop_page_code(page),
+            None => {}
+        }
+        self.code.add(page, pfn);
+        self.strip_write_tags(&t)?;
+        Ok(t.spa.page())
+    }
+
+    fn strip_write_tags(&mut self, t: &Translation) -> Result<(), Stop> {
+        // Of the frame's two possible host pages only one can have tags at a time: the controller
+        // drops those of the other domain when it hands out a pointer.
+        if let Some(host) = self
+            .mem
+            .host_page(t.domain, t.spa.page(), false)
+            .map_err(Stop::Host)?
+        {
+            self.tlb.drop_write_host(host);
+        }
+        Ok(())
+    }
+
+    /// Whether `[va, va + len)` touches a frame that holds decoded code. For the slow store path of
+    /// translated code: when true, the store is left to the interpreter. No side effects; false also
+    /// where the translation faults (the store will find out).
+    pub fn would_hit_code(&mut self, va: u64, len: u64) -> bool {
+        if len == 0 || (len <= PAGE_SIZE && self.probe_write_tag(va, len).is_some()) {
+            return false;
+        }
+        let last = Va(va.wrapping_add(len - 1)).page();
+        let mut at = Va(va);
+        loop {
+            if let Ok(t) = self.peek(at, Access::Write)
+                && self.code.holds(t.spa)
+            {
+                return true;
+            }
+            if at.page() == last {
+                return false;
+            }
+            at = at.page().plus(PAGE_SIZE);
+        }
+    }
+
+    /// Whether code decoded at `va`'s page is current.
+    #[must_use]
+    pub fn has_code(&self, va: Va) -> bool {
+        self.code.pages.contains_key(&va.page().0)
+    }
+
+    /// Whether the frame of `spa` holds decoded code.
+    #[must_use]
+    pub fn frame_has_code(&self, spa: Spa) -> bool {
+        self.code.holds(spa)
+    }
+
+    /// Drops all code decoded from the frame of `spa`: for whoever changes its bytes other than
+    /// through this vCPU's writes.
+    pub fn drop_frame_code(&mut self, spa: Spa) {
+        for page in self
+            .code
+            .frames
+            .get(&spa.pfn())
+            .cloned()
+            .unwrap_or_default()
+        {
+            self.drop_page_code(page);
+        }
+    }
+
+    /// Drops all code decoded in `[start, end)`, as munmap and mprotect need.
+    pub fn drop_code_range(&mut self, start: Va, end: Va) {
+        if start >= end {
+            return;
+        }
+        let pages: Vec<u64> = self
+            .code
+            .pages
+            .range(start.page().0..end.0)
+            .map(|(&p, _)| p)
+            .collect();
+        for page in pages {
+            self.drop_page_code(page);
+        }
+    }
+
+    /// Drops all decoded code.
+    pub fn drop_all_code(&mut self) {
+        let pages: Vec<u64> = self.code.pages.keys().copied().collect();
+        for page in pages {
+            self.drop_page_code(page);
+        }
+    }
+
+    fn drop_page_code(&mut self, page: u64) {
+        self.code.remove_page(page);
+        self.code_epoch += 1;
+        self.counters.code_drops += 1;
+        for list in [&mut self.dropped_code, &mut self.dropped_blocks] {
+            if list.last() != Some(&page) {
+                list.push(page);
+            }
+            // An engine that is not there never drains: keep the list at one entry a page.
+            if list.len() >= COMPACT && list.len().is_power_of_two() {
+                list.sort_unstable();
+                list.dedup();
+            }
+        }
+    }
+}

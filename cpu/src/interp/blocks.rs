@@ -1,0 +1,178 @@
+//! The cache of decoded blocks: by address, and by the pages they were decoded from.
+
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+
+use sevlab_arch::PAGE_SIZE;
+
+use crate::insn::{Control, Insn, Op};
+use crate::thunk::{Thunk, ThunkCache};
+
+/// Most instructions in a block.
+pub const MAX_BLOCK: usize = 64;
+
+/// Entries of the direct-mapped front.
+const FRONT: usize = 8192;
+
+/// A decoded basic block.
+#[derive(Debug)]
+pub struct Block {
+    /// Guest address of the first instruction.
+    pub rip: u64,
+    /// Guest address after the last.
+    pub end: u64,
+    /// Its instructions; never empty.
+    pub insns: Box<[Insn]>,
+    /// The last instruction may go on to `end` without saying so.
+    pub(super) falls_through: bool,
+    /// How often the block was entered.
+    pub hits: Cell<u32>,
+    /// Thunks of the instructions, filled when first run; empty if none is a thunk.
+    pub(super) thunks: Box<[Cell<Option<&'static Thunk>>]>,
+}
+
+impl Block {
+    pub(super) fn new(rip: u64, end: u64, insns: Vec<Insn>) -> Box<Self> {
+        let thunks = if insns.iter().any(|i| i.op == Op::Thunk) {
+            insns.iter().map(|_| Cell::new(None)).collect()
+        } else {
+            Box::default()
+        };
+        let falls_through = insns.last().is_none_or(|i| i.control == Control::Next);
+        Box::new(Self {
+            rip,
+            end,
+            insns: insns.into_boxed_slice(),
+            falls_through,
+            hits: Cell::new(0),
+            thunks,
+        })
+    }
+}
+
+/// A multiplicative hasher for addresses.
+#[derive(Default)]
+struct AddressHasher(u64);
+
+impl Hasher for AddressHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        for &b in bytes {
+            self.write_u64(u64::from(b));
+        }
+    }
+    fn write_u64(&mut self, n: u64) {
+        let x = (self.0 ^ n).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.0 = x ^ x >> 32;
+    }
+}
+
+type AddressMap<T> = HashMap<u64, T, BuildHasherDefault<AddressHasher>>;
+
+/// What the interpreter keeps with a vCPU: decoded blocks and thunks.
+pub struct Cache {
+    front: Box<[(u64, *const Block)]>,
+    blocks: AddressMap<Box<Block>>,
+    /// Addresses of the blocks that have bytes in a page.
+    pages: AddressMap<Vec<u64>>,
+    pub(super) thunks: Option<ThunkCache>,
+}
+
+/// No block has this address in the front (an empty entry's pointer is null).
+const EMPTY: (u64, *const Block) = (u64::MAX, core::ptr::null());
+
+impl Default for Cache {
+    fn default() -> Self {
+        Self {
+            front: vec![EMPTY; FRONT].into_boxed_slice(),
+            blocks: AddressMap::default(),
+            pages: AddressMap::default(),
+            thunks: None,
+        }
+    }
+}
+
+#[inline(always)]
+fn slot(rip: u64) -> usize {
+    (rip ^ rip >> 13) as usize & (FRONT - 1)
+}
+
+impl Cache {
+    /// The block at `rip`.
+    #[inline]
+    pub(super) fn find(&mut self, rip: u64) -> Option<*const Block> {
+        let (at, b) = self.front[slot(rip)];
+        if at == rip && !b.is_null() {
+            return Some(b);
+        }
+        let b: *const Block = &raw const **self.blocks.get(&rip)?;
+        self.front[slot(rip)] = (rip, b);
+        Some(b)
+    }
+
+    pub(super) fn insert(&mut self, b: Box<Block>) -> *const Block {
+        let rip = b.rip;
+        let mask = !(PAGE_SIZE - 1);
+        let (first, last) = (rip & mask, b.end.wrapping_sub(1) & mask);
+        self.pages.entry(first).or_default().push(rip);
+        if last != first {
+            self.pages.entry(last).or_default().push(rip);
+        }
+        self.front[slot(rip)] = EMPTY;
+        self.blocks.insert(rip, b);
+        let b: *const Block = &raw const *self.blocks[&rip];
+        self.front[slot(rip)] = (rip, b);
+        b
+    }
+
+    /// Frees the blocks with bytes in `page`.
+    pub(super) fn drop_page(&mut self, page: u64) {
+        for rip in self.pages.remove(&page).unwrap_or_default() {
+            let front = &mut self.front[slot(rip)];
+            if front.0 == rip {
+                *front = EMPTY;
+            }
+            self.blocks.remove(&rip);
+        }
+    }
+
+    /// The block at `rip`, if it has been decoded.
+    #[must_use]
+    pub fn block(&self, rip: u64) -> Option<&Block> {
+        self.blocks.get(&rip).map(|b| &**b)
+    }
+
+    /// How often the block at `rip` has run.
+    #[must_use]
+    pub fn hits(&self, rip: u64) -> u32 {
+        self.block(rip).map_or(0, |b| b.hits.get())
+    }
+
+    /// Blocks decoded.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.blocks.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.blocks.is_empty()
+    }
+
+    /// The thunks, made on first use.
+    ///
+    /// # Errors
+    /// The system gives no executable memory.
+    pub fn thunks(&mut self) -> std::io::Result<&mut ThunkCache> {
+        if self.thunks.is_none() {
+            self.thunks = Some(ThunkCache::new()?);
+        }
+        self.thunks
+            .as_mut()
+            .ok_or_else(|| std::io::Error::from(std::io::ErrorKind::OutOfMemory))
+    }
+}

@@ -1,0 +1,270 @@
+//! Tier 0: an interpreter over pre-decoded basic blocks.
+//!
+//! [`Interp`] implements [`Builder`](crate::Builder) by computing, so an instruction means here what
+//! [`crate::sem`] says. What the vocabulary can't say (strings, system instructions, thunks) is in the
+//! submodules, behind [`Builder::complex`](crate::Builder::complex).
+//!
+//! Invariants:
+//! 1. `state.rip` is the running instruction's address while it runs, so every stop is precise.
+//! 2. A block is freed only by [`drain`], which runs only between blocks; a block that is running stays.
+//! 3. After an instruction that voided decoded code ([`Vcpu::code_epoch`] grew), nothing more of the
+//!    running block runs.
+//!
+//! The host's MXCSR is the guest's while this runs ([`crate::thunk::mxcsr::load`] puts it there); the
+//! caller sees to that.
+#![allow(unsafe_code)] // blocks are reached by pointer while they run; host memory by address
+
+mod alu;
+mod blocks;
+mod fpu;
+mod string;
+mod system;
+mod thunks;
+
+use core::sync::atomic::Ordering;
+
+pub use blocks::{Block, Cache, MAX_BLOCK};
+
+use crate::decode::{self, DecodeError, MAX_LEN};
+use crate::insn::{Control, Insn, Op};
+use crate::mmu::Access;
+use crate::sem;
+use crate::stop::{Exception, Stop};
+use crate::vcpu::Vcpu;
+use sevlab_arch::{PAGE_SIZE, Va};
+
+/// TF in RFLAGS: #DB after every instruction.
+pub(crate) const TF: u64 = 1 << 8;
+
+/// Marks that [`Interp::stop`] says why the instruction did not go on.
+#[derive(Clone, Copy, Debug)]
+pub struct Halt;
+
+/// A builder that computes. Values are zero-extended from their width.
+pub struct Interp<'a> {
+    v: &'a mut Vcpu,
+    /// Address of the next instruction, for branches not taken.
+    next: u64,
+    stop: Option<Stop>,
+}
+
+impl<'a> Interp<'a> {
+    /// An interpreter on a vCPU.
+    pub fn new(v: &'a mut Vcpu) -> Self {
+        Self {
+            v,
+            next: 0,
+            stop: None,
+        }
+    }
+
+    /// Why the last instruction stopped.
+    #[cold]
+    fn take_stop(&mut self) -> Stop {
+        self.stop
+            .take()
+            .unwrap_or(Stop::Exception(Exception::INVALID_OPCODE))
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn halt<T>(&mut self, s: impl Into<Stop>) -> Result<T, Halt> {
+        self.stop = Some(s.into());
+        Err(Halt)
+    }
+
+    #[inline(always)]
+    fn lift<T>(&mut self, r: Result<T, Stop>) -> Result<T, Halt> {
+        match r {
+            Ok(v) => Ok(v),
+            Err(s) => self.halt(s),
+        }
+    }
+}
+
+/// Fetches and decodes the instruction at `rip`, announcing that code is decoded there. Bytes that are
+/// no instruction become one that faults.
+///
+/// # Errors
+/// The fetch faults: #PF at the first byte that can't be fetched.
+pub fn fetch(v: &mut Vcpu, rip: u64) -> Result<Insn, Stop> {
+    v.note_code(Va(rip))?;
+    let mut bytes = [0; MAX_LEN];
+    let n = v.fetch(rip, &mut bytes)?;
+    let i = match decode::decode(rip, &bytes[..n]) {
+        Ok(i) => i,
+        Err(DecodeError::NeedMore { .. }) => {
+            let page = Va(rip.wrapping_add(n as u64));
+            v.translate(page, Access::Exec)?;
+            // It does not fault any more: another vCPU mapped it meanwhile.
+            let n = v.fetch(rip, &mut bytes)?;
+            decode::decode(rip, &bytes[..n])
+                .unwrap_or_else(|_| decode::faulting(rip, Op::Ud, &bytes[..1]))
+        }
+        Err(DecodeError::Invalid { .. }) => decode::faulting(rip, Op::Ud, &bytes[..1]),
+        Err(DecodeError::TooLong { .. }) => decode::faulting(rip, Op::Privileged, &bytes),
+    };
+    let last = rip.wrapping_add(u64::from(i.len) - 1);
+    if (last ^ rip) & !(PAGE_SIZE - 1) != 0 {
+        v.note_code(Va(last))?;
+    }
+    Ok(i)
+}
+
+/// Frees the blocks whose code changed. Not to be called while one runs.
+fn drain(v: &mut Vcpu) {
+    while let Some(page) = v.dropped_blocks.pop() {
+        v.interp.drop_page(page);
+    }
+}
+
+/// The block at `state.rip`, decoded if need be.
+fn find(v: &mut Vcpu) -> Result<*const Block, Stop> {
+    let rip = v.state.rip;
+    if let Some(b) = v.interp.find(rip) {
+        return Ok(b);
+    }
+    build(v, rip)
+}
+
+#[cold]
+#[inline(never)]
+fn build(v: &mut Vcpu, rip: u64) -> Result<*const Block, Stop> {
+    let mut insns = Vec::with_capacity(16);
+    let page = rip & !(PAGE_SIZE - 1);
+    let mut at = rip;
+    loop {
+        let i = match fetch(v, at) {
+            Ok(i) => i,
+            // What comes before runs first; then the fault is met again.
+            Err(_) if !insns.is_empty() => break,
+            Err(s) => return Err(s),
+        };
+        at = i.next_rip();
+        insns.push(i);
+        if i.ends_block() || insns.len() >= MAX_BLOCK || at & !(PAGE_SIZE - 1) != page {
+            break;
+        }
+    }
+    // Noting the second page may have found that it is another frame now, and dropped blocks.
+    drain(v);
+    Ok(v.interp.insert(Block::new(rip, at, insns)))
+}
+
+/// Runs the block at `state.rip`, or what of it comes before a stop.
+///
+/// # Errors
+/// Why it stopped; the state is precise.
+#[inline]
+pub fn run_block(v: &mut Vcpu) -> Result<(), Stop> {
+    if v.state.exit_request.load(Ordering::Relaxed) != 0 {
+        return Err(Stop::Requested);
+    }
+    if !v.dropped_blocks.is_empty() {
+        drain(v);
+    }
+    if v.state.rflags & TF != 0 {
+        return step(v);
+    }
+    let block = find(v)?;
+    // SAFETY: the cache owns the block and frees it only in `drain`, which nothing below calls
+    // (invariant 2); the cache's own structures are not touched through this reference.
+    let block = unsafe { &*block };
+    block.hits.set(block.hits.get().saturating_add(1));
+    run(v, block)
+}
+
+/// Runs up to `blocks` blocks.
+///
+/// # Errors
+/// [`Stop::Budget`] after so many blocks, else why it stopped.
+pub fn run_blocks(v: &mut Vcpu, blocks: u64) -> Result<core::convert::Infallible, Stop> {
+    for _ in 0..blocks {
+        run_block(v)?;
+    }
+    Err(Stop::Budget)
+}
+
+fn run(v: &mut Vcpu, block: &Block) -> Result<(), Stop> {
+    let epoch = v.code_epoch;
+    let mut it = Interp::new(v);
+    for (k, i) in block.insns.iter().enumerate() {
+        it.v.state.rip = i.rip;
+        it.next = i.next_rip();
+        let done = if i.op == Op::Thunk {
+            it.thunk(i, &block.thunks[k])
+        } else {
+            sem::exec(&mut it, i)
+        };
+        if done.is_err() {
+            let stop = it.take_stop();
+            v.state.retired += k as u64 + u64::from(completed(&stop));
+            return Err(stop);
+        }
+        if it.v.code_epoch != epoch && i.control == Control::Next {
+            it.v.state.rip = it.next;
+            v.state.retired += k as u64 + 1;
+            return Ok(());
+        }
+    }
+    if block.falls_through {
+        v.state.rip = block.end;
+    }
+    v.state.retired += block.insns.len() as u64;
+    Ok(())
+}
+
+/// Whether the instruction that stopped has nevertheless run.
+fn completed(s: &Stop) -> bool {
+    matches!(s, Stop::Syscall)
+        || matches!(s, Stop::Exception(e) if e.vector == Exception::BREAKPOINT.vector || e.vector == Exception::DEBUG.vector)
+}
+
+/// Runs exactly one instruction, at `state.rip`.
+///
+/// # Errors
+/// Why it stopped; the state is precise.
+pub fn step(v: &mut Vcpu) -> Result<(), Stop> {
+    if !v.dropped_blocks.is_empty() {
+        drain(v);
+    }
+    let rip = v.state.rip;
+    let i = match v.interp.find(rip) {
+        // SAFETY: as in `run_block`; the instruction is copied out.
+        Some(b) => unsafe { (&(*b).insns)[0] },
+        None => fetch(v, rip)?,
+    };
+    let trace = v.state.rflags & TF != 0;
+    exec(v, &i)?;
+    if trace {
+        return Err(Exception::DEBUG.into());
+    }
+    Ok(())
+}
+
+/// Runs one decoded instruction as if `state.rip` were its address; afterwards `state.rip` is where
+/// control goes on. This is how translated code runs what it does not lower itself.
+///
+/// # Errors
+/// Why it stopped; the state is precise.
+pub fn exec(v: &mut Vcpu, i: &Insn) -> Result<(), Stop> {
+    v.state.rip = i.rip;
+    let mut it = Interp::new(v);
+    it.next = i.next_rip();
+    if sem::exec(&mut it, i).is_err() {
+        let stop = it.take_stop();
+        v.state.retired += u64::from(completed(&stop));
+        return Err(stop);
+    }
+    if i.control == Control::Next {
+        v.state.rip = i.next_rip();
+    }
+    v.state.retired += 1;
+    Ok(())
+}
+
+/// How often the block at `rip` has run; 0 if there is none.
+#[must_use]
+pub fn hits(v: &Vcpu, rip: u64) -> u32 {
+    v.interp.hits(rip)
+}

@@ -1,0 +1,226 @@
+//! The MMU: guest linear address to host pointer, and everything that may go wrong in between.
+//!
+//! A translation has two dimensions (APM vol. 2, 15.25): the guest's own 4-level tables, in guest
+//! memory ([`walk`](self)), and for every guest physical address on the way the nested tables, in the
+//! hypervisor's plain memory ([`nested`](self)). Under SNP each frame that comes out is checked
+//! against the RMP.
+//!
+//! Invariants:
+//! 1. Guest page tables and instruction bytes of an encrypted guest are private whatever the C-bit
+//!    says (APM vol. 2, 15.34.5); only data accesses honour it.
+//! 2. A fast-TLB entry never grants more than a walk at the same CPL would, without side effects left
+//!    to do: the write tag means the dirty bit is set and the frame holds no decoded code.
+//! 3. The walk caches hold only upper levels whose accessed bits are set. They may go stale exactly
+//!    where hardware's may; a fault found through one is confirmed by a full walk before it counts.
+//! 4. Whoever changes nested tables, or the RMP entry of a page-table page, calls
+//!    [`Vcpu::flush_nested`].
+
+mod cache;
+mod nested;
+pub mod npf;
+pub mod pte;
+mod walk;
+
+use core::ptr::NonNull;
+
+use sevlab_arch::{Gpa, Spa, Va};
+use sevlab_memctl::{Domain, Perms};
+
+use crate::stop::Stop;
+use crate::vcpu::Vcpu;
+use cache::{NestedCache, WalkCache};
+
+/// What a memory access does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Access {
+    /// Data read.
+    Read,
+    /// Data write.
+    Write,
+    /// Instruction fetch.
+    Exec,
+}
+
+/// Where a linear address leads.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Translation {
+    /// Guest physical address, C-bit stripped.
+    pub gpa: Gpa,
+    /// System physical address.
+    pub spa: Spa,
+    /// The C-bit of the mapping (always false with SEV off).
+    pub private: bool,
+    /// The domain that this access uses: for a fetch, private in any encrypted guest.
+    pub domain: Domain,
+    /// A write at this CPL needs nothing more: permitted everywhere, dirty bits set.
+    pub writable: bool,
+    /// A fetch at this CPL is permitted.
+    pub executable: bool,
+    /// The guest mapping is a user page.
+    pub user: bool,
+}
+
+/// Paging configuration and walk caches of one vCPU.
+pub(crate) struct Paging {
+    pub(crate) c_mask: u64,
+    /// Physical address bits 51 down to the guest's width, without the C-bit: reserved in entries.
+    pub(crate) reserved: u64,
+    pub(crate) nested: NestedCache,
+    pub(crate) walk: WalkCache,
+}
+
+impl Paging {
+    pub(crate) fn new(c_bit: u32, phys_bits: u32) -> Self {
+        let c_mask = 1u64 << c_bit.min(51);
+        Self {
+            c_mask,
+            reserved: ((1 << 52) - 1) & !((1 << phys_bits.clamp(32, 48)) - 1) & !c_mask,
+            nested: NestedCache::new(),
+            walk: WalkCache::new(),
+        }
+    }
+}
+
+impl Vcpu {
+    /// The domain of memory whose C-bit is `private`.
+    #[must_use]
+    pub fn domain(&self, private: bool) -> Domain {
+        if private && self.mode.encrypted() {
+            Domain::Private(self.asid)
+        } else {
+            Domain::Shared
+        }
+    }
+
+    /// Translates `va` for `access` as hardware does before the access: permissions checked, accessed
+    /// and dirty bits set. Stops with #GP(0) for a non-canonical address, #PF, or a nested fault.
+    pub fn translate(&mut self, va: Va, access: Access) -> Result<Translation, Stop> {
+        self.walk(va.0, access, true)
+    }
+
+    /// Translates without side effects: no accessed or dirty bit is set, no cache filled.
+    pub fn peek(&mut self, va: Va, access: Access) -> Result<Translation, Stop> {
+        self.walk(va.0, access, false)
+    }
+
+    /// Translates `va` for `access`, makes the page resident and enters it into the fast TLB. Returns
+    /// the host address of `va`'s byte, good until the next call into the memory controller; `None`
+    /// if such memory has none (cache mode `none`). A fill for writing drops the frame's decoded code.
+    pub fn fill(&mut self, va: Va, access: Access) -> Result<Option<NonNull<u8>>, Stop> {
+        Ok(self.resolve(va, access)?.1)
+    }
+
+    pub(crate) fn resolve(
+        &mut self,
+        va: Va,
+        access: Access,
+    ) -> Result<(Translation, Option<NonNull<u8>>), Stop> {
+        let t = self.walk(va.0, access, true)?;
+        let writing = access == Access::Write;
+        if writing && self.code.holds(t.spa) {
+            self.drop_frame_code(t.spa);
+        }
+        // A write tag means writes that nobody sees, so the page must count as dirty from now on.
+        // Only where pages are pushed out would that cost anything.
+        let data_domain = self.domain(t.private);
+        let grant_write = t.writable
+            && data_domain == t.domain
+            && !self.code.holds(t.spa)
+            && (writing || t.domain == Domain::Shared || self.mem.config().resident.is_none());
+        let write = writing || grant_write;
+        let page = if self.may_cache(&t) {
+            // One entry has one addend: where data and fetch use different domains, an entry holds
+            // only the rights of the access that filled it.
+            let same = data_domain == self.domain(true);
+            let perms = Perms {
+                r: access != Access::Exec || same,
+                w: grant_write,
+                x: t.executable && (access == Access::Exec || same),
+            };
+            self.counters.tlb_fills += 1;
+            self.mem
+                .fill_tlb(&self.tlb, va.page(), t.domain, t.spa.page(), perms)
+        } else {
+            self.mem.host_page(t.domain, t.spa.page(), write)
+        };
+        let byte = page
+            .map_err(Stop::Host)?
+            .and_then(|p| NonNull::new(p.as_ptr().wrapping_add(va.offset() as usize)));
+        Ok((t, byte))
+    }
+
+    /// Whether the fast TLB may hold the mapping. With SMAP on, a supervisor's right to a user page
+    /// follows RFLAGS.AC, which the tags don't know.
+    fn may_cache(&self, t: &Translation) -> bool {
+        !(self.state.cpl != 3 && t.user && self.state.sys.cr4 & walk::CR4_SMAP != 0)
+    }
+
+    /// INVLPG: forgets the mapping of `va`'s page, the cached upper levels, and decoded code there.
+    pub fn invlpg(&mut self, va: Va) {
+        self.tlb.drop_va(va.page());
+        self.paging.walk.flush();
+        self.drop_code_range(va.page(), va.page().plus(sevlab_arch::PAGE_SIZE));
+    }
+
+    /// Forgets all guest mappings. Decoded code stays: a caller that changed what is mapped where
+    /// executable also calls [`Vcpu::drop_code_range`], or uses [`Vcpu::set_cr3`].
+    pub fn flush_tlb(&mut self) {
+        self.tlb.flush();
+        self.paging.walk.flush();
+        self.counters.tlb_flushes += 1;
+    }
+
+    /// Forgets all guest and nested mappings: for whoever changed nested tables or the RMP.
+    pub fn flush_nested(&mut self) {
+        self.paging.nested.flush();
+        self.flush_tlb();
+    }
+
+    /// MOV to CR3: another address space. All mappings and all decoded code are forgotten.
+    pub fn set_cr3(&mut self, cr3: u64) {
+        self.state.sys.cr3 = cr3;
+        self.flush_tlb();
+        self.drop_all_code();
+    }
+
+    /// Translates a guest physical address for a data access of that C-bit, with the RMP's check.
+    pub fn gpa_to_spa(&mut self, gpa: Gpa, private: bool, access: Access) -> Result<Spa, Stop> {
+        let leaf = self.nested(gpa.0, access, npf::FINAL, private, true)?;
+        self.check_rmp(gpa, leaf.at(), access, private, npf::FINAL)?;
+        Ok(leaf.spa)
+    }
+
+    /// Reads guest physical memory as the guest would with that C-bit; any length.
+    pub fn read_gpa(&mut self, gpa: Gpa, private: bool, out: &mut [u8]) -> Result<(), Stop> {
+        let mut done = 0;
+        while done < out.len() {
+            let at = gpa.plus(done as u64);
+            let n = ((4096 - at.offset()) as usize).min(out.len() - done);
+            let spa = self.gpa_to_spa(at, private, Access::Read)?;
+            self.mem
+                .read(self.domain(private), spa, &mut out[done..done + n])
+                .map_err(Stop::Host)?;
+            done += n;
+        }
+        Ok(())
+    }
+
+    /// Writes guest physical memory as the guest would with that C-bit; any length. Decoded code in
+    /// the frames is dropped.
+    pub fn write_gpa(&mut self, gpa: Gpa, private: bool, data: &[u8]) -> Result<(), Stop> {
+        let mut done = 0;
+        while done < data.len() {
+            let at = gpa.plus(done as u64);
+            let n = ((4096 - at.offset()) as usize).min(data.len() - done);
+            let spa = self.gpa_to_spa(at, private, Access::Write)?;
+            if self.code.holds(spa) {
+                self.drop_frame_code(spa);
+            }
+            self.mem
+                .write(self.domain(private), spa, &data[done..done + n])
+                .map_err(Stop::Host)?;
+            done += n;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,327 @@
+//! The guest dimension: a 4-level long-mode walk (APM vol. 2, 5.3 and 5.6).
+
+use sevlab_arch::paging::{Cr0, Cr4};
+use sevlab_arch::{Gpa, Spa, Va};
+
+use sevlab_memctl::PageSize;
+
+use super::cache::{Rights, Table};
+use super::{Access, Translation, npf, pte};
+use crate::stop::{Exception, Stop};
+use crate::vcpu::Vcpu;
+
+const CR0_WP: u64 = Cr0::WP.bits();
+const CR0_PG: u64 = Cr0::PG.bits();
+const CR4_SMEP: u64 = Cr4::SMEP.bits();
+pub(super) const CR4_SMAP: u64 = Cr4::SMAP.bits();
+const EFER_NXE: u64 = 1 << 11;
+const RFLAGS_AC: u64 = 1 << 18;
+
+/// #PF error code bits.
+mod pf {
+    use sevlab_arch::paging::PfError;
+    pub const P: u32 = PfError::P.bits();
+    pub const W: u32 = PfError::W.bits();
+    pub const U: u32 = PfError::U.bits();
+    pub const RSVD: u32 = PfError::RSVD.bits();
+    pub const I: u32 = PfError::ID.bits();
+}
+
+/// Why a guest walk ended without a translation.
+enum Miss {
+    /// Error code bits P and RSVD of the #PF.
+    Fault(u32),
+    Stop(Stop),
+}
+
+impl From<Stop> for Miss {
+    fn from(s: Stop) -> Self {
+        Miss::Stop(s)
+    }
+}
+
+/// The leaf of a guest walk.
+struct Leaf {
+    gpa: u64,
+    private: bool,
+    rights: Rights,
+    dirty: bool,
+}
+
+/// The rules of the moment, read once per walk.
+#[derive(Clone, Copy)]
+struct Rules {
+    user: bool,
+    wp: bool,
+    nxe: bool,
+    smep: bool,
+    smap: bool,
+}
+
+impl Rules {
+    fn may_write(self, r: Rights) -> bool {
+        if self.user {
+            r.user && r.write
+        } else {
+            (r.write || !self.wp) && !(self.smap && r.user)
+        }
+    }
+    fn may_exec(self, r: Rights) -> bool {
+        r.exec
+            && if self.user {
+                r.user
+            } else {
+                !(self.smep && r.user)
+            }
+    }
+    fn allows(self, access: Access, r: Rights) -> bool {
+        match access {
+            Access::Read => {
+                if self.user {
+                    r.user
+                } else {
+                    !(self.smap && r.user)
+                }
+            }
+            Access::Write => self.may_write(r),
+            Access::Exec => self.may_exec(r),
+        }
+    }
+    fn error(self, access: Access, bits: u32) -> u32 {
+        bits | if self.user { pf::U } else { 0 }
+            | match access {
+                Access::Read => 0,
+                Access::Write => pf::W,
+                Access::Exec if self.nxe || self.smep => pf::I,
+                Access::Exec => 0,
+            }
+    }
+}
+
+impl Vcpu {
+    fn rules(&self) -> Rules {
+        let s = &self.state;
+        Rules {
+            user: s.cpl == 3,
+            wp: s.sys.cr0 & CR0_WP != 0,
+            nxe: s.sys.efer & EFER_NXE != 0,
+            smep: s.sys.cr4 & CR4_SMEP != 0,
+            smap: s.sys.cr4 & CR4_SMAP != 0 && s.rflags & RFLAGS_AC == 0,
+        }
+    }
+
+    /// The whole translation. `commit`: set accessed and dirty bits and fill the walk caches.
+    pub(super) fn walk(
+        &mut self,
+        va: u64,
+        access: Access,
+        commit: bool,
+    ) -> Result<Translation, Stop> {
+        let rules = self.rules();
+        let leaf = if self.state.sys.cr0 & CR0_PG == 0 {
+            // Unpaged: identity, and private in an encrypted guest (APM vol. 2, 15.34.5).
+            Leaf {
+                gpa: va & ((1 << 52) - 1) & !self.paging.c_mask,
+                private: true,
+                rights: Rights {
+                    write: true,
+                    user: true,
+                    exec: true,
+                },
+                dirty: true,
+            }
+        } else {
+            if ((va as i64) << 16 >> 16) as u64 != va {
+                return Err(Exception::GENERAL_PROTECTION.into());
+            }
+            self.guest_walk(va, access, rules, commit)?
+        };
+        let encrypted = self.mode.encrypted();
+        let private = leaf.private && encrypted;
+        let fetch = access == Access::Exec;
+        let effective = private || (fetch && encrypted);
+        let gpa = Gpa(leaf.gpa);
+        let nested = self.nested(leaf.gpa, access, npf::FINAL, effective, commit)?;
+        self.check_rmp(gpa, nested.at(), access, effective, npf::FINAL)?;
+        let unpaged = self.state.sys.cr0 & CR0_PG == 0;
+        let mut writable =
+            leaf.dirty && nested.writable && (unpaged || rules.may_write(leaf.rights));
+        if writable && access != Access::Write {
+            writable = self
+                .check_rmp(gpa, nested.at(), Access::Write, effective, npf::FINAL)
+                .is_ok();
+        }
+        let mut executable = nested.executable && (unpaged || rules.may_exec(leaf.rights));
+        if executable && !fetch {
+            executable = effective == encrypted
+                && self
+                    .check_rmp(gpa, nested.at(), Access::Exec, encrypted, npf::FINAL)
+                    .is_ok();
+        }
+        Ok(Translation {
+            gpa,
+            spa: nested.spa,
+            private,
+            domain: self.domain(effective),
+            writable,
+            executable,
+            user: leaf.rights.user && !unpaged,
+        })
+    }
+
+    fn guest_walk(
+        &mut self,
+        va: u64,
+        access: Access,
+        rules: Rules,
+        commit: bool,
+    ) -> Result<Leaf, Stop> {
+        if let Some((level, table)) = self.paging.walk.get(va) {
+            match self.descend(va, access, rules, level, table, commit) {
+                Ok(leaf) => {
+                    self.counters.short_walks += 1;
+                    return Ok(leaf);
+                }
+                // A nested fault through a stale upper level could be as wrong as a guest fault.
+                Err(Miss::Stop(Stop::Host(e))) => return Err(Stop::Host(e)),
+                Err(_) => self.paging.walk.flush(),
+            }
+        }
+        self.counters.full_walks += 1;
+        let all = Rights {
+            write: true,
+            user: true,
+            exec: true,
+        };
+        let root = self.state.sys.cr3 & pte::ADDR_WITH_C & !self.paging.c_mask;
+        let at = self.table_at(root, commit)?;
+        let root = Table::new(root, at, all);
+        match self.descend(va, access, rules, 4, root, commit) {
+            Ok(leaf) => Ok(leaf),
+            Err(Miss::Stop(s)) => Err(s),
+            Err(Miss::Fault(bits)) => {
+                Err(Exception::page_fault(Va(va), rules.error(access, bits)).into())
+            }
+        }
+    }
+
+    /// Walks from `table` at `level` to the leaf.
+    fn descend(
+        &mut self,
+        va: u64,
+        access: Access,
+        rules: Rules,
+        mut level: u32,
+        mut table: Table,
+        commit: bool,
+    ) -> Result<Leaf, Miss> {
+        let domain = self.domain(true);
+        // Entries passed, and tables found below them, kept until the walk is known to succeed.
+        let mut passed = [(0u64, 0u64); 4];
+        let mut found = [None; 2];
+        loop {
+            let at = pte::entry_offset(va, level);
+            let entry_spa = table.spa + at;
+            self.check_rmp(
+                Gpa(table.gpa + at),
+                (Spa(entry_spa), table.size),
+                Access::Read,
+                true,
+                npf::TABLE,
+            )?;
+            let entry = self
+                .mem
+                .read_u64(domain, Spa(entry_spa))
+                .map_err(Stop::Host)?;
+            if entry & pte::P == 0 {
+                return Err(Miss::Fault(0));
+            }
+            let address = entry & pte::ADDR_WITH_C & !self.paging.c_mask;
+            let is_leaf = level == 1 || (entry & pte::PS != 0 && level < 4);
+            let mut reserved = self.paging.reserved;
+            if level == 4 {
+                reserved |= pte::PS;
+            } else if is_leaf && level > 1 {
+                // Bit 12 of a large leaf is its PAT bit.
+                reserved |= pte::offset_mask(level) & !0x1fff;
+            }
+            if !rules.nxe {
+                reserved |= pte::NX;
+            }
+            if entry & reserved != 0 {
+                return Err(Miss::Fault(pf::P | pf::RSVD));
+            }
+            let rights = Rights {
+                write: table.rights.write && entry & pte::W != 0,
+                user: table.rights.user && entry & pte::U != 0,
+                exec: table.rights.exec && entry & pte::NX == 0,
+            };
+            if !is_leaf {
+                passed[level as usize - 1] = (entry_spa, entry);
+                level -= 1;
+                table = Table::new(address, self.table_at(address, commit)?, rights);
+                if level <= 2 {
+                    found[level as usize - 1] = Some(table);
+                }
+                continue;
+            }
+            if !rules.allows(access, rights) {
+                return Err(Miss::Fault(pf::P));
+            }
+            let dirty = entry & pte::D != 0 || access == Access::Write;
+            if commit {
+                let mut want = entry | pte::A;
+                if access == Access::Write {
+                    want |= pte::D;
+                }
+                for &(spa, old) in &passed {
+                    if spa != 0 && old & pte::A == 0 {
+                        self.set_entry(spa, old | pte::A, domain)?;
+                    }
+                }
+                if want != entry {
+                    self.check_rmp(
+                        Gpa(table.gpa + at),
+                        (Spa(entry_spa), table.size),
+                        Access::Write,
+                        true,
+                        npf::TABLE,
+                    )?;
+                    self.set_entry(entry_spa, want, domain)?;
+                }
+                for (i, t) in found.iter().enumerate() {
+                    if let Some(t) = t {
+                        self.paging.walk.put(va, i as u32 + 1, *t);
+                    }
+                }
+            }
+            let offset = pte::offset_mask(level);
+            return Ok(Leaf {
+                gpa: (address & !offset) | (va & offset),
+                private: entry & self.paging.c_mask != 0,
+                rights,
+                dirty,
+            });
+        }
+    }
+
+    fn set_entry(
+        &mut self,
+        spa: u64,
+        value: u64,
+        domain: sevlab_memctl::Domain,
+    ) -> Result<(), Stop> {
+        self.mem
+            .write_u64(domain, Spa(spa), value)
+            .map_err(Stop::Host)
+    }
+
+    /// Nested translation of a guest table's address: as a user write (APM vol. 2, 15.25.5), because
+    /// the walk may set bits in it.
+    fn table_at(&mut self, gpa: u64, commit: bool) -> Result<(Spa, Option<PageSize>), Stop> {
+        let enc = self.mode.encrypted();
+        Ok(self
+            .nested(gpa, Access::Write, npf::TABLE, enc, commit)?
+            .at())
+    }
+}

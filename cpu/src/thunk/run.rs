@@ -1,0 +1,281 @@
+//! Running a thunk: memory operand to scratch and back, faults before effects, x87 and SIMD exceptions.
+
+use super::soft::{self, Soft};
+use super::{Pointers, Thunk, mxcsr};
+use crate::flags::LazyFlags;
+use crate::insn::Insn;
+use crate::state::{CpuState, FxImage};
+use crate::stop::{Exception, Stop};
+
+/// Guest memory by linear address. Each call does all of its access or none of it.
+pub trait ThunkMemory {
+    /// Loads `out.len()` bytes.
+    ///
+    /// # Errors
+    /// The access stops: page fault, host failure.
+    fn read(&mut self, va: u64, out: &mut [u8]) -> Result<(), Stop>;
+    /// Stores `data`.
+    ///
+    /// # Errors
+    /// The access stops: page fault, host failure.
+    fn write(&mut self, va: u64, data: &[u8]) -> Result<(), Stop>;
+    /// Raises what a store of `len` bytes would, without storing.
+    ///
+    /// # Errors
+    /// The access would stop.
+    fn probe_write(&mut self, va: u64, len: usize) -> Result<(), Stop>;
+}
+
+/// A processor: registers and memory in one.
+pub trait ThunkCpu: ThunkMemory {
+    /// The registers.
+    fn state(&mut self) -> &mut CpuState;
+
+    /// Loads `len` bytes (at most 128) into scratch; more of it may be overwritten.
+    ///
+    /// # Errors
+    /// As [`ThunkMemory::read`].
+    #[inline]
+    fn load_scratch(&mut self, va: u64, len: usize) -> Result<(), Stop> {
+        match len {
+            4 => load::<4, _>(self, va)?,
+            8 => load::<8, _>(self, va)?,
+            16 => load::<16, _>(self, va)?,
+            32 => load::<32, _>(self, va)?,
+            _ => {
+                let mut b = [0; 128];
+                self.read(va, &mut b[..len])?;
+                self.state().scratch.0[..128].copy_from_slice(&b);
+            }
+        }
+        Ok(())
+    }
+    /// Stores `len` bytes (at most 128) from scratch.
+    ///
+    /// # Errors
+    /// As [`ThunkMemory::write`].
+    #[inline]
+    fn store_scratch(&mut self, va: u64, len: usize) -> Result<(), Stop> {
+        match len {
+            4 => store::<4, _>(self, va),
+            8 => store::<8, _>(self, va),
+            16 => store::<16, _>(self, va),
+            32 => store::<32, _>(self, va),
+            _ => {
+                let mut b = [0; 128];
+                b.copy_from_slice(&self.state().scratch.0[..128]);
+                self.write(va, &b[..len])
+            }
+        }
+    }
+}
+
+// The common sizes are constants, so that a copy is a register move.
+
+#[inline(always)]
+fn load<const N: usize, C: ThunkCpu + ?Sized>(cpu: &mut C, va: u64) -> Result<(), Stop> {
+    let mut b = [0; N];
+    cpu.read(va, &mut b)?;
+    cpu.state().scratch.0[..N].copy_from_slice(&b);
+    Ok(())
+}
+
+#[inline(always)]
+fn store<const N: usize, C: ThunkCpu + ?Sized>(cpu: &mut C, va: u64) -> Result<(), Stop> {
+    let mut b = [0; N];
+    b.copy_from_slice(&cpu.state().scratch.0[..N]);
+    cpu.write(va, &b)
+}
+
+/// State and memory that are not one value.
+struct Pair<'a, M> {
+    state: &'a mut CpuState,
+    mem: &'a mut M,
+}
+
+impl<M: ThunkMemory> ThunkMemory for Pair<'_, M> {
+    #[inline]
+    fn read(&mut self, va: u64, out: &mut [u8]) -> Result<(), Stop> {
+        self.mem.read(va, out)
+    }
+    #[inline]
+    fn write(&mut self, va: u64, data: &[u8]) -> Result<(), Stop> {
+        self.mem.write(va, data)
+    }
+    #[inline]
+    fn probe_write(&mut self, va: u64, len: usize) -> Result<(), Stop> {
+        self.mem.probe_write(va, len)
+    }
+}
+
+impl<M: ThunkMemory> ThunkCpu for Pair<'_, M> {
+    #[inline]
+    fn state(&mut self) -> &mut CpuState {
+        self.state
+    }
+}
+
+/// Runs a thunk on separate registers and memory. `va` is the linear address of the memory operand (ignored where there is none,
+/// and by gathers and MASKMOV, which compute theirs). RIP is not advanced.
+///
+/// # Errors
+/// Why the instruction did not complete; registers and memory are then as before it (a gather has its elements so far).
+#[inline]
+pub fn run<M: ThunkMemory>(
+    t: &Thunk,
+    state: &mut CpuState,
+    mem: &mut M,
+    i: &Insn,
+    va: u64,
+) -> Result<(), Stop> {
+    run_on(t, &mut Pair { state, mem }, i, va)
+}
+
+/// As [`run()`], on a processor.
+///
+/// # Errors
+/// As [`run()`].
+#[inline]
+pub fn run_on<C: ThunkCpu>(t: &Thunk, cpu: &mut C, i: &Insn, va: u64) -> Result<(), Stop> {
+    if t.x87 || !matches!(t.soft, Soft::None) {
+        return run_special(t, cpu, i, va);
+    }
+    before(t, cpu, va, t.mem_read)?;
+    call(t, cpu)?;
+    if t.mem_write != 0 {
+        cpu.store_scratch(va, usize::from(t.mem_write))?;
+    }
+    Ok(())
+}
+
+/// Everything that can fault, then the operand (`load` bytes of it), then flags.
+#[inline]
+fn before<C: ThunkCpu>(t: &Thunk, cpu: &mut C, va: u64, load: u16) -> Result<(), Stop> {
+    if va & u64::from(t.align).wrapping_sub(1) != 0 {
+        return Err(Exception::GENERAL_PROTECTION.into());
+    }
+    if t.probe {
+        cpu.probe_write(va, usize::from(t.mem_write))?;
+    }
+    if load != 0 {
+        cpu.load_scratch(va, usize::from(load))?;
+    }
+    if t.explicit {
+        let s = cpu.state();
+        s.cc = LazyFlags::explicit(s.cc.bits());
+    }
+    Ok(())
+}
+
+/// Calls the host code, raising unmasked SIMD exceptions.
+#[inline]
+fn call<C: ThunkCpu>(t: &Thunk, cpu: &mut C) -> Result<(), Stop> {
+    let s = cpu.state();
+    if t.simd && s.mxcsr & mxcsr::MASKS != mxcsr::MASKS {
+        return call_unmasked(t, s);
+    }
+    // SAFETY: a thunk's entry is host code that `make` emitted for this signature and that is never unmapped; it accesses only
+    // the state it is given, which is borrowed exclusively.
+    unsafe { (t.entry)(s) };
+    Ok(())
+}
+
+/// Runs with every exception masked and clear, then sees which were raised.
+///
+/// IE, DE and ZE are found before the operation: where one of them is unmasked, later ones are not reported. A tiny result raises
+/// an unmasked UE even if it is exact, which a masked UE does not show; flushing to zero shows it, and changes nothing where
+/// there is none. Which exception is raised is exact; PE beside an unmasked OE or UE may be reported too often, and a dot product
+/// that stops between its steps may report different flags.
+#[cold]
+fn call_unmasked(t: &Thunk, s: &mut CpuState) -> Result<(), Stop> {
+    const EARLY: u32 = 0b111;
+    let (gpr, xmm, ymmh, cc) = (s.gpr, s.xmm, s.ymmh, s.cc);
+    let fx = FxImage(s.fx.0);
+    let host = mxcsr::host();
+    let flush = if s.mxcsr & mxcsr::UNDERFLOW_MASK == 0 {
+        mxcsr::FLUSH
+    } else {
+        0
+    };
+    mxcsr::set_host(host & !mxcsr::FLAGS | mxcsr::MASKS | flush);
+    // SAFETY: as in `call`.
+    unsafe { (t.entry)(s) };
+    let raised = mxcsr::host() & mxcsr::FLAGS;
+    let unmasked = raised & !(s.mxcsr >> 7);
+    let reported = if unmasked & EARLY != 0 {
+        raised & EARLY
+    } else {
+        raised
+    };
+    mxcsr::set_host(host | reported | mxcsr::MASKS);
+    if unmasked == 0 {
+        return Ok(());
+    }
+    (s.gpr, s.xmm, s.ymmh, s.cc, s.fx) = (gpr, xmm, ymmh, cc, fx);
+    if t.mmx {
+        // The change of mode comes before the operation.
+        s.fx.enter_mmx();
+    }
+    Err(Exception::SIMD.into())
+}
+
+#[cold]
+#[inline(never)]
+fn run_special<C: ThunkCpu>(t: &Thunk, cpu: &mut C, i: &Insn, va: u64) -> Result<(), Stop> {
+    if !matches!(t.soft, Soft::None) {
+        return soft::run(&t.soft, cpu, va);
+    }
+    let fx = &cpu.state().fx;
+    if t.waits && fx.pending() {
+        return Err(Exception::X87.into());
+    }
+    let mut pointers = fx.pointers();
+    // A store that raises an unmasked exception does not store: what it leaves in scratch must be what is there.
+    let load = if t.mem_write != 0 && fx.unmasked() {
+        t.mem_write
+    } else {
+        t.mem_read
+    };
+    before(t, cpu, va, load)?;
+    call(t, cpu)?;
+    let s = cpu.state();
+    if t.env != 0 {
+        patch_environment(&mut s.scratch, t.env, pointers.instruction, pointers.data);
+    }
+    match t.pointers {
+        Pointers::Native => {}
+        Pointers::Keep => s.fx.set_pointers(pointers),
+        Pointers::Update => {
+            pointers.opcode = opcode(i);
+            pointers.instruction = i.rip;
+            if t.mem_read | t.mem_write != 0 {
+                pointers.data = va;
+            }
+            s.fx.set_pointers(pointers);
+        }
+    }
+    if t.mem_write != 0 {
+        cpu.store_scratch(va, usize::from(t.mem_write))?;
+    }
+    Ok(())
+}
+
+/// The pointers that FNSTENV stores, whatever the host's unit held: hosts do not load them in every state.
+fn patch_environment(scratch: &mut FxImage, format: u8, instruction: u64, data: u64) {
+    let b = &mut scratch.0;
+    if format == 14 {
+        b[6..8].copy_from_slice(&(instruction as u16).to_le_bytes());
+        b[10..12].copy_from_slice(&(data as u16).to_le_bytes());
+    } else {
+        b[12..16].copy_from_slice(&(instruction as u32).to_le_bytes());
+        b[20..24].copy_from_slice(&(data as u32).to_le_bytes());
+    }
+}
+
+/// The x87 opcode: low three bits of the first byte, and the ModRM byte.
+fn opcode(i: &Insn) -> u16 {
+    let bytes = &i.bytes;
+    let at = bytes.iter().position(|b| b & 0xf8 == 0xd8).unwrap_or(0);
+    let second = bytes.get(at + 1).copied().unwrap_or(0);
+    u16::from(bytes[at] & 7) << 8 | u16::from(second)
+}

@@ -1,0 +1,278 @@
+//! The compiler: regions in, code addresses out, on a thread of its own or in the foreground.
+
+use crate::codebuf::CodeBuf;
+use crate::lower::{self, region_signature};
+use crate::region::Region;
+use crate::{Error, JitOptions, OptLevel};
+use cranelift_codegen::Context;
+use cranelift_codegen::control::ControlPlane;
+use cranelift_codegen::ir::{self, AbiParam, InstBuilder, Signature, types};
+use cranelift_codegen::isa::{CallConv, OwnedTargetIsa};
+use cranelift_codegen::settings::{self, Configurable};
+use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// Exit slots in the slot table.
+pub(crate) const SLOTS: usize = 1 << 20;
+
+/// A region's translation.
+#[derive(Debug)]
+pub(crate) struct Compiled {
+    pub entry: u64,
+    /// Request number, to tell it from a later request for the same address.
+    pub ticket: u64,
+    pub result: Result<Code, Error>,
+    pub time: Duration,
+}
+
+/// Where translated code is and what it can leave to.
+#[derive(Debug)]
+pub(crate) struct Code {
+    pub address: usize,
+    pub bytes: usize,
+    pub slot_base: u32,
+    /// Guest addresses of the exit slots from `slot_base` on.
+    pub targets: Vec<u64>,
+}
+
+/// The exit slot table: code addresses that translated code jumps through.
+pub(crate) struct Slots {
+    table: Box<[AtomicU64]>,
+    next: AtomicU64,
+    stub: u64,
+}
+
+impl Slots {
+    fn new(stub: usize) -> Self {
+        // Untouched entries cost no memory: the allocation is zeroed lazily by the host.
+        let table = (0..SLOTS).map(|_| AtomicU64::new(0)).collect();
+        Self {
+            table,
+            next: AtomicU64::new(0),
+            stub: stub as u64,
+        }
+    }
+    pub(crate) fn base(&self) -> u64 {
+        self.table.as_ptr() as u64
+    }
+    /// Points slot `n` at `code`.
+    pub(crate) fn link(&self, n: u32, code: usize) {
+        self.table[n as usize].store(code as u64, Ordering::Release);
+    }
+    /// Points slot `n` back at the stub that returns to the dispatcher.
+    pub(crate) fn unlink(&self, n: u32) {
+        self.table[n as usize].store(self.stub, Ordering::Release);
+    }
+    fn peek(&self) -> u32 {
+        self.next.load(Ordering::Relaxed) as u32
+    }
+    fn take(&self, count: usize) {
+        let first = self.next.fetch_add(count as u64, Ordering::Relaxed) as usize;
+        for s in &self.table[first..first + count] {
+            s.store(self.stub, Ordering::Relaxed);
+        }
+    }
+    pub(crate) fn reset(&self) {
+        self.next.store(0, Ordering::Relaxed);
+    }
+}
+
+/// Code shared between the compile thread and the dispatcher.
+pub(crate) struct Shared {
+    pub code: CodeBuf,
+    pub slots: Slots,
+    /// `extern "sysv64" fn(*mut CpuState, code) -> i64`: enters translated code.
+    pub enter: usize,
+    /// What is kept when the buffer is reset.
+    pub keep: usize,
+}
+
+/// One compiler: Cranelift's contexts, reused from region to region.
+pub(crate) struct Compiler {
+    isa: OwnedTargetIsa,
+    options: JitOptions,
+    context: Context,
+    builder: FunctionBuilderContext,
+    shared: Arc<Shared>,
+}
+
+fn make_isa(options: &JitOptions) -> Result<OwnedTargetIsa, Error> {
+    let mut flags = settings::builder();
+    let mut set = |k: &str, v: &str| {
+        flags
+            .set(k, v)
+            .map_err(|e| Error::Host(format!("{k}={v}: {e}")))
+    };
+    set("enable_pinned_reg", "true")?;
+    // Tail calls rely on frame pointers.
+    set("preserve_frame_pointers", "true")?;
+    set("unwind_info", "false")?;
+    set(
+        "enable_verifier",
+        if cfg!(debug_assertions) {
+            "true"
+        } else {
+            "false"
+        },
+    )?;
+    set("enable_probestack", "false")?;
+    set(
+        "opt_level",
+        match options.opt_level {
+            OptLevel::None => "none",
+            OptLevel::Speed => "speed",
+        },
+    )?;
+    let builder = cranelift_native::builder().map_err(|e| Error::Host(e.to_owned()))?;
+    builder
+        .finish(settings::Flags::new(flags))
+        .map_err(|e| Error::Host(e.to_string()))
+}
+
+fn compile_function(
+    isa: &OwnedTargetIsa,
+    context: &mut Context,
+    code: &CodeBuf,
+    rip: u64,
+) -> Result<(usize, usize), Error> {
+    let compiled = context
+        .compile(isa.as_ref(), &mut ControlPlane::default())
+        .map_err(|e| Error::Compile {
+            rip,
+            reason: format!("{:?}", e.inner),
+        })?;
+    if let Some(r) = compiled.buffer.relocs().first() {
+        return Err(Error::Compile {
+            rip,
+            reason: format!("needs the relocation {r:?}"),
+        });
+    }
+    let bytes = compiled.code_buffer();
+    Ok((code.append(bytes)?, bytes.len()))
+}
+
+impl Compiler {
+    /// A compiler with a new code buffer, in which the entry sequence and the exit stub are made first.
+    pub(crate) fn new(options: &JitOptions) -> Result<Self, Error> {
+        let isa = make_isa(options)?;
+        let code = CodeBuf::new(options.code_bytes)?;
+        let mut context = Context::new();
+        let mut builder = FunctionBuilderContext::new();
+
+        // The stub behind an unlinked exit slot: returns the slot number it was called with.
+        context.func.signature = region_signature();
+        let mut fb = FunctionBuilder::new(&mut context.func, &mut builder);
+        let b = fb.create_block();
+        fb.append_block_params_for_function_params(b);
+        fb.switch_to_block(b);
+        let slot = fb.block_params(b)[0];
+        fb.ins().return_(&[slot]);
+        fb.seal_all_blocks();
+        fb.finalize(isa.frontend_config());
+        let (stub, _) = compile_function(&isa, &mut context, &code, 0)?;
+        context.clear();
+
+        // Entry: pins the state, calls the code, gives the host its register back.
+        let mut sig = Signature::new(CallConv::SystemV);
+        sig.params.extend([AbiParam::new(types::I64); 2]);
+        sig.returns.push(AbiParam::new(types::I64));
+        context.func.signature = sig;
+        let mut fb = FunctionBuilder::new(&mut context.func, &mut builder);
+        let b = fb.create_block();
+        fb.append_block_params_for_function_params(b);
+        fb.switch_to_block(b);
+        let (state, target) = (fb.block_params(b)[0], fb.block_params(b)[1]);
+        let region = fb.import_signature(region_signature());
+        let host = fb.ins().get_pinned_reg(types::I64);
+        fb.ins().set_pinned_reg(state);
+        let zero = fb.ins().iconst(types::I64, 0);
+        let call = fb.ins().call_indirect(region, target, &[zero]);
+        let result = fb.inst_results(call)[0];
+        fb.ins().set_pinned_reg(host);
+        fb.ins().return_(&[result]);
+        fb.seal_all_blocks();
+        fb.finalize(isa.frontend_config());
+        let (enter, _) = compile_function(&isa, &mut context, &code, 0)?;
+        context.clear();
+
+        let keep = code.used();
+        let shared = Arc::new(Shared {
+            code,
+            slots: Slots::new(stub),
+            enter,
+            keep,
+        });
+        Ok(Self {
+            isa,
+            options: options.clone(),
+            context,
+            builder,
+            shared,
+        })
+    }
+
+    pub(crate) fn shared(&self) -> Arc<Shared> {
+        Arc::clone(&self.shared)
+    }
+
+    /// Compiles one region.
+    pub(crate) fn compile(&mut self, ticket: u64, region: &Region) -> Compiled {
+        let start = Instant::now();
+        let result = self.try_compile(region);
+        self.context.clear();
+        Compiled {
+            entry: region.entry(),
+            ticket,
+            result,
+            time: start.elapsed(),
+        }
+    }
+
+    fn try_compile(&mut self, region: &Region) -> Result<Code, Error> {
+        // Only this compiler takes slots, so the number read here is still the next one below.
+        let slot_base = self.shared.slots.peek();
+        if slot_base as usize + 4 * self.options.max_blocks > SLOTS {
+            return Err(Error::CodeBufferFull);
+        }
+        self.context.func.name = ir::UserFuncName::user(0, 0);
+        let exits = lower::lower(
+            &mut self.context.func,
+            &mut self.builder,
+            self.isa.as_ref(),
+            &self.options,
+            region,
+            slot_base,
+        )?;
+        let (address, bytes) = compile_function(
+            &self.isa,
+            &mut self.context,
+            &self.shared.code,
+            region.entry(),
+        )?;
+        self.shared.slots.take(exits.targets.len());
+        Ok(Code {
+            address,
+            bytes,
+            slot_base,
+            targets: exits.targets,
+        })
+    }
+
+    /// The CLIF of a region, for tests and for reading.
+    pub(crate) fn clif(&mut self, region: &Region) -> Result<String, Error> {
+        self.context.clear();
+        lower::lower(
+            &mut self.context.func,
+            &mut self.builder,
+            self.isa.as_ref(),
+            &self.options,
+            region,
+            0,
+        )?;
+        let text = self.context.func.display().to_string();
+        self.context.clear();
+        Ok(text)
+    }
+}

@@ -1,0 +1,413 @@
+//! The dispatcher: decides what runs where, keeps regions linked, and throws away what became wrong.
+//!
+//! Invariants:
+//! 1. A region is in `regions` only while every guest page it was made from is tracked by the vCPU's code map and
+//!    none of them has been reported in `dropped_code` since its bytes were read.
+//! 2. A slot or a jump-cache entry points at a region only while that region is in `regions`.
+//! 3. Code memory is reset only here, when no translated code is running and no compilation is under way.
+#![allow(unsafe_code)] // enters translated code
+
+use crate::compile::{Code, Compiled, Compiler, Shared};
+use crate::layout::{self, JUMP_CACHE_ENTRIES, exit, word};
+use crate::region::Region;
+use crate::{Error, JitOptions, runtime};
+use sevlab_arch::Va;
+use sevlab_cpu::insn::Insn;
+use sevlab_cpu::{CpuState, Stop, Vcpu, decode, interp};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
+
+/// Entries of the hotness table (untagged: a collision only makes a block look hotter).
+const HEAT: usize = 1 << 16;
+
+/// What the translator did.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct JitStats {
+    /// Regions translated.
+    pub regions: u64,
+    /// Guest instructions in them.
+    pub guest_insns: u64,
+    /// Bytes of host code.
+    pub host_bytes: u64,
+    /// Time spent compiling, on whichever thread.
+    pub compile_time: Duration,
+    /// Regions dropped because their guest code changed.
+    pub dropped: u64,
+    /// Times translated code was entered from the dispatcher.
+    pub entries: u64,
+    /// Guest instructions that the interpreter ran.
+    pub interpreted: u64,
+    /// Regions that could not be translated.
+    pub refused: u64,
+    /// Times all code was thrown away because the buffer was full.
+    pub flushes: u64,
+}
+
+struct Live {
+    code: Code,
+    pages: Vec<u64>,
+    /// Slots of other regions (and its own) that point here.
+    incoming: Vec<u32>,
+}
+
+struct Pending {
+    ticket: u64,
+    pages: Vec<u64>,
+    insns: u64,
+    void: bool,
+}
+
+/// Where regions are compiled.
+enum Worker {
+    Foreground(Box<Compiler>),
+    Background {
+        requests: Sender<(u64, Region)>,
+        results: Receiver<Compiled>,
+        ready: Arc<AtomicUsize>,
+    },
+}
+
+/// The translating execution engine of one vCPU.
+pub struct Engine {
+    options: JitOptions,
+    shared: Arc<Shared>,
+    worker: Worker,
+    regions: HashMap<u64, Live>,
+    by_page: HashMap<u64, Vec<u64>>,
+    slot_target: Vec<u64>,
+    pending: HashMap<u64, Pending>,
+    next_ticket: u64,
+    heat: Box<[u32; HEAT]>,
+    jump_cache: Box<[[u64; 2]; JUMP_CACHE_ENTRIES]>,
+    refused: std::collections::HashSet<u64>,
+    stats: JitStats,
+    full: bool,
+    stop: Arc<AtomicBool>,
+}
+
+impl Engine {
+    /// An engine with its own code buffer (and compile thread, if `options.background`).
+    pub fn new(options: JitOptions) -> Result<Self, Error> {
+        let mut compiler = Compiler::new(&options)?;
+        let shared = compiler.shared();
+        let stop = Arc::new(AtomicBool::new(false));
+        let worker = if options.background {
+            let (requests, inbox) = channel::<(u64, Region)>();
+            let (outbox, results) = channel();
+            let ready = Arc::new(AtomicUsize::new(0));
+            let (flag, stopped) = (Arc::clone(&ready), Arc::clone(&stop));
+            std::thread::Builder::new()
+                .name("sevlab-jit".into())
+                .spawn(move || {
+                    while let Ok((ticket, region)) = inbox.recv() {
+                        if stopped.load(Ordering::Relaxed) {
+                            break;
+                        }
+                        let done = compiler.compile(ticket, &region);
+                        if outbox.send(done).is_err() {
+                            break;
+                        }
+                        flag.fetch_add(1, Ordering::Release);
+                    }
+                })
+                .map_err(|e| Error::Host(format!("compile thread: {e}")))?;
+            Worker::Background {
+                requests,
+                results,
+                ready,
+            }
+        } else {
+            Worker::Foreground(Box::new(compiler))
+        };
+        let heat = vec![0u32; HEAT]
+            .into_boxed_slice()
+            .try_into()
+            .expect("length is HEAT");
+        let cache = vec![[u64::MAX, 0]; JUMP_CACHE_ENTRIES].into_boxed_slice();
+        Ok(Self {
+            options,
+            shared,
+            worker,
+            regions: HashMap::new(),
+            by_page: HashMap::new(),
+            slot_target: Vec::new(),
+            pending: HashMap::new(),
+            next_ticket: 0,
+            heat,
+            jump_cache: cache.try_into().expect("length is JUMP_CACHE_ENTRIES"),
+            refused: std::collections::HashSet::new(),
+            stats: JitStats::default(),
+            full: false,
+            stop,
+        })
+    }
+
+    /// What was done so far.
+    #[must_use]
+    pub fn stats(&self) -> JitStats {
+        self.stats
+    }
+
+    /// Runs the vCPU until something stops it.
+    pub fn run(&mut self, vcpu: &mut Vcpu) -> Stop {
+        runtime::install(&mut vcpu.state);
+        vcpu.state.engine[word(layout::SLOTS)] = self.shared.slots.base();
+        vcpu.state.engine[word(layout::JUMP_CACHE)] = self.jump_cache.as_ptr() as u64;
+        loop {
+            if vcpu.state.exit_request.load(Ordering::Acquire) != 0 {
+                return Stop::Requested;
+            }
+            if !vcpu.dropped_code.is_empty() {
+                self.drop_pages(vcpu);
+            }
+            self.collect();
+            let rip = vcpu.state.rip;
+            if let Some(address) = self.find(rip) {
+                if let Err(stop) = self.run_translated(vcpu, address) {
+                    return stop;
+                }
+                continue;
+            }
+            self.warm(vcpu, rip);
+            let before = vcpu.state.retired;
+            let result = interp::run_block(vcpu);
+            self.stats.interpreted += vcpu.state.retired - before;
+            if let Err(stop) = result {
+                return stop;
+            }
+        }
+    }
+
+    /// The code for `rip`, through the jump cache.
+    fn find(&mut self, rip: u64) -> Option<usize> {
+        let entry = &mut self.jump_cache[rip as usize & (JUMP_CACHE_ENTRIES - 1)];
+        if entry[0] == rip {
+            return Some(entry[1] as usize);
+        }
+        let address = self.regions.get(&rip)?.code.address;
+        *entry = [rip, address as u64];
+        Some(address)
+    }
+
+    fn run_translated(&mut self, vcpu: &mut Vcpu, address: usize) -> Result<(), Stop> {
+        self.stats.entries += 1;
+        let state: *mut CpuState = &mut vcpu.state;
+        // SAFETY: `enter` was compiled with exactly this signature; `address` is a live region's code (invariant 2),
+        // and the state belongs to a boxed vCPU that nothing else touches while it runs.
+        let code = unsafe {
+            let enter: extern "sysv64" fn(*mut CpuState, usize) -> i64 =
+                std::mem::transmute(self.shared.enter);
+            enter(state, address)
+        };
+        match code {
+            slot if slot >= 0 => {
+                let slot = slot as u32;
+                let target = self.slot_target[slot as usize];
+                vcpu.state.rip = target;
+                if self.options.chaining
+                    && let Some(live) = self.regions.get_mut(&target)
+                {
+                    self.shared.slots.link(slot, live.code.address);
+                    live.incoming.push(slot);
+                }
+                Ok(())
+            }
+            exit::INDIRECT => Ok(()),
+            exit::INTERPRET => {
+                let before = vcpu.state.retired;
+                let result = interp::step(vcpu);
+                self.stats.interpreted += vcpu.state.retired - before;
+                result
+            }
+            _ => runtime::take_pending().map_or(Ok(()), Err),
+        }
+    }
+
+    /// Counts an interpreted block and asks for its translation when it is hot.
+    fn warm(&mut self, vcpu: &mut Vcpu, rip: u64) {
+        let heat = &mut self.heat[heat_index(rip)];
+        *heat += 1;
+        if *heat < self.options.threshold || self.full || self.pending.contains_key(&rip) {
+            return;
+        }
+        *heat = self.options.threshold / 2;
+        if self.refused.contains(&rip) {
+            return;
+        }
+        self.request(vcpu, rip);
+    }
+
+    fn request(&mut self, vcpu: &mut Vcpu, rip: u64) {
+        let heat = &self.heat;
+        let warm = (self.options.threshold / 16).max(1);
+        let region = Region::form(
+            rip,
+            &self.options,
+            |at| decode_at(vcpu, at),
+            |at| heat[heat_index(at)] >= warm || self.regions.contains_key(&at),
+        );
+        let Some(region) = region else {
+            self.refused.insert(rip);
+            return;
+        };
+        let pages = region.pages();
+        if pages.iter().any(|p| vcpu.note_code(Va(p << 12)).is_err()) {
+            return;
+        }
+        let ticket = self.next_ticket;
+        self.next_ticket += 1;
+        let insns = region.blocks.iter().map(|b| b.insns.len() as u64).sum();
+        self.pending.insert(
+            rip,
+            Pending {
+                ticket,
+                pages,
+                insns,
+                void: false,
+            },
+        );
+        match &mut self.worker {
+            Worker::Foreground(compiler) => {
+                let done = compiler.compile(ticket, &region);
+                self.install(done);
+            }
+            Worker::Background { requests, .. } => {
+                // If the thread is gone, the program simply stays in the interpreter.
+                if requests.send((ticket, region)).is_err() {
+                    self.full = true;
+                }
+            }
+        }
+    }
+
+    /// Takes finished compilations in.
+    fn collect(&mut self) {
+        loop {
+            let Worker::Background { results, ready, .. } = &self.worker else {
+                break;
+            };
+            if ready.load(Ordering::Acquire) == 0 {
+                break;
+            }
+            let Ok(done) = results.try_recv() else { break };
+            ready.fetch_sub(1, Ordering::AcqRel);
+            self.install(done);
+        }
+        if self.full && self.pending.is_empty() {
+            self.flush();
+        }
+    }
+
+    fn install(&mut self, done: Compiled) {
+        self.stats.compile_time += done.time;
+        let Some(pending) = self.pending.remove(&done.entry) else {
+            return;
+        };
+        let code = match done.result {
+            Ok(code) => code,
+            Err(Error::CodeBufferFull) => {
+                self.full = true;
+                return;
+            }
+            Err(e) => {
+                tracing::debug!(target: "sevlab::jit", rip = done.entry, error = %e, "region refused");
+                self.stats.refused += 1;
+                self.refused.insert(done.entry);
+                return;
+            }
+        };
+        let end = code.slot_base as usize + code.targets.len();
+        if self.slot_target.len() < end {
+            self.slot_target.resize(end, 0);
+        }
+        self.slot_target[code.slot_base as usize..end].copy_from_slice(&code.targets);
+        if pending.void || pending.ticket != done.ticket {
+            return;
+        }
+        self.stats.regions += 1;
+        self.stats.guest_insns += pending.insns;
+        self.stats.host_bytes += code.bytes as u64;
+        for &p in &pending.pages {
+            self.by_page.entry(p).or_default().push(done.entry);
+        }
+        self.regions.insert(
+            done.entry,
+            Live {
+                code,
+                pages: pending.pages,
+                incoming: Vec::new(),
+            },
+        );
+    }
+
+    /// Drops every region made from a page that the vCPU reports as changed.
+    fn drop_pages(&mut self, vcpu: &mut Vcpu) {
+        for page in std::mem::take(&mut vcpu.dropped_code) {
+            let page = page >> 12;
+            for p in self.pending.values_mut() {
+                p.void |= p.pages.contains(&page);
+            }
+            for entry in self.by_page.remove(&page).unwrap_or_default() {
+                let Some(live) = self.regions.remove(&entry) else {
+                    continue;
+                };
+                self.stats.dropped += 1;
+                for slot in live.incoming {
+                    self.shared.slots.unlink(slot);
+                }
+                let cached = &mut self.jump_cache[entry as usize & (JUMP_CACHE_ENTRIES - 1)];
+                if cached[0] == entry {
+                    *cached = [u64::MAX, 0];
+                }
+                for p in live.pages.iter().filter(|&&p| p != page) {
+                    if let Some(list) = self.by_page.get_mut(p) {
+                        list.retain(|&e| e != entry);
+                    }
+                }
+            }
+        }
+        self.refused.clear();
+    }
+
+    /// Throws all translations away and starts with an empty buffer.
+    fn flush(&mut self) {
+        self.stats.flushes += 1;
+        self.regions.clear();
+        self.by_page.clear();
+        self.slot_target.clear();
+        self.jump_cache.fill([u64::MAX, 0]);
+        self.heat.fill(0);
+        self.shared.slots.reset();
+        self.shared.code.truncate(self.shared.keep);
+        self.full = false;
+    }
+
+    /// The CLIF that the region at `rip` becomes; for reading and for tests. Needs a foreground engine.
+    pub fn clif(&mut self, vcpu: &mut Vcpu, rip: u64) -> Option<String> {
+        let region = Region::form(rip, &self.options, |at| decode_at(vcpu, at), |_| true)?;
+        match &mut self.worker {
+            Worker::Foreground(c) => c.clif(&region).ok(),
+            Worker::Background { .. } => None,
+        }
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+fn heat_index(rip: u64) -> usize {
+    (rip.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48) as usize
+}
+
+/// Decodes the instruction at `at`, if it can be fetched now without a fault.
+fn decode_at(vcpu: &mut Vcpu, at: u64) -> Option<Insn> {
+    let mut bytes = [0u8; 15];
+    let n = vcpu.fetch(at, &mut bytes).ok()?;
+    decode::decode(at, &bytes[..n]).ok()
+}

@@ -1,0 +1,84 @@
+//! Where translated code finds things, as byte offsets from the pinned CPU state pointer.
+
+use sevlab_cpu::CpuState;
+use std::mem::offset_of;
+
+const fn engine_word(n: usize) -> i32 {
+    (offset_of!(CpuState, engine) + n * 8) as i32
+}
+
+/// Exit slots: an array of code addresses.
+pub const SLOTS: i32 = engine_word(0);
+/// The jump cache: [`JUMP_CACHE_ENTRIES`] pairs of {guest address, code address}.
+pub const JUMP_CACHE: i32 = engine_word(1);
+/// What a helper returns.
+pub const RET: i32 = engine_word(2);
+/// Second result of a helper.
+pub const RET2: i32 = engine_word(3);
+/// Helper: find the host address of a load, or 0.
+pub const H_LOAD: i32 = engine_word(4);
+/// Helper: find the host address for a read-modify-write, or 0.
+pub const H_RMW: i32 = engine_word(5);
+/// Helper: store a value of up to 8 bytes; 0 if the interpreter must do it.
+pub const H_STORE: i32 = engine_word(6);
+/// Helper: store 16 bytes out of the scratch space; 0 if the interpreter must do it.
+pub const H_STORE16: i32 = engine_word(7);
+/// Helper: run one instruction in the interpreter; 0 if translated code must be left.
+pub const H_STEP: i32 = engine_word(8);
+/// Helper: the six flags of a stored record.
+pub const H_FLAGS: i32 = engine_word(9);
+/// Helper: 128 by 64 bit division.
+pub const H_DIV: i32 = engine_word(10);
+/// Helper: PDEP and PEXT.
+pub const H_PDEP: i32 = engine_word(11);
+
+/// Index of an engine word from its offset.
+pub const fn word(offset: i32) -> usize {
+    (offset as usize - offset_of!(CpuState, engine)) / 8
+}
+
+/// Entries of the jump cache.
+pub const JUMP_CACHE_ENTRIES: usize = 4096;
+
+/// Return values of translated code other than a slot number.
+pub mod exit {
+    /// An indirect jump whose target is in RIP.
+    pub const INDIRECT: i64 = -1;
+    /// RIP is at an instruction that the interpreter must run (it faults, or touches code).
+    pub const INTERPRET: i64 = -2;
+    /// `exit_request` was set, or a helper left: RIP is where to go on.
+    pub const LEAVE: i64 = -3;
+}
+
+/// Offset of a general register.
+pub const fn gpr(r: usize) -> i32 {
+    (offset_of!(CpuState, gpr) + r * 8) as i32
+}
+/// Offset of the low 128 bits of a vector register.
+pub const fn xmm(r: usize) -> i32 {
+    (offset_of!(CpuState, xmm) + r * 16) as i32
+}
+/// Offset of the high 128 bits of a vector register.
+pub const fn ymmh(r: usize) -> i32 {
+    (offset_of!(CpuState, ymmh) + r * 16) as i32
+}
+/// Offset of a segment base.
+pub const fn seg_base(s: usize) -> i32 {
+    (offset_of!(CpuState, seg)
+        + s * size_of::<sevlab_cpu::state::Segment>()
+        + offset_of!(sevlab_cpu::state::Segment, base)) as i32
+}
+/// Offset of RIP.
+pub const RIP: i32 = offset_of!(CpuState, rip) as i32;
+/// Offset of the stored flag record: op, a, b, r.
+pub const CC: i32 = offset_of!(CpuState, cc) as i32;
+/// Offset of the other RFLAGS bits.
+pub const RFLAGS: i32 = offset_of!(CpuState, rflags) as i32;
+/// Offset of the fast TLB's base.
+pub const TLB: i32 = offset_of!(CpuState, tlb) as i32;
+/// Offset of the exit request word.
+pub const EXIT_REQUEST: i32 = offset_of!(CpuState, exit_request) as i32;
+/// Offset of the retired instruction count.
+pub const RETIRED: i32 = offset_of!(CpuState, retired) as i32;
+/// Offset of the scratch space.
+pub const SCRATCH: i32 = offset_of!(CpuState, scratch) as i32;

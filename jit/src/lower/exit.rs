@@ -1,0 +1,227 @@
+//! Ways out of a region.
+
+use super::{Home, Lower, state_flags};
+use crate::layout::{self, exit};
+use cranelift_codegen::ir::condcodes::IntCC;
+use cranelift_codegen::ir::{Block as ClifBlock, InstBuilder, Value, types};
+
+impl Lower<'_, '_> {
+    /// Writes back everything stale, and the retired count, at the current point.
+    fn write_back(&mut self) {
+        let p = self.pinned();
+        self.write_back_registers(p);
+        let count = self.retired_so_far();
+        let old = self
+            .fb
+            .ins()
+            .load(types::I64, state_flags(), p, layout::RETIRED);
+        let new = self.fb.ins().iadd(old, count);
+        self.fb.ins().store(state_flags(), new, p, layout::RETIRED);
+    }
+
+    /// Writes back the stale registers and flags; nothing changes in what the block knows of them.
+    pub(super) fn write_back_registers(&mut self, p: Value) {
+        for r in 0..16 {
+            if self.dirty_gprs >> r & 1 != 0 && self.gprs[r].full != Home::Memory {
+                let v = self.gpr_full(r as u8);
+                self.fb.ins().store(state_flags(), v, p, layout::gpr(r));
+            }
+            if self.dirty_vecs >> r & 1 != 0 && self.vecs[r].low != Home::Memory {
+                let v = self.vec_low(r);
+                self.fb.ins().store(state_flags(), v, p, layout::xmm(r));
+            }
+            if self.dirty_highs >> r & 1 != 0 && self.vecs[r].high != Home::Memory {
+                let v = self.vec_high(r);
+                self.fb.ins().store(state_flags(), v, p, layout::ymmh(r));
+            }
+        }
+        if self.flags.dirty() {
+            let record = self.flags_record(sevlab_cpu::flags::ARITH);
+            for (k, v) in record.into_iter().enumerate() {
+                self.fb
+                    .ins()
+                    .store(state_flags(), v, p, layout::CC + 8 * k as i32);
+            }
+        }
+    }
+
+    fn store_rip(&mut self, rip: u64) {
+        let p = self.pinned();
+        let v = self.iconst(types::I64, rip);
+        self.fb.ins().store(state_flags(), v, p, layout::RIP);
+    }
+
+    fn ret(&mut self, code: i64) {
+        let v = self.iconst(types::I64, code as u64);
+        self.fb.ins().return_(&[v]);
+    }
+
+    /// Leaves at the current instruction, which the interpreter is to run. Ends the CLIF block.
+    pub(super) fn leave_here(&mut self) {
+        self.leave_with(exit::INTERPRET);
+    }
+
+    fn leave_with(&mut self, code: i64) {
+        self.write_back();
+        self.store_rip(self.insn.rip);
+        self.ret(code);
+    }
+
+    /// A cold block that leaves at the current instruction; the current block stays current.
+    pub(super) fn leave_block(&mut self) -> ClifBlock {
+        let here = self.fb.current_block().expect("inside a block");
+        let b = self.fb.create_block();
+        self.fb.set_cold_block(b);
+        self.fb.switch_to_block(b);
+        let (gprs, vecs) = (self.gprs, self.vecs);
+        let flags = self.flags.clone();
+        self.leave_here();
+        // Values made in the cold block do not dominate what follows.
+        (self.gprs, self.vecs, self.flags) = (gprs, vecs, flags);
+        self.fb.switch_to_block(here);
+        b
+    }
+
+    /// Leaves at the current instruction if `c` (an I8) is not zero.
+    pub(super) fn leave_if(&mut self, c: Value) {
+        let leave = self.leave_block();
+        let go = self.fb.create_block();
+        self.fb.ins().brif(c, leave, &[], go, &[]);
+        self.fb.switch_to_block(go);
+    }
+
+    /// Leaves if somebody asked for it; nothing of the block has run.
+    pub(super) fn poll_exit_request(&mut self) {
+        let p = self.pinned();
+        let v = self
+            .fb
+            .ins()
+            .load(types::I32, state_flags(), p, layout::EXIT_REQUEST);
+        let here = self.fb.current_block().expect("inside a block");
+        let leave = self.fb.create_block();
+        self.fb.set_cold_block(leave);
+        self.fb.switch_to_block(leave);
+        let (gprs, vecs, flags) = (self.gprs, self.vecs, self.flags.clone());
+        self.leave_with(exit::LEAVE);
+        (self.gprs, self.vecs, self.flags) = (gprs, vecs, flags);
+        self.fb.switch_to_block(here);
+        let go = self.fb.create_block();
+        self.fb.ins().brif(v, leave, &[], go, &[]);
+        self.fb.switch_to_block(go);
+    }
+
+    /// Leaves for the guest address `target` through a new exit slot. Ends the CLIF block.
+    pub(super) fn exit_to(&mut self, target: u64) {
+        self.write_back();
+        let slot = self.slot_base + self.exits.targets.len() as u32;
+        self.exits.targets.push(target);
+        let number = self.iconst(types::I64, u64::from(slot));
+        if self.options.chaining {
+            let p = self.pinned();
+            let slots = self
+                .fb
+                .ins()
+                .load(types::I64, state_flags(), p, layout::SLOTS);
+            let code = self
+                .fb
+                .ins()
+                .load(types::I64, state_flags(), slots, (slot * 8) as i32);
+            self.fb
+                .ins()
+                .return_call_indirect(self.sig_region, code, &[number]);
+        } else {
+            self.fb.ins().return_(&[number]);
+        }
+    }
+
+    /// Leaves for a computed guest address. Ends the CLIF block.
+    pub(super) fn exit_indirect(&mut self, target: Value) {
+        self.write_back();
+        let p = self.pinned();
+        if self.options.jump_cache {
+            let cache = self
+                .fb
+                .ins()
+                .load(types::I64, state_flags(), p, layout::JUMP_CACHE);
+            // Entry = {address, code}, 16 bytes, indexed by the address's low bits: (va & mask) * 16.
+            let mask = self.iconst(types::I64, layout::JUMP_CACHE_ENTRIES as u64 - 1);
+            let index = self.fb.ins().band(target, mask);
+            let four = self.iconst(types::I64, 4);
+            let offset = self.fb.ins().ishl(index, four);
+            let entry = self.fb.ins().iadd(cache, offset);
+            let tag = self.fb.ins().load(types::I64, state_flags(), entry, 0);
+            let hit = self.fb.ins().icmp(IntCC::Equal, tag, target);
+            let (go, miss) = (self.fb.create_block(), self.fb.create_block());
+            self.fb.set_cold_block(miss);
+            self.fb.ins().brif(hit, go, &[], miss, &[]);
+            self.fb.switch_to_block(go);
+            let code = self.fb.ins().load(types::I64, state_flags(), entry, 8);
+            self.fb
+                .ins()
+                .return_call_indirect(self.sig_region, code, &[target]);
+            self.fb.switch_to_block(miss);
+        }
+        let p = self.pinned();
+        self.fb.ins().store(state_flags(), target, p, layout::RIP);
+        self.ret(exit::INDIRECT);
+    }
+
+    /// Runs the current instruction in the interpreter without leaving the region: everything stale goes to memory
+    /// first, what the instruction may write is read back from there when next used.
+    pub(super) fn step_out(&mut self, writes: super::vector::Uses) {
+        let p = self.pinned();
+        self.write_back_registers(p);
+        self.flags.written_back();
+        self.store_rip(self.insn.rip);
+        let zero = self.iconst(types::I64, 0);
+        self.call_helper(layout::H_STEP, [zero, zero, zero]);
+        let p = self.pinned();
+        let ok = self
+            .fb
+            .ins()
+            .load(types::I64, state_flags(), p, layout::RET);
+        // All is in memory, so this way out has only the count to add.
+        let (leave, go) = (self.fb.create_block(), self.fb.create_block());
+        self.fb.set_cold_block(leave);
+        self.fb.ins().brif(ok, go, &[], leave, &[]);
+        self.fb.switch_to_block(leave);
+        let p = self.pinned();
+        let count = self.retired_so_far();
+        let old = self
+            .fb
+            .ins()
+            .load(types::I64, state_flags(), p, layout::RETIRED);
+        let new = self.fb.ins().iadd(old, count);
+        self.fb.ins().store(state_flags(), new, p, layout::RETIRED);
+        self.ret(exit::LEAVE);
+        self.fb.switch_to_block(go);
+        // The interpreter counted this instruction itself.
+        let one = self.iconst(types::I64, 1);
+        let base = self.count.expect("set at the block's start");
+        self.count = Some(self.fb.ins().isub(base, one));
+        for r in 0..16 {
+            if writes.gprs_out >> r & 1 != 0 {
+                self.gprs[r] = super::Gpr {
+                    full: Home::Memory,
+                    low: None,
+                };
+            }
+            if writes.vecs_out >> r & 1 != 0 {
+                self.vecs[r].low = Home::Memory;
+            }
+            if writes.highs_out >> r & 1 != 0 {
+                self.vecs[r].high = Home::Memory;
+            }
+        }
+        if writes.flags {
+            self.flags_from_memory();
+        }
+    }
+
+    /// Calls a helper through its word in the state; it changes no host register.
+    pub(super) fn call_helper(&mut self, which: i32, args: [Value; 3]) {
+        let p = self.pinned();
+        let f = self.fb.ins().load(types::I64, state_flags(), p, which);
+        self.fb.ins().call_indirect(self.sig_helper, f, &args);
+    }
+}

@@ -1,0 +1,165 @@
+//! Guest memory accesses: the inline probe of the fast TLB, and its cold path.
+//!
+//! `entry = tlb + (va >> 12 & (ENTRIES - 1)) * 32`; the access hits if the page of its last byte equals the tag,
+//! so an access that crosses a page never hits. The cold path asks a helper for a host address (loads) or to do
+//! the store; where even that can't be done (a fault, or a store into translated code) the region is left at the
+//! instruction and the interpreter runs it.
+
+use super::{Lower, ty};
+use crate::layout;
+use cranelift_codegen::ir::condcodes::IntCC;
+use cranelift_codegen::ir::{BlockArg, InstBuilder, MemFlagsData, Type, Value, types};
+use sevlab_cpu::Width;
+use sevlab_memctl::{FastTlb, TlbEntry};
+use std::mem::offset_of;
+
+/// Flags of guest memory accesses: the probe has proven them good; alignment is the guest's business.
+fn guest_flags() -> MemFlagsData {
+    MemFlagsData::new().with_notrap()
+}
+
+/// What a probe is for.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum For {
+    Load,
+    Store,
+}
+
+impl Lower<'_, '_> {
+    /// The probe: (hit, host address if hit).
+    fn probe(&mut self, va: Value, bytes: u32, why: For) -> (Value, Value) {
+        let shift = self.iconst(types::I64, 12 - 5);
+        let mask = self.iconst(types::I64, (FastTlb::ENTRIES as u64 - 1) << 5);
+        let x = self.fb.ins().ushr(va, shift);
+        let x = self.fb.ins().band(x, mask);
+        let entry = self.fb.ins().iadd(self.tlb, x);
+        let last = if bytes > 1 {
+            let k = self.iconst(types::I64, u64::from(bytes - 1));
+            self.fb.ins().iadd(va, k)
+        } else {
+            va
+        };
+        let page_mask = self.iconst(types::I64, !0xfff);
+        let page = self.fb.ins().band(last, page_mask);
+        let tag_at = match why {
+            For::Load => offset_of!(TlbEntry, read),
+            For::Store => offset_of!(TlbEntry, write),
+        };
+        let tag = self
+            .fb
+            .ins()
+            .load(types::I64, super::state_flags(), entry, tag_at as i32);
+        let addend = self.fb.ins().load(
+            types::I64,
+            super::state_flags(),
+            entry,
+            offset_of!(TlbEntry, addend) as i32,
+        );
+        let hit = self.fb.ins().icmp(IntCC::Equal, tag, page);
+        let host = self.fb.ins().iadd(va, addend);
+        (hit, host)
+    }
+
+    /// The host address of `bytes` bytes at `va`, readable (and, for `rmw`, writable).
+    pub(super) fn host_address(&mut self, va: Value, bytes: u32, rmw: bool) -> Value {
+        let (hit, host) = self.probe(va, bytes, if rmw { For::Store } else { For::Load });
+        let (merge, cold) = (self.fb.create_block(), self.fb.create_block());
+        self.fb.set_cold_block(cold);
+        let result = self.fb.append_block_param(merge, types::I64);
+        self.fb
+            .ins()
+            .brif(hit, merge, &[BlockArg::Value(host)], cold, &[]);
+        self.fb.switch_to_block(cold);
+        let n = self.iconst(types::I64, u64::from(bytes));
+        let helper = if rmw { layout::H_RMW } else { layout::H_LOAD };
+        self.call_helper(helper, [va, n, n]);
+        let p = self.pinned();
+        let got = self
+            .fb
+            .ins()
+            .load(types::I64, super::state_flags(), p, layout::RET);
+        let leave = self.leave_block();
+        self.fb
+            .ins()
+            .brif(got, merge, &[BlockArg::Value(got)], leave, &[]);
+        self.fb.switch_to_block(merge);
+        result
+    }
+
+    /// Loads a value of CLIF type `t`.
+    pub(super) fn load_type(&mut self, t: Type, va: Value) -> Value {
+        let host = self.host_address(va, t.bytes(), false);
+        self.fb.ins().load(t, guest_flags(), host, 0)
+    }
+
+    /// Stores a value of CLIF type `t` (up to 16 bytes).
+    pub(super) fn store_type(&mut self, t: Type, va: Value, v: Value) {
+        let bytes = t.bytes();
+        let (hit, host) = self.probe(va, bytes, For::Store);
+        let (fast, merge, cold) = (
+            self.fb.create_block(),
+            self.fb.create_block(),
+            self.fb.create_block(),
+        );
+        self.fb.set_cold_block(cold);
+        self.fb.ins().brif(hit, fast, &[], cold, &[]);
+        self.fb.switch_to_block(cold);
+        let n = self.iconst(types::I64, u64::from(bytes));
+        if bytes == 16 {
+            let p = self.pinned();
+            self.fb
+                .ins()
+                .store(super::state_flags(), v, p, layout::SCRATCH);
+            self.call_helper(layout::H_STORE16, [va, n, n]);
+        } else {
+            let as_int = if t.is_int() {
+                v
+            } else {
+                let int = if t == types::F32 {
+                    types::I32
+                } else {
+                    types::I64
+                };
+                self.fb.ins().bitcast(int, MemFlagsData::new(), v)
+            };
+            let wide = if bytes == 8 {
+                as_int
+            } else {
+                self.fb.ins().uextend(types::I64, as_int)
+            };
+            self.call_helper(layout::H_STORE, [va, wide, n]);
+        }
+        let p = self.pinned();
+        let ok = self
+            .fb
+            .ins()
+            .load(types::I64, super::state_flags(), p, layout::RET);
+        let leave = self.leave_block();
+        self.fb.ins().brif(ok, merge, &[], leave, &[]);
+        self.fb.switch_to_block(fast);
+        self.fb.ins().store(guest_flags(), v, host, 0);
+        self.fb.ins().jump(merge, &[]);
+        self.fb.switch_to_block(merge);
+    }
+
+    pub(super) fn load_int(&mut self, w: Width, va: Value) -> Value {
+        self.load_type(ty(w), va)
+    }
+
+    pub(super) fn store_int(&mut self, w: Width, va: Value, v: Value) {
+        // The store after a read-modify-write load of the same place needs no second probe.
+        if let Some((at, host)) = self.rmw_host
+            && at == va
+        {
+            self.fb.ins().store(guest_flags(), v, host, 0);
+            return;
+        }
+        self.store_type(ty(w), va, v);
+    }
+
+    pub(super) fn load_rmw_int(&mut self, w: Width, va: Value) -> Value {
+        let host = self.host_address(va, w.bytes(), true);
+        self.rmw_host = Some((va, host));
+        self.fb.ins().load(ty(w), guest_flags(), host, 0)
+    }
+}

@@ -1,0 +1,621 @@
+//! From a region to CLIF.
+//!
+//! Invariants:
+//! 1. Inside a guest block the current value of each register is in [`Lower::gprs`] / [`Lower::vecs`]; Cranelift
+//!    variables are defined only at the end of a guest block, for the registers it wrote.
+//! 2. `dirty` names the registers whose state-memory copy may be stale: those written on some path from the
+//!    region entry. Every way out of the region writes exactly those back.
+//! 3. A way out taken at an instruction that has not completed (a *leave*) is built from the values before that
+//!    instruction, because semantics do all that can fault before they write anything.
+//! 4. Flags across blocks are one record in four variables ([`flags`]); `flags_dirty` says whether the state's own
+//!    record may be stale.
+
+mod exit;
+mod flags;
+mod int;
+mod mem;
+mod vector;
+
+use crate::layout;
+use crate::liveness;
+use crate::region::Region;
+use crate::{Error, JitOptions};
+use cranelift_codegen::ir::{
+    self, Block as ClifBlock, InstBuilder, MemFlagsData, Signature, Type, Value, types,
+};
+use cranelift_codegen::isa::{CallConv, TargetIsa};
+use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext, Variable};
+use flags::FlagState;
+use sevlab_cpu::Width;
+use sevlab_cpu::insn::Insn;
+
+/// Where a block's control goes, noted by the semantics and emitted at the end of the block.
+#[derive(Clone, Copy)]
+enum Term {
+    Next,
+    Jump(u64),
+    Branch(Value, u64),
+    Indirect(Value),
+}
+
+/// Where the current value of a register is.
+#[derive(Clone, Copy, PartialEq)]
+enum Home {
+    /// Nowhere: no instruction of the region names the register.
+    Var,
+    /// In state memory, current (a helper wrote it).
+    Memory,
+    /// Here.
+    Value(Value),
+}
+
+/// A general register's value in the current block.
+#[derive(Clone, Copy)]
+struct Gpr {
+    full: Home,
+    /// The low 32 bits as an I32, where the register was last written as one.
+    low: Option<Value>,
+}
+
+/// A vector register's halves in the current block (I8X16).
+#[derive(Clone, Copy)]
+struct Vec2 {
+    low: Home,
+    high: Home,
+}
+
+/// What a translated region needs beside its code.
+#[derive(Debug, Default, Clone)]
+pub struct ExitTable {
+    /// Guest address that each exit slot leads to; slot numbers in the code are relative to the region's first.
+    pub targets: Vec<u64>,
+}
+
+/// One region's translation in progress.
+pub(crate) struct Lower<'a, 'f> {
+    fb: &'a mut FunctionBuilder<'f>,
+    options: &'a JitOptions,
+    region: &'a Region,
+    live_in: Vec<u64>,
+    blocks: Vec<ClifBlock>,
+    gpr_var: [Variable; 16],
+    vec_var: [Variable; 16],
+    vech_var: [Variable; 16],
+    cc_var: [Variable; 4],
+    count_var: Variable,
+    /// Registers whose variables exist at a block's entry: used anywhere in the region.
+    used_gprs: u16,
+    used_vecs: u16,
+    used_highs: u16,
+    used_flags: bool,
+    // per guest block
+    gprs: [Gpr; 16],
+    vecs: [Vec2; 16],
+    dirty_gprs: u16,
+    dirty_vecs: u16,
+    dirty_highs: u16,
+    flags: FlagState,
+    count: Option<Value>,
+    done: u32,
+    insn: Insn,
+    term: Term,
+    rmw_host: Option<(Value, Value)>,
+    // per region
+    /// The flags at the end of the blocks lowered so far.
+    flags_out: Vec<Option<FlagState>>,
+    /// Address of an instruction that used a register which [`vector::uses`] did not name.
+    undeclared: Option<u64>,
+    tlb: Value,
+    slot_base: u32,
+    exits: ExitTable,
+    sig_helper: ir::SigRef,
+    sig_region: ir::SigRef,
+}
+
+/// The signature of translated code: takes a slot number, returns an exit number.
+pub(crate) fn region_signature() -> Signature {
+    let mut s = Signature::new(CallConv::Tail);
+    s.params.push(ir::AbiParam::new(types::I64));
+    s.returns.push(ir::AbiParam::new(types::I64));
+    s
+}
+
+/// The CLIF type of an integer width.
+const fn ty(w: Width) -> Type {
+    match w {
+        Width::B1 => types::I8,
+        Width::B2 => types::I16,
+        Width::B4 => types::I32,
+        Width::B8 => types::I64,
+    }
+}
+
+/// Flags of accesses to the CPU state: aligned, never trap, and (as a region) never alias guest memory.
+fn state_flags() -> MemFlagsData {
+    MemFlagsData::trusted()
+}
+
+/// Per-block results of the forward "may be stale in memory" analysis.
+#[derive(Clone, Copy, Default, PartialEq)]
+struct Dirty {
+    gprs: u16,
+    vecs: u16,
+    highs: u16,
+    flags: bool,
+}
+
+/// Builds the CLIF function of `region`. Slot numbers in its code start at `slot_base`.
+pub(crate) fn lower(
+    func: &mut ir::Function,
+    ctx: &mut FunctionBuilderContext,
+    isa: &dyn TargetIsa,
+    options: &JitOptions,
+    region: &Region,
+    slot_base: u32,
+) -> Result<ExitTable, Error> {
+    func.signature = region_signature();
+    let mut fb = FunctionBuilder::new(func, ctx);
+    let mut declare = |t| std::array::from_fn(|_| fb.declare_var(t));
+    let gpr_var: [Variable; 16] = declare(types::I64);
+    let vec_var: [Variable; 16] = declare(types::I8X16);
+    let vech_var: [Variable; 16] = declare(types::I8X16);
+    let cc_var: [Variable; 4] = std::array::from_fn(|_| fb.declare_var(types::I64));
+    let count_var = fb.declare_var(types::I64);
+    let entry = fb.create_block();
+    let blocks: Vec<ClifBlock> = region.blocks.iter().map(|_| fb.create_block()).collect();
+    fb.append_block_params_for_function_params(entry);
+    fb.switch_to_block(entry);
+    let mut helper = Signature::new(CallConv::PreserveAll);
+    helper.params.extend([ir::AbiParam::new(types::I64); 3]);
+    let sig_helper = fb.import_signature(helper);
+    let sig_region = fb.import_signature(region_signature());
+
+    let uses: Vec<vector::Uses> = region
+        .blocks
+        .iter()
+        .map(|b| {
+            b.insns
+                .iter()
+                .map(vector::uses)
+                .fold(vector::Uses::default(), |a, b| a | b)
+        })
+        .collect();
+    let all = uses
+        .iter()
+        .copied()
+        .fold(vector::Uses::default(), |a, b| a | b);
+    let pinned = fb.ins().get_pinned_reg(types::I64);
+    let tlb = fb.ins().load(
+        types::I64,
+        state_flags().with_readonly().with_can_move(),
+        pinned,
+        layout::TLB,
+    );
+    let zero = fb.ins().iconst(types::I64, 0);
+    fb.def_var(count_var, zero);
+    for r in 0..16 {
+        if all.gprs >> r & 1 != 0 {
+            let v = fb
+                .ins()
+                .load(types::I64, state_flags(), pinned, layout::gpr(r));
+            fb.def_var(gpr_var[r], v);
+        }
+        if all.vecs >> r & 1 != 0 {
+            let v = fb
+                .ins()
+                .load(types::I8X16, state_flags(), pinned, layout::xmm(r));
+            fb.def_var(vec_var[r], v);
+        }
+        if all.highs >> r & 1 != 0 {
+            let v = fb
+                .ins()
+                .load(types::I8X16, state_flags(), pinned, layout::ymmh(r));
+            fb.def_var(vech_var[r], v);
+        }
+    }
+    for (k, &var) in cc_var.iter().enumerate() {
+        let v = fb
+            .ins()
+            .load(types::I64, state_flags(), pinned, layout::CC + 8 * k as i32);
+        fb.def_var(var, v);
+    }
+    fb.ins().jump(blocks[0], &[]);
+
+    let live_in = if options.dead_flags {
+        liveness::live_in(region)
+    } else {
+        vec![sevlab_cpu::flags::ARITH; region.blocks.len()]
+    };
+    let dirty = dirty_in(region, &uses);
+    let sole_predecessor = sole_predecessors(region);
+    let back_edges = back_edge_targets(region);
+    let insn = region.blocks[0].insns[0];
+    let mut l = Lower {
+        fb: &mut fb,
+        options,
+        region,
+        live_in,
+        blocks,
+        gpr_var,
+        vec_var,
+        vech_var,
+        cc_var,
+        count_var,
+        used_gprs: all.gprs,
+        used_vecs: all.vecs,
+        used_highs: all.highs,
+        used_flags: all.flags,
+        gprs: [Gpr {
+            full: Home::Var,
+            low: None,
+        }; 16],
+        vecs: [Vec2 {
+            low: Home::Var,
+            high: Home::Var,
+        }; 16],
+        dirty_gprs: 0,
+        dirty_vecs: 0,
+        dirty_highs: 0,
+        flags: FlagState::default(),
+        count: None,
+        done: 0,
+        insn,
+        term: Term::Next,
+        rmw_host: None,
+        flags_out: vec![None; region.blocks.len()],
+        undeclared: None,
+        tlb,
+        slot_base,
+        exits: ExitTable::default(),
+        sig_helper,
+        sig_region,
+    };
+    for n in 0..region.blocks.len() {
+        l.block(n, dirty[n], sole_predecessor[n], back_edges[n]);
+    }
+    let (exits, undeclared) = (std::mem::take(&mut l.exits), l.undeclared);
+    fb.seal_all_blocks();
+    fb.finalize(isa.frontend_config());
+    match undeclared {
+        None => Ok(exits),
+        Some(rip) => Err(Error::Compile {
+            rip,
+            reason: "the instruction uses a register that its operand list does not name".into(),
+        }),
+    }
+}
+
+/// For each block, the one block of the region that leads to it, if that is all that does.
+fn sole_predecessors(region: &Region) -> Vec<Option<usize>> {
+    let mut edges = vec![0; region.blocks.len()];
+    let mut from = vec![None; region.blocks.len()];
+    // The region's entry is an edge too.
+    edges[0] = 1;
+    for (n, block) in region.blocks.iter().enumerate() {
+        for s in block
+            .successors()
+            .filter_map(|t| region.index.get(&t).copied())
+        {
+            edges[s] += 1;
+            from[s] = Some(n);
+        }
+    }
+    from.into_iter()
+        .zip(edges)
+        .map(|(f, e)| if e == 1 { f } else { None })
+        .collect()
+}
+
+/// Forward analysis: what may be stale in state memory at the start of each block.
+fn dirty_in(region: &Region, uses: &[vector::Uses]) -> Vec<Dirty> {
+    let mut dirty = vec![Dirty::default(); region.blocks.len()];
+    loop {
+        let mut changed = false;
+        for (n, block) in region.blocks.iter().enumerate() {
+            let out = Dirty {
+                gprs: dirty[n].gprs | uses[n].gprs_out,
+                vecs: dirty[n].vecs | uses[n].vecs_out,
+                highs: dirty[n].highs | uses[n].highs_out,
+                flags: dirty[n].flags || uses[n].flags,
+            };
+            for t in block.successors() {
+                if let Some(&s) = region.index.get(&t) {
+                    let d = &mut dirty[s];
+                    let merged = Dirty {
+                        gprs: d.gprs | out.gprs,
+                        vecs: d.vecs | out.vecs,
+                        highs: d.highs | out.highs,
+                        flags: d.flags || out.flags,
+                    };
+                    changed |= *d != merged;
+                    *d = merged;
+                }
+            }
+        }
+        if !changed {
+            return dirty;
+        }
+    }
+}
+
+/// Blocks that a block at the same or a higher index jumps to, found as targets of retreating edges: there the exit
+/// request is polled, so that no loop runs for ever.
+fn back_edge_targets(region: &Region) -> Vec<bool> {
+    // Depth-first from the entry: an edge to a block on the current path closes a cycle.
+    let n = region.blocks.len();
+    let (mut state, mut header) = (vec![0u8; n], vec![false; n]);
+    let mut stack = vec![(0usize, 0usize)];
+    state[0] = 1;
+    while let Some((b, k)) = stack.pop() {
+        let next = region.blocks[b]
+            .successors()
+            .filter_map(|t| region.index.get(&t).copied())
+            .nth(k);
+        match next {
+            Some(s) => {
+                stack.push((b, k + 1));
+                match state[s] {
+                    0 => {
+                        state[s] = 1;
+                        stack.push((s, 0));
+                    }
+                    1 => header[s] = true,
+                    _ => {}
+                }
+            }
+            None => state[b] = 2,
+        }
+    }
+    header[0] = true;
+    header
+}
+
+impl Lower<'_, '_> {
+    fn pinned(&mut self) -> Value {
+        self.fb.ins().get_pinned_reg(types::I64)
+    }
+
+    fn iconst(&mut self, t: Type, v: u64) -> Value {
+        let v = match t {
+            types::I8 => i64::from(v as u8),
+            types::I16 => i64::from(v as u16),
+            types::I32 => i64::from(v as u32),
+            _ => v as i64,
+        };
+        self.fb.ins().iconst(t, v)
+    }
+
+    /// Translates block `n`.
+    fn block(&mut self, n: usize, dirty: Dirty, before: Option<usize>, header: bool) {
+        let region = self.region;
+        self.fb.switch_to_block(self.blocks[n]);
+        self.gprs = [Gpr {
+            full: Home::Var,
+            low: None,
+        }; 16];
+        self.vecs = [Vec2 {
+            low: Home::Var,
+            high: Home::Var,
+        }; 16];
+        (self.dirty_gprs, self.dirty_vecs, self.dirty_highs) =
+            (dirty.gprs, dirty.vecs, dirty.highs);
+        // Read at the block's start: later uses sit behind merges that would each need a look-up of their own.
+        for r in 0..16 {
+            if self.used_gprs >> r & 1 != 0 {
+                self.gprs[r].full = Home::Value(self.fb.use_var(self.gpr_var[r]));
+            }
+            if self.used_vecs >> r & 1 != 0 {
+                self.vecs[r].low = Home::Value(self.fb.use_var(self.vec_var[r]));
+            }
+            if self.used_highs >> r & 1 != 0 {
+                self.vecs[r].high = Home::Value(self.fb.use_var(self.vech_var[r]));
+            }
+        }
+        // Where only one block leads here its flag records are at hand, with values that dominate this block.
+        self.flags = match before.and_then(|p| self.flags_out[p].clone()) {
+            Some(flags) => flags,
+            None => FlagState::incoming(self.cc_var.map(|v| self.fb.use_var(v)), dirty.flags),
+        };
+        self.count = Some(self.fb.use_var(self.count_var));
+        self.done = 0;
+        self.insn = region.blocks[n].insns[0];
+        if header {
+            self.poll_exit_request();
+        }
+        for i in &region.blocks[n].insns {
+            self.insn = *i;
+            self.term = Term::Next;
+            self.rmw_host = None;
+            match sevlab_cpu::sem::exec(self, i) {
+                Ok(()) => {}
+                Err(Stopped) => {
+                    // The instruction always stops; nothing after it runs.
+                    self.leave_here();
+                    return;
+                }
+            }
+            self.done += 1;
+        }
+        self.flags_out[n] = Some(self.flags.clone());
+        self.terminate(n);
+    }
+
+    /// Ends a guest block: defines the variables it changed and goes where the terminator says.
+    fn terminate(&mut self, n: usize) {
+        let block = &self.region.blocks[n];
+        let live = liveness::live_out(self.region, &self.live_in, n);
+        let next = block.end();
+        match self.term {
+            Term::Next => {
+                self.define_vars(live);
+                self.edge(next);
+            }
+            Term::Jump(t) => {
+                self.define_vars(live);
+                self.edge(t);
+            }
+            Term::Branch(c, t) => {
+                self.define_vars(live);
+                let taken = self.edge_block(t);
+                let fall = self.edge_block(next);
+                self.fb.ins().brif(c, taken.0, &[], fall.0, &[]);
+                for (b, target, inside) in [(taken.0, t, taken.1), (fall.0, next, fall.1)] {
+                    if !inside {
+                        self.fb.switch_to_block(b);
+                        self.exit_to(target);
+                    }
+                }
+            }
+            Term::Indirect(v) => self.exit_indirect(v),
+        }
+    }
+
+    /// The block to branch to for `target`, and whether it is a block of the region.
+    fn edge_block(&mut self, target: u64) -> (ClifBlock, bool) {
+        match self.region.index.get(&target) {
+            Some(&s) => (self.blocks[s], true),
+            None => (self.fb.create_block(), false),
+        }
+    }
+
+    fn edge(&mut self, target: u64) {
+        match self.region.index.get(&target) {
+            Some(&s) => {
+                self.fb.ins().jump(self.blocks[s], &[]);
+            }
+            None => self.exit_to(target),
+        }
+    }
+
+    /// Defines the variables for the following blocks of the region.
+    fn define_vars(&mut self, live_flags: u64) {
+        for r in 0..16 {
+            if self.used_gprs >> r & 1 != 0 {
+                let v = self.gpr_full(r as u8);
+                self.fb.def_var(self.gpr_var[r], v);
+            }
+            if self.used_vecs >> r & 1 != 0 {
+                let v = self.vec_low(r);
+                self.fb.def_var(self.vec_var[r], v);
+            }
+            if self.used_highs >> r & 1 != 0 {
+                let v = self.vec_high(r);
+                self.fb.def_var(self.vech_var[r], v);
+            }
+        }
+        if self.used_flags && live_flags != 0 {
+            let record = self.flags_record(live_flags);
+            for k in 0..4 {
+                self.fb.def_var(self.cc_var[k], record[k]);
+            }
+        }
+        let count = self.retired_so_far();
+        self.fb.def_var(self.count_var, count);
+    }
+
+    /// Instructions retired since the region was entered, as of the current instruction's start (or the block's end).
+    fn retired_so_far(&mut self) -> Value {
+        let base = self.count.expect("set at the block's start");
+        if self.done == 0 {
+            return base;
+        }
+        let k = self.iconst(types::I64, u64::from(self.done));
+        self.fb.ins().iadd(base, k)
+    }
+
+    // --- register values ------------------------------------------------------------------------------
+
+    fn gpr_full(&mut self, r: u8) -> Value {
+        let r = r as usize;
+        match self.gprs[r].full {
+            Home::Value(v) => v,
+            Home::Var => {
+                self.undeclared = Some(self.insn.rip);
+                let v = self.iconst(types::I64, 0);
+                self.gprs[r].full = Home::Value(v);
+                v
+            }
+            Home::Memory => {
+                let p = self.pinned();
+                let v = self
+                    .fb
+                    .ins()
+                    .load(types::I64, state_flags(), p, layout::gpr(r));
+                self.gprs[r].full = Home::Value(v);
+                v
+            }
+        }
+    }
+
+    fn set_gpr_full(&mut self, r: u8, v: Value, low: Option<Value>) {
+        if self.used_gprs >> r & 1 == 0 {
+            self.undeclared = Some(self.insn.rip);
+        }
+        self.gprs[r as usize] = Gpr {
+            full: Home::Value(v),
+            low,
+        };
+        self.dirty_gprs |= 1 << r;
+    }
+
+    fn vec_low(&mut self, r: usize) -> Value {
+        match self.vecs[r].low {
+            Home::Value(v) => v,
+            Home::Var => {
+                self.undeclared = Some(self.insn.rip);
+                let v = self.vzero();
+                self.vecs[r].low = Home::Value(v);
+                v
+            }
+            Home::Memory => {
+                let p = self.pinned();
+                let v = self
+                    .fb
+                    .ins()
+                    .load(types::I8X16, state_flags(), p, layout::xmm(r));
+                self.vecs[r].low = Home::Value(v);
+                v
+            }
+        }
+    }
+
+    fn vec_high(&mut self, r: usize) -> Value {
+        match self.vecs[r].high {
+            Home::Value(v) => v,
+            Home::Var => {
+                self.undeclared = Some(self.insn.rip);
+                let v = self.vzero();
+                self.vecs[r].high = Home::Value(v);
+                v
+            }
+            Home::Memory => {
+                let p = self.pinned();
+                let v = self
+                    .fb
+                    .ins()
+                    .load(types::I8X16, state_flags(), p, layout::ymmh(r));
+                self.vecs[r].high = Home::Value(v);
+                v
+            }
+        }
+    }
+
+    fn set_vec_low(&mut self, r: usize, v: Value) {
+        if self.used_vecs >> r & 1 == 0 {
+            self.undeclared = Some(self.insn.rip);
+        }
+        self.vecs[r].low = Home::Value(v);
+        self.dirty_vecs |= 1 << r;
+    }
+
+    fn set_vec_high(&mut self, r: usize, v: Value) {
+        if self.used_highs >> r & 1 == 0 {
+            self.undeclared = Some(self.insn.rip);
+        }
+        self.vecs[r].high = Home::Value(v);
+        self.dirty_highs |= 1 << r;
+    }
+}
+
+/// The current instruction always stops here (its stopping path has been emitted by [`Lower::leave_here`]).
+pub(crate) struct Stopped;

@@ -1,0 +1,73 @@
+//! One switch for each optimisation, so that a wrong result or a slow run can be pinned on one of them.
+
+/// How hard Cranelift tries.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OptLevel {
+    /// No mid-end: half the compile time.
+    None,
+    /// E-graph optimisation, alias analysis.
+    Speed,
+}
+
+/// What the translator may do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JitOptions {
+    /// How often the interpreter runs a block before its region is translated.
+    pub threshold: u32,
+    /// Cranelift's optimisation level.
+    pub opt_level: OptLevel,
+    /// Compile on a second thread while the interpreter goes on.
+    pub background: bool,
+    /// Several basic blocks in a region; off: one.
+    pub regions: bool,
+    /// Regions jump to each other without returning to the dispatcher.
+    pub chaining: bool,
+    /// Look indirect jump targets up inline.
+    pub jump_cache: bool,
+    /// Flags that nothing can read are not kept across blocks.
+    pub dead_flags: bool,
+    /// Vector and scalar floating-point instructions become CLIF operations; off: native thunks.
+    pub vectors: bool,
+    /// Most guest blocks in a region.
+    pub max_blocks: usize,
+    /// Most guest instructions in a region.
+    pub max_insns: usize,
+    /// Bytes of the code buffer.
+    pub code_bytes: usize,
+}
+
+impl Default for JitOptions {
+    fn default() -> Self {
+        Self {
+            threshold: 200,
+            opt_level: OptLevel::Speed,
+            background: true,
+            regions: true,
+            chaining: true,
+            jump_cache: true,
+            dead_flags: true,
+            vectors: true,
+            max_blocks: 24,
+            max_insns: 240,
+            code_bytes: 256 << 20,
+        }
+    }
+}
+
+impl JitOptions {
+    /// Everything off: one block a region, no chaining, translated at once and in the foreground.
+    #[must_use]
+    pub fn all_off() -> Self {
+        Self {
+            threshold: 1,
+            opt_level: OptLevel::None,
+            background: false,
+            regions: false,
+            chaining: false,
+            jump_cache: false,
+            dead_flags: false,
+            vectors: false,
+            ..Self::default()
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! What translated code calls: helpers reached through words of the CPU state.
+//!
+//! Helpers are called with Cranelift's `preserve_all` convention: they change no register, and answer through the
+//! state's `RET` words. The assembly stubs here save what a System V callee may change and call the Rust side with
+//! the pinned state pointer as the fourth argument.
+#![allow(unsafe_code)] // the other half of an ABI that the compiler can't check
+
+use crate::layout::{self, word};
+use sevlab_arch::Va;
+use sevlab_cpu::flags::LazyFlags;
+use sevlab_cpu::mmu::Access;
+use sevlab_cpu::{CpuState, Stop, Vcpu};
+use std::cell::RefCell;
+
+std::arch::global_asm!(
+    ".macro sevlab_helper stub, target",
+    ".globl \\stub",
+    ".p2align 4",
+    "\\stub:",
+    "push rax", "push rcx", "push rdx", "push rsi", "push rdi", "push r8", "push r9", "push r10", "push r11",
+    "sub rsp, 256",
+    "movups [rsp], xmm0", "movups [rsp+16], xmm1", "movups [rsp+32], xmm2", "movups [rsp+48], xmm3",
+    "movups [rsp+64], xmm4", "movups [rsp+80], xmm5", "movups [rsp+96], xmm6", "movups [rsp+112], xmm7",
+    "movups [rsp+128], xmm8", "movups [rsp+144], xmm9", "movups [rsp+160], xmm10", "movups [rsp+176], xmm11",
+    "movups [rsp+192], xmm12", "movups [rsp+208], xmm13", "movups [rsp+224], xmm14", "movups [rsp+240], xmm15",
+    "mov rcx, r15",
+    "call \\target",
+    "movups xmm0, [rsp]", "movups xmm1, [rsp+16]", "movups xmm2, [rsp+32]", "movups xmm3, [rsp+48]",
+    "movups xmm4, [rsp+64]", "movups xmm5, [rsp+80]", "movups xmm6, [rsp+96]", "movups xmm7, [rsp+112]",
+    "movups xmm8, [rsp+128]", "movups xmm9, [rsp+144]", "movups xmm10, [rsp+160]", "movups xmm11, [rsp+176]",
+    "movups xmm12, [rsp+192]", "movups xmm13, [rsp+208]", "movups xmm14, [rsp+224]", "movups xmm15, [rsp+240]",
+    "add rsp, 256",
+    "pop r11", "pop r10", "pop r9", "pop r8", "pop rdi", "pop rsi", "pop rdx", "pop rcx", "pop rax",
+    "ret",
+    ".endm",
+    "sevlab_helper sevlab_stub_load, {load}",
+    "sevlab_helper sevlab_stub_rmw, {rmw}",
+    "sevlab_helper sevlab_stub_store, {store}",
+    "sevlab_helper sevlab_stub_store16, {store16}",
+    "sevlab_helper sevlab_stub_step, {step}",
+    "sevlab_helper sevlab_stub_flags, {flags}",
+    "sevlab_helper sevlab_stub_div, {div}",
+    "sevlab_helper sevlab_stub_pdep, {pdep}",
+    load = sym load,
+    rmw = sym rmw,
+    store = sym store,
+    store16 = sym store16,
+    step = sym step,
+    flags = sym flags,
+    div = sym div,
+    pdep = sym pdep,
+);
+
+unsafe extern "C" {
+    fn sevlab_stub_load();
+    fn sevlab_stub_rmw();
+    fn sevlab_stub_store();
+    fn sevlab_stub_store16();
+    fn sevlab_stub_step();
+    fn sevlab_stub_flags();
+    fn sevlab_stub_div();
+    fn sevlab_stub_pdep();
+}
+
+thread_local! {
+    /// What stopped the instruction that a helper ran, for the dispatcher to pick up.
+    static PENDING: RefCell<Option<Stop>> = const { RefCell::new(None) };
+}
+
+/// Takes the stop that a helper left behind.
+pub(crate) fn take_pending() -> Option<Stop> {
+    PENDING.with(|p| p.borrow_mut().take())
+}
+
+/// Writes the helpers' addresses into the state.
+pub(crate) fn install(state: &mut CpuState) {
+    let table: [(i32, unsafe extern "C" fn()); 8] = [
+        (layout::H_LOAD, sevlab_stub_load),
+        (layout::H_RMW, sevlab_stub_rmw),
+        (layout::H_STORE, sevlab_stub_store),
+        (layout::H_STORE16, sevlab_stub_store16),
+        (layout::H_STEP, sevlab_stub_step),
+        (layout::H_FLAGS, sevlab_stub_flags),
+        (layout::H_DIV, sevlab_stub_div),
+        (layout::H_PDEP, sevlab_stub_pdep),
+    ];
+    for (offset, stub) in table {
+        state.engine[word(offset)] = stub as usize as u64;
+    }
+}
+
+/// The vCPU behind a pinned state pointer.
+///
+/// # Safety
+/// `state` is the `state` field of a live `Vcpu` that the caller's caller entered translated code with, exclusively.
+unsafe fn vcpu<'a>(state: *mut CpuState) -> &'a mut Vcpu {
+    // SAFETY: `Vcpu` is `repr(C)` with `state` first; exclusivity is the caller's promise.
+    unsafe { &mut *state.cast::<Vcpu>() }
+}
+
+fn answer(v: &mut Vcpu, value: u64) {
+    v.state.engine[word(layout::RET)] = value;
+}
+
+/// Host address of `n` readable bytes at `va`, or 0. Where memory has no host address (an access across pages, cache
+/// mode `none`) the bytes are copied to the scratch space.
+extern "sysv64" fn load(va: u64, n: u64, _: u64, state: *mut CpuState) {
+    // SAFETY: called by translated code only, with the pinned register as the fourth argument.
+    let v = unsafe { vcpu(state) };
+    let crosses = va & 0xfff > 0x1000 - n;
+    if !crosses {
+        match v.fill(Va(va), Access::Read) {
+            Ok(Some(host)) => return answer(v, host.as_ptr() as u64),
+            Ok(None) => {}
+            Err(_) => return answer(v, 0),
+        }
+    }
+    let mut bytes = [0u8; 64];
+    let n = (n as usize).min(64);
+    match v.read(va, &mut bytes[..n]) {
+        Ok(()) => {
+            v.state.scratch.0[..n].copy_from_slice(&bytes[..n]);
+            let at = v.state.scratch.0.as_ptr() as u64;
+            answer(v, at);
+        }
+        Err(_) => answer(v, 0),
+    }
+}
+
+/// Host address of `n` bytes that may be read and written, or 0.
+extern "sysv64" fn rmw(va: u64, n: u64, _: u64, state: *mut CpuState) {
+    // SAFETY: as in `load`.
+    let v = unsafe { vcpu(state) };
+    if va & 0xfff > 0x1000 - n || v.would_hit_code(va, n) {
+        return answer(v, 0);
+    }
+    match v.fill(Va(va), Access::Write) {
+        Ok(Some(host)) => answer(v, host.as_ptr() as u64),
+        _ => answer(v, 0),
+    }
+}
+
+fn store_bytes(v: &mut Vcpu, va: u64, bytes: &[u8]) {
+    let ok = !v.would_hit_code(va, bytes.len() as u64) && v.write(va, bytes).is_ok();
+    answer(v, u64::from(ok));
+}
+
+extern "sysv64" fn store(va: u64, value: u64, n: u64, state: *mut CpuState) {
+    // SAFETY: as in `load`.
+    let v = unsafe { vcpu(state) };
+    store_bytes(v, va, &value.to_le_bytes()[..(n as usize).min(8)]);
+}
+
+extern "sysv64" fn store16(va: u64, _: u64, _: u64, state: *mut CpuState) {
+    // SAFETY: as in `load`.
+    let v = unsafe { vcpu(state) };
+    let mut bytes = [0u8; 16];
+    bytes.copy_from_slice(&v.state.scratch.0[..16]);
+    store_bytes(v, va, &bytes);
+}
+
+/// Runs the instruction at RIP in the interpreter. 1 if translated code may go on behind it.
+extern "sysv64" fn step(_: u64, _: u64, _: u64, state: *mut CpuState) {
+    // SAFETY: as in `load`.
+    let v = unsafe { vcpu(state) };
+    let epoch = v.code_epoch;
+    let rip = v.state.rip;
+    match sevlab_cpu::interp::step(v) {
+        Ok(()) => {
+            // A repeated string instruction that was interrupted is still at its own address.
+            let go_on = v.code_epoch == epoch
+                && v.state.rip != rip
+                && v.state
+                    .exit_request
+                    .load(std::sync::atomic::Ordering::Relaxed)
+                    == 0;
+            answer(v, u64::from(go_on));
+        }
+        Err(stop) => {
+            PENDING.with(|p| *p.borrow_mut() = Some(stop));
+            answer(v, 0);
+        }
+    }
+}
+
+extern "sysv64" fn flags(a: u64, b: u64, r: u64, state: *mut CpuState) {
+    // SAFETY: as in `load`.
+    let v = unsafe { vcpu(state) };
+    let op = v.state.engine[word(layout::RET2)];
+    let bits = LazyFlags { op, a, b, r }.bits();
+    answer(v, bits);
+}
+
+/// Divides `hi:lo` by `d`: quotient in the scratch space, remainder in `RET2`, `RET` 0 for #DE.
+extern "sysv64" fn div(hi: u64, lo: u64, d: u64, state: *mut CpuState) {
+    // SAFETY: as in `load`.
+    let v = unsafe { vcpu(state) };
+    let signed = v.state.engine[word(layout::RET2)] != 0;
+    let dividend = u128::from(hi) << 64 | u128::from(lo);
+    let result = if d == 0 {
+        None
+    } else if signed {
+        let (n, d) = (dividend as i128, i128::from(d as i64));
+        n.checked_div(d)
+            .and_then(|q| i64::try_from(q).ok())
+            .map(|q| (q as u64, (n % d) as u64))
+    } else {
+        let d = u128::from(d);
+        u64::try_from(dividend / d)
+            .ok()
+            .map(|q| (q, (dividend % d) as u64))
+    };
+    match result {
+        Some((q, r)) => {
+            v.state.scratch.0[..8].copy_from_slice(&q.to_le_bytes());
+            v.state.engine[word(layout::RET2)] = r;
+            answer(v, 1);
+        }
+        None => answer(v, 0),
+    }
+}
+
+extern "sysv64" fn pdep(value: u64, mask: u64, deposit: u64, state: *mut CpuState) {
+    // SAFETY: as in `load`.
+    let v = unsafe { vcpu(state) };
+    let (mut out, mut mask, mut n) = (0u64, mask, 0u32);
+    while mask != 0 {
+        let at = mask.trailing_zeros();
+        mask &= mask - 1;
+        out |= if deposit != 0 {
+            (value >> n & 1) << at
+        } else {
+            (value >> at & 1) << n
+        };
+        n += 1;
+    }
+    answer(v, out);
+}

@@ -1,0 +1,96 @@
+//! What a machine is built from.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use sevlab_arch::psp::{SevPolicy, SnpPolicy};
+use sevlab_jit::JitOptions;
+
+pub use sevlab_cpu::SevMode;
+pub use sevlab_memctl::{CacheMode, CipherKind};
+
+/// What runs guest code.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Engine {
+    /// The interpreter alone.
+    Interpreter,
+    /// The translator, with the interpreter as its first tier.
+    Jit(JitOptions),
+}
+
+/// A machine's configuration.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct MachineConfig {
+    /// Which SEV technology protects the guest.
+    pub sev: SevMode,
+    /// The memory controller's cipher.
+    pub cipher: CipherKind,
+    /// What of encrypted memory is kept as plaintext.
+    pub cache: CacheMode,
+    /// Guest memory in bytes; rounded up to 2 MiB.
+    pub memory: u64,
+    /// Most private pages kept as plaintext; `None`: no limit.
+    pub resident: Option<usize>,
+    /// Bytes of the shared bounce area; rounded up to a page.
+    pub bounce: u64,
+    /// What runs guest code.
+    pub engine: Engine,
+    /// Makes keys, nonces, tweaks and the chip's identity repeatable; `None`: random.
+    pub seed: Option<u64>,
+    /// Policy of an SEV or SEV-ES guest; the ES bit is set as the mode needs it.
+    pub sev_policy: SevPolicy,
+    /// Policy of an SNP guest.
+    pub snp_policy: SnpPolicy,
+    /// HOST_DATA of an SNP launch.
+    pub host_data: [u8; 32],
+    /// Whether host signals are forwarded to the guest while it runs. One machine of a process at a time
+    /// can have them.
+    pub host_signals: bool,
+    /// The program file.
+    pub program: PathBuf,
+    /// Its arguments, with its name first.
+    pub argv: Vec<OsString>,
+    /// Its environment, `NAME=value`.
+    pub envp: Vec<OsString>,
+}
+
+impl MachineConfig {
+    /// Default guest memory.
+    pub const MEMORY: u64 = 4 << 30;
+    /// Default bounce area.
+    pub const BOUNCE: u64 = 1 << 20;
+
+    /// A machine that runs `program` without arguments, environment or protection.
+    #[must_use]
+    pub fn new(program: impl Into<PathBuf>) -> Self {
+        let program = program.into();
+        Self {
+            sev: SevMode::Off,
+            cipher: CipherKind::Aes128Xex,
+            cache: CacheMode::Page,
+            memory: Self::MEMORY,
+            resident: None,
+            bounce: Self::BOUNCE,
+            engine: Engine::Jit(JitOptions::default()),
+            seed: None,
+            sev_policy: SevPolicy::NODBG | SevPolicy::NOKS,
+            snp_policy: SnpPolicy::SMT | SnpPolicy::RESERVED_MUST_BE_ONE,
+            host_data: [0; 32],
+            host_signals: true,
+            argv: vec![program.clone().into_os_string()],
+            envp: Vec::new(),
+            program,
+        }
+    }
+}
+
+/// The name that the command line and reports use for a mode.
+#[must_use]
+pub fn mode_name(mode: SevMode) -> &'static str {
+    match mode {
+        SevMode::Off => "off",
+        SevMode::Sev => "sev",
+        SevMode::Es => "sev-es",
+        SevMode::Snp => "sev-snp",
+    }
+}

@@ -1,0 +1,329 @@
+//! The built-in hypervisor: answers the exits of a process guest.
+//!
+//! It sees what a real one sees: the VMCB in plain DRAM, the shared window, and, for guests without
+//! encrypted state, the registers. Under SEV-ES and SNP it learns only what the GHCB page says.
+
+pub mod cpuid;
+mod ghcb;
+pub mod hostcall;
+pub mod npt;
+
+use std::collections::BTreeMap;
+use std::mem::offset_of;
+use std::sync::Arc;
+
+use sevlab_arch::exit::ExitCode;
+use sevlab_arch::rmp::{NpfError, RmpStatus, RmpUpdate};
+use sevlab_arch::vmcb::{Control, Save};
+use sevlab_arch::{Asid, Gpa, Spa};
+use sevlab_cpu::state::gpr;
+use sevlab_cpu::{SevMode, Vcpu};
+use sevlab_memctl::{Domain, MemCtl, PageSize};
+
+use crate::error::Error;
+use crate::layout::{LARGE_PAGE, Layout};
+use cpuid::CpuModel;
+use ghcb::GhcbState;
+use hostcall::HostCalls;
+use npt::Npt;
+
+/// Offset of the save area in the VMCB.
+const SAVE: u64 = 0x400;
+
+/// Exits by what caused them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Exits {
+    /// By EXITCODE.
+    pub codes: BTreeMap<u64, u64>,
+    /// VMGEXITs by the GHCB's SW_EXITCODE; the MSR protocol is counted under 0.
+    pub events: BTreeMap<u64, u64>,
+}
+
+impl Exits {
+    /// All exits.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.codes.values().sum()
+    }
+}
+
+/// The hypervisor of one guest.
+pub struct Hypervisor {
+    mem: Arc<MemCtl>,
+    layout: Layout,
+    mode: SevMode,
+    asid: Asid,
+    /// The guest's nested page tables.
+    pub npt: Npt,
+    cpuid: Arc<CpuModel>,
+    ghcb: GhcbState,
+    /// Proxied system calls.
+    pub calls: HostCalls,
+    /// What happened so far.
+    pub exits: Exits,
+}
+
+impl Hypervisor {
+    /// A hypervisor whose guest's memory is mapped whole.
+    ///
+    /// # Errors
+    /// [`Error::Npt`].
+    pub fn new(
+        mem: Arc<MemCtl>,
+        layout: Layout,
+        mode: SevMode,
+        asid: Asid,
+        cpuid: Arc<CpuModel>,
+    ) -> Result<Self, Error> {
+        let mut npt = Npt::new(Arc::clone(&mem), layout.tables.clone())?;
+        npt.map_range(layout.private(), layout.guest)?;
+        npt.map_range(layout.shared_window(), layout.shared)?;
+        Ok(Self {
+            calls: HostCalls::new(Arc::clone(&mem), layout.clone()),
+            ghcb: GhcbState::new(mode),
+            exits: Exits::default(),
+            mem,
+            layout,
+            mode,
+            asid,
+            npt,
+            cpuid,
+        })
+    }
+
+    /// Answers the exit that the VMCB reports. `vcpu` holds what VMRUN does not switch.
+    ///
+    /// # Errors
+    /// The guest can't go on.
+    pub fn handle(&mut self, vcpu: &mut Vcpu) -> Result<(), Error> {
+        let code = ExitCode(self.control(offset_of!(Control, exit_code))?);
+        self.count(code);
+        match code {
+            ExitCode::VMGEXIT if self.mode.encrypted_state() => self.vmgexit(),
+            ExitCode::NPF => {
+                let error = self.control(offset_of!(Control, exit_info1))?;
+                let gpa = Gpa(self.control(offset_of!(Control, exit_info2))?);
+                self.nested_fault(gpa, error)
+            }
+            ExitCode::VMMCALL if !self.mode.encrypted_state() => self.vmmcall(vcpu),
+            ExitCode::CPUID if !self.mode.encrypted_state() => self.cpuid(vcpu),
+            ExitCode::RDTSC | ExitCode::RDTSCP if !self.mode.encrypted_state() => {
+                self.rdtsc(vcpu, code == ExitCode::RDTSCP)
+            }
+            code => Err(Error::Exit { code }),
+        }
+    }
+
+    /// Counts an exit that nothing has to be done about.
+    pub fn count(&mut self, code: ExitCode) {
+        *self.exits.codes.entry(code.0).or_default() += 1;
+    }
+
+    // ---- the VMCB ----
+
+    fn control(&self, offset: usize) -> Result<u64, Error> {
+        let at = self.layout.vmcb().plus(offset as u64);
+        Ok(self.mem.read_u64(Domain::Shared, at)?)
+    }
+
+    fn set_control(&self, offset: usize, value: u64) -> Result<(), Error> {
+        let at = self.layout.vmcb().plus(offset as u64);
+        Ok(self.mem.write_u64(Domain::Shared, at, value)?)
+    }
+
+    fn save(&self, offset: usize) -> Spa {
+        self.layout.vmcb().plus(SAVE + offset as u64)
+    }
+
+    fn rax(&self) -> Result<u64, Error> {
+        let at = self.save(offset_of!(Save, rax));
+        Ok(self.mem.read_u64(Domain::Shared, at)?)
+    }
+
+    fn set_rax(&self, value: u64) -> Result<(), Error> {
+        let at = self.save(offset_of!(Save, rax));
+        Ok(self.mem.write_u64(Domain::Shared, at, value)?)
+    }
+
+    /// Moves RIP behind the intercepted instruction.
+    fn skip(&self) -> Result<(), Error> {
+        let next = self.control(offset_of!(Control, next_rip))?;
+        let at = self.save(offset_of!(Save, rip));
+        Ok(self.mem.write_u64(Domain::Shared, at, next)?)
+    }
+
+    /// Has the next entry forget cached nested translations.
+    fn flush_guest(&self) -> Result<(), Error> {
+        let at = self
+            .layout
+            .vmcb()
+            .plus(offset_of!(Control, tlb_control) as u64);
+        Ok(self
+            .mem
+            .write(Domain::Shared, at, &[Control::TLB_FLUSH_ASID])?)
+    }
+
+    /// Undoes [`Hypervisor::flush_guest`] once an entry has done it.
+    ///
+    /// # Errors
+    /// [`Error::Memory`].
+    pub fn entered(&self) -> Result<(), Error> {
+        let at = self
+            .layout
+            .vmcb()
+            .plus(offset_of!(Control, tlb_control) as u64);
+        let mut now = [0];
+        self.mem.read(Domain::Shared, at, &mut now)?;
+        if now[0] != Control::TLB_NOTHING {
+            self.mem
+                .write(Domain::Shared, at, &[Control::TLB_NOTHING])?;
+        }
+        Ok(())
+    }
+
+    // ---- intercepted instructions of guests without encrypted state ----
+
+    fn vmmcall(&mut self, vcpu: &mut Vcpu) -> Result<(), Error> {
+        let rax = self.rax()?;
+        let result = if rax == hostcall::NUMBER {
+            self.calls.execute(Gpa(vcpu.state.gpr[gpr::RBX as usize]))?
+        } else {
+            u64::MAX
+        };
+        self.set_rax(result)?;
+        self.skip()
+    }
+
+    fn cpuid(&mut self, vcpu: &mut Vcpu) -> Result<(), Error> {
+        let leaf = self.rax()? as u32;
+        let regs = &mut vcpu.state.gpr;
+        let [a, b, c, d] = self.cpuid.leaf(leaf, regs[gpr::RCX as usize] as u32);
+        regs[gpr::RBX as usize] = u64::from(b);
+        regs[gpr::RCX as usize] = u64::from(c);
+        regs[gpr::RDX as usize] = u64::from(d);
+        self.set_rax(u64::from(a))?;
+        self.skip()
+    }
+
+    fn rdtsc(&mut self, vcpu: &mut Vcpu, with_aux: bool) -> Result<(), Error> {
+        let tsc = host_tsc();
+        let regs = &mut vcpu.state.gpr;
+        regs[gpr::RDX as usize] = tsc >> 32;
+        if with_aux {
+            regs[gpr::RCX as usize] = 0;
+        }
+        self.set_rax(tsc & 0xffff_ffff)?;
+        self.skip()
+    }
+
+    // ---- nested page faults and page states ----
+
+    fn nested_fault(&mut self, gpa: Gpa, error: u64) -> Result<(), Error> {
+        let unresolved = Error::NestedFault { gpa, error };
+        let bits = NpfError::from_bits_retain(error);
+        if self.mode != SevMode::Snp || !bits.contains(NpfError::RMP) {
+            return Err(unresolved);
+        }
+        let Some((spa, leaf)) = self.npt.lookup(gpa)? else {
+            return Err(unresolved);
+        };
+        let entry = self.mem.rmp().lookup(spa);
+        let large = entry.is_some_and(|e| e.assigned() && e.is_2m());
+        // The only violation that is the hypervisor's to mend is a disagreement of page sizes.
+        match (large, leaf) {
+            (true, _) if bits.contains(NpfError::SIZEM) => self.smash(gpa)?,
+            (true, PageSize::Size4K) => self.smash(gpa)?,
+            (false, PageSize::Size2M) if bits.contains(NpfError::ENC) => {
+                self.npt.split(gpa)?;
+            }
+            _ => return Err(unresolved),
+        }
+        self.flush_guest()
+    }
+
+    /// Splits the 2 MiB page around `gpa` in the RMP and in the nested tables.
+    fn smash(&mut self, gpa: Gpa) -> Result<(), Error> {
+        let head = Gpa(gpa.0 & !(LARGE_PAGE - 1));
+        let spa = self.layout.spa(head).ok_or(Error::NestedFault {
+            gpa,
+            error: NpfError::RMP.bits(),
+        })?;
+        let large = self
+            .mem
+            .rmp()
+            .lookup(spa)
+            .is_some_and(|e| e.assigned() && e.is_2m());
+        if large {
+            let status = self.mem.rmp().psmash(spa);
+            rmp_result("PSMASH", head, status)?;
+        }
+        self.npt.split(gpa)?;
+        Ok(())
+    }
+
+    /// RMPUPDATE of a guest page: to the guest at its own address, or back to the hypervisor.
+    ///
+    /// # Errors
+    /// [`Error::Rmp`].
+    pub fn assign(
+        &mut self,
+        gpa: Gpa,
+        size: PageSize,
+        assigned: bool,
+        immutable: bool,
+    ) -> Result<(), Error> {
+        let instruction = "RMPUPDATE";
+        let Some(spa) = self.layout.spa(gpa) else {
+            return Err(Error::Rmp {
+                instruction,
+                gpa,
+                status: RmpStatus::FAIL_INPUT,
+            });
+        };
+        if size == PageSize::Size4K {
+            self.smash_if_large(gpa, spa)?;
+        }
+        let update = RmpUpdate {
+            gpa: if assigned { gpa.0 } else { 0 },
+            assigned: u8::from(assigned),
+            page_size: u8::from(size == PageSize::Size2M),
+            immutable: u8::from(immutable),
+            reserved: 0,
+            asid: if assigned { self.asid.0 } else { 0 },
+        };
+        rmp_result(instruction, gpa, self.mem.rmp().rmpupdate(spa, &update))
+    }
+
+    /// A 4 KiB page is about to differ from its neighbours.
+    fn smash_if_large(&mut self, gpa: Gpa, spa: Spa) -> Result<(), Error> {
+        let entry = self.mem.rmp().lookup(spa);
+        if entry.is_some_and(|e| e.assigned() && e.is_2m()) {
+            self.smash(gpa)
+        } else {
+            self.npt.split(gpa)?;
+            Ok(())
+        }
+    }
+}
+
+fn rmp_result(instruction: &'static str, gpa: Gpa, status: RmpStatus) -> Result<(), Error> {
+    if status == RmpStatus::SUCCESS {
+        Ok(())
+    } else {
+        Err(Error::Rmp {
+            instruction,
+            gpa,
+            status,
+        })
+    }
+}
+
+/// The host's time-stamp counter, which is the guest's.
+pub(crate) fn host_tsc() -> u64 {
+    // A safe intrinsic: RDTSC is always there on x86-64 and touches no memory.
+    #[allow(unsafe_code)]
+    // SAFETY: see above.
+    unsafe {
+        std::arch::x86_64::_rdtsc()
+    }
+}

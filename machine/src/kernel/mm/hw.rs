@@ -1,0 +1,210 @@
+//! What memory management needs of the machine: guest-physical memory, invalidation, and file contents.
+//!
+//! At run time that is the vCPU and the outside ([`Cx`]); while an image is being built it is a set
+//! of pages that the launch will place; in tests it is a model.
+
+use sevlab_arch::{Gpa, PAGE_SIZE, Spa, Va};
+use sevlab_cpu::{Access, Stop, Vcpu};
+use sevlab_memctl::Domain;
+
+use crate::kernel::error::{Errno, Error};
+use crate::kernel::outside::{HostCall, Outside};
+
+/// Guest-physical memory in the guest's own key domain, and what goes with it.
+pub trait Hw {
+    /// Reads guest-physical memory inside one page.
+    ///
+    /// # Errors
+    /// The memory controller or the nested tables refuse.
+    fn read(&mut self, gpa: Gpa, out: &mut [u8]) -> Result<(), Error>;
+    /// Writes guest-physical memory inside one page.
+    ///
+    /// # Errors
+    /// As [`Hw::read`].
+    fn write(&mut self, gpa: Gpa, data: &[u8]) -> Result<(), Error>;
+    /// Fills a page with zeroes.
+    ///
+    /// # Errors
+    /// As [`Hw::read`].
+    fn zero(&mut self, gpa: Gpa) -> Result<(), Error>;
+    /// Makes frames usable before their first use.
+    ///
+    /// # Errors
+    /// As [`Outside::accept`].
+    fn accept(&mut self, gpa: Gpa, pages: u64) -> Result<(), Error>;
+    /// Forgets the translation of a page.
+    fn invalidate(&mut self, va: Va);
+    /// Forgets all translations.
+    fn flush(&mut self);
+    /// Forgets code decoded or translated from a range.
+    fn drop_code(&mut self, start: Va, end: Va);
+    /// Reads a file of the guest kernel's at `off`, until `out` is full or the file ends.
+    ///
+    /// # Errors
+    /// The outside failed; the inner error is the host's errno.
+    fn pread(&mut self, fd: i32, off: u64, out: &mut [u8]) -> Result<Result<usize, Errno>, Error>;
+    /// Writes a file of the guest kernel's at `off`.
+    ///
+    /// # Errors
+    /// As [`Hw::pread`].
+    fn pwrite(&mut self, fd: i32, off: u64, data: &[u8]) -> Result<Result<(), Errno>, Error>;
+    /// Size of a file of the guest kernel's.
+    ///
+    /// # Errors
+    /// As [`Hw::pread`].
+    fn file_size(&mut self, fd: i32) -> Result<u64, Error>;
+    /// Closes a file of the guest kernel's.
+    ///
+    /// # Errors
+    /// As [`Hw::pread`].
+    fn close(&mut self, fd: i32) -> Result<(), Error>;
+
+    /// Reads a page-table entry.
+    ///
+    /// # Errors
+    /// As [`Hw::read`].
+    fn read_u64(&mut self, gpa: Gpa) -> Result<u64, Error> {
+        let mut b = [0; 8];
+        self.read(gpa, &mut b)?;
+        Ok(u64::from_le_bytes(b))
+    }
+    /// Writes a page-table entry.
+    ///
+    /// # Errors
+    /// As [`Hw::read`].
+    fn write_u64(&mut self, gpa: Gpa, value: u64) -> Result<(), Error> {
+        self.write(gpa, &value.to_le_bytes())
+    }
+}
+
+/// The machine at run time.
+pub struct Cx<'a> {
+    /// The vCPU.
+    pub vcpu: &'a mut Vcpu,
+    /// The way out.
+    pub out: &'a mut dyn Outside,
+}
+
+impl Cx<'_> {
+    fn spa(&mut self, gpa: Gpa, write: bool) -> Result<(Domain, Spa), Error> {
+        let domain = self.vcpu.domain(true);
+        let access = if write { Access::Write } else { Access::Read };
+        for _ in 0..3 {
+            match self.vcpu.gpa_to_spa(gpa, true, access) {
+                Ok(spa) => return Ok((domain, spa)),
+                Err(Stop::NestedFault { gpa, error }) => {
+                    self.out.nested_fault(self.vcpu, gpa, error)?;
+                }
+                Err(Stop::Host(e)) => return Err(e.into()),
+                Err(stop) => {
+                    return Err(Error::UnexpectedStop {
+                        during: "accessing guest-physical memory",
+                        stop: format!("{stop:?}"),
+                    });
+                }
+            }
+        }
+        Err(Error::NotMapped { gpa, error: 0 })
+    }
+
+    fn call(&mut self, nr: i64, args: [u64; 6]) -> Result<i64, Error> {
+        self.out.host_call(self.vcpu, &HostCall { nr, args })
+    }
+}
+
+/// The host's result as a count of at most `max`.
+fn count(ret: i64, max: usize, what: &str) -> Result<Result<usize, Errno>, Error> {
+    match usize::try_from(ret) {
+        Ok(n) if n <= max => Ok(Ok(n)),
+        Ok(n) => Err(Error::Protocol {
+            what: format!("{what} of {max} bytes returned {n}"),
+        }),
+        Err(_) => Ok(Err(Errno(ret.unsigned_abs() as i32))),
+    }
+}
+
+impl Hw for Cx<'_> {
+    fn read(&mut self, gpa: Gpa, out: &mut [u8]) -> Result<(), Error> {
+        let (domain, spa) = self.spa(gpa, false)?;
+        Ok(self.vcpu.mem.read(domain, spa, out)?)
+    }
+    fn write(&mut self, gpa: Gpa, data: &[u8]) -> Result<(), Error> {
+        let (domain, spa) = self.spa(gpa, true)?;
+        Ok(self.vcpu.mem.write(domain, spa, data)?)
+    }
+    fn zero(&mut self, gpa: Gpa) -> Result<(), Error> {
+        let (domain, spa) = self.spa(gpa.page(), true)?;
+        Ok(self.vcpu.mem.zero_page(domain, spa)?)
+    }
+    fn accept(&mut self, gpa: Gpa, pages: u64) -> Result<(), Error> {
+        self.out.accept(self.vcpu, gpa, pages)
+    }
+    fn invalidate(&mut self, va: Va) {
+        self.vcpu.invlpg(va);
+    }
+    fn flush(&mut self) {
+        self.vcpu.flush_tlb();
+    }
+    fn drop_code(&mut self, start: Va, end: Va) {
+        self.vcpu.drop_code_range(start, end);
+    }
+    fn pread(&mut self, fd: i32, off: u64, out: &mut [u8]) -> Result<Result<usize, Errno>, Error> {
+        let mut done = 0;
+        while done < out.len() {
+            let n = (out.len() - done).min(self.out.bounce_len());
+            let ret = self.call(17, [fd as u64, 0, n as u64, off + done as u64, 0, 0])?;
+            match count(ret, n, "pread64")? {
+                Ok(0) => break,
+                Ok(got) => {
+                    self.out
+                        .bounce_read(self.vcpu, 0, &mut out[done..done + got])?;
+                    done += got;
+                }
+                Err(Errno::EINTR) => {}
+                Err(e) => return Ok(Err(e)),
+            }
+        }
+        Ok(Ok(done))
+    }
+    fn pwrite(&mut self, fd: i32, off: u64, data: &[u8]) -> Result<Result<(), Errno>, Error> {
+        let mut done = 0;
+        while done < data.len() {
+            let n = (data.len() - done).min(self.out.bounce_len());
+            self.out.bounce_write(self.vcpu, 0, &data[done..done + n])?;
+            let ret = self.call(18, [fd as u64, 0, n as u64, off + done as u64, 0, 0])?;
+            match count(ret, n, "pwrite64")? {
+                Ok(0) => return Ok(Err(Errno::EIO)),
+                Ok(put) => done += put,
+                Err(Errno::EINTR) => {}
+                Err(e) => return Ok(Err(e)),
+            }
+        }
+        Ok(Ok(()))
+    }
+    fn file_size(&mut self, fd: i32) -> Result<u64, Error> {
+        if self.call(5, [fd as u64, 0, 0, 0, 0, 0])? != 0 {
+            return Ok(0);
+        }
+        let mut size = [0; 8];
+        self.out.bounce_read(self.vcpu, 48, &mut size)?;
+        Ok(u64::from_le_bytes(size))
+    }
+    fn close(&mut self, fd: i32) -> Result<(), Error> {
+        self.call(3, [fd as u64, 0, 0, 0, 0, 0]).map(drop)
+    }
+}
+
+/// Copies into guest-physical memory across page borders of contiguous frames.
+///
+/// # Errors
+/// As [`Hw::write`].
+pub fn write_run(hw: &mut dyn Hw, gpa: Gpa, data: &[u8]) -> Result<(), Error> {
+    let mut done = 0;
+    while done < data.len() {
+        let at = gpa.plus(done as u64);
+        let n = ((PAGE_SIZE - at.offset()) as usize).min(data.len() - done);
+        hw.write(at, &data[done..done + n])?;
+        done += n;
+    }
+    Ok(())
+}

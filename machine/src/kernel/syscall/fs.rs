@@ -1,0 +1,492 @@
+//! Files: what stands in front of the host's own system calls.
+//!
+//! Transfers larger than the bounce area are made in pieces; scatter/gather lists are flattened; new
+//! descriptors must be the guest's; and some names in `/proc/self` mean the guest, not the host process.
+
+use sevlab_arch::PAGE_SIZE;
+
+use super::marshal::{GUEST_FDS, PATH_MAX, guest_fd};
+use super::{Call, Sys, SysResult};
+use crate::kernel::error::{Errno, Fail};
+use crate::kernel::outside::NULL;
+use crate::kernel::signal::{self, SigInfo};
+
+/// Room that a piece leaves in the bounce area for other arguments.
+const SLACK: usize = 8192;
+/// Linux never transfers more in one call.
+const RW_MAX: u64 = 0x7fff_f000;
+
+impl Call<'_> {
+    /// Largest buffer that goes through the bounce area at once.
+    fn chunk(&self) -> u64 {
+        (self.out.bounce_len() - SLACK.min(self.out.bounce_len() / 2)) as u64
+    }
+
+    /// SIGPIPE for a write that found nobody reading.
+    fn broken_pipe(&mut self, ret: i64) {
+        if ret == Errno::EPIPE.ret() {
+            self.kernel.signals.raise(SigInfo::kernel(signal::SIGPIPE));
+        }
+    }
+
+    /// For `/proc/self/NAME` (or with the own pid): NAME.
+    pub fn own_proc<'p>(&mut self, path: &'p [u8]) -> Result<Option<&'p [u8]>, Fail> {
+        let Some(rest) = path.strip_prefix(b"/proc/") else {
+            return Ok(None);
+        };
+        let rest = rest.strip_suffix(b"\0").unwrap_or(rest);
+        let Some(slash) = rest.iter().position(|b| *b == b'/') else {
+            return Ok(None);
+        };
+        let (who, name) = (&rest[..slash], &rest[slash + 1..]);
+        let own = who == b"self"
+            || who == b"thread-self"
+            || (who[0..].first().is_some_and(u8::is_ascii_digit)
+                && who == self.pid()?.to_string().as_bytes());
+        Ok(own.then_some(name))
+    }
+
+    /// The process id, as the host says.
+    ///
+    /// # Errors
+    /// The exit failed.
+    pub fn pid(&mut self) -> Result<i32, Fail> {
+        if let Some(pid) = self.kernel.pid {
+            return Ok(pid);
+        }
+        let pid = self.host(39, [0; 6])? as i32;
+        self.kernel.pid = Some(pid);
+        Ok(pid)
+    }
+
+    /// A host system call whose argument `index` is a string at the start of the bounce area.
+    fn host_with_str(
+        &mut self,
+        nr: i64,
+        text: &[u8],
+        index: usize,
+        mut args: [u64; 6],
+    ) -> Result<i64, Fail> {
+        let mut bytes = text.to_vec();
+        if bytes.last() != Some(&0) {
+            bytes.push(0);
+        }
+        if bytes.len() > PATH_MAX {
+            return Err(Errno::ENAMETOOLONG.into());
+        }
+        self.out.bounce_write(self.vcpu, 0, &bytes)?;
+        args[index] = 0;
+        Ok(self.host(nr, args)?)
+    }
+
+    /// What a descriptor names, for `/proc/self/maps`; empty if the host does not say.
+    ///
+    /// # Errors
+    /// The exit failed.
+    pub fn fd_name(&mut self, fd: u64) -> Result<String, Fail> {
+        let link = format!("/proc/self/fd/{}", fd as u32);
+        let at = PATH_MAX as u64;
+        let n = self.host_with_str(89, link.as_bytes(), 0, [0, at, 1024, 0, 0, 0])?;
+        let Ok(n @ 1..=1024) = usize::try_from(n) else {
+            return Ok(String::new());
+        };
+        let mut name = vec![0; n];
+        self.out.bounce_read(self.vcpu, PATH_MAX, &mut name)?;
+        Ok(String::from_utf8_lossy(&name).into_owned())
+    }
+
+    /// Takes a new descriptor from the host, if it is one the guest may have.
+    fn adopt(&mut self, ret: i64) -> Result<i64, Fail> {
+        let Ok(fd) = i32::try_from(ret) else {
+            return Ok(ret);
+        };
+        if fd >= GUEST_FDS {
+            self.host(3, [fd as u64, 0, 0, 0, 0, 0])?;
+            return Err(Errno::EMFILE.into());
+        }
+        self.kernel.files.remove(&fd);
+        Ok(ret)
+    }
+
+    fn is_regular(&mut self, fd: u64) -> Result<bool, Fail> {
+        if self.host(5, [fd, 0, 0, 0, 0, 0])? != 0 {
+            return Ok(false);
+        }
+        let mut mode = [0; 4];
+        self.out.bounce_read(self.vcpu, 24, &mut mode)?;
+        Ok(u32::from_le_bytes(mode) & 0o170_000 == 0o100_000)
+    }
+
+    /// read, write, pread64 or pwrite64 in pieces.
+    fn transfer(&mut self) -> SysResult {
+        let mut args = self.args;
+        let total = args[2].min(RW_MAX);
+        let (nr, chunk) = (self.row.nr, self.chunk());
+        let reads = matches!(nr, 0 | 17);
+        args[2] = total.min(chunk);
+        let mut ret = self.proxy(&args)?;
+        let mut done = ret;
+        if total > chunk && ret == chunk as i64 && (!reads || self.is_regular(args[0])?) {
+            while (done as u64) < total && ret == args[2] as i64 {
+                args[1] = self.args[1].wrapping_add(done as u64);
+                args[2] = (total - done as u64).min(chunk);
+                args[3] = self.args[3].wrapping_add(done as u64);
+                ret = match self.proxy(&args) {
+                    Ok(n) if n > 0 => n,
+                    Ok(_) | Err(Fail::Errno(_)) => break,
+                    Err(e) => return Err(e),
+                };
+                done += ret;
+            }
+        }
+        if !reads {
+            self.broken_pipe(done);
+        }
+        Ok(Sys::Ret(done))
+    }
+}
+
+/// read(2).
+///
+/// # Errors
+/// As Linux.
+pub fn read(call: &mut Call<'_>) -> SysResult {
+    call.transfer()
+}
+/// write(2).
+///
+/// # Errors
+/// As Linux.
+pub fn write(call: &mut Call<'_>) -> SysResult {
+    call.transfer()
+}
+/// pread(2).
+///
+/// # Errors
+/// As Linux.
+pub fn pread64(call: &mut Call<'_>) -> SysResult {
+    call.transfer()
+}
+/// pwrite(2).
+///
+/// # Errors
+/// As Linux.
+pub fn pwrite64(call: &mut Call<'_>) -> SysResult {
+    call.transfer()
+}
+
+/// The position argument of readv's family: `None` for the file's own.
+fn position(call: &Call<'_>) -> Result<Option<u64>, Errno> {
+    let positioned = matches!(call.row.nr, 295 | 296 | 327 | 328);
+    let v2 = matches!(call.row.nr, 327 | 328);
+    if v2 && call.args[5] != 0 {
+        return Err(Errno::ENOTSUP);
+    }
+    match call.args[3] as i64 {
+        _ if !positioned => Ok(None),
+        -1 if v2 => Ok(None),
+        n if n < 0 => Err(Errno::EINVAL),
+        n => Ok(Some(n as u64)),
+    }
+}
+
+/// readv(2), preadv(2), preadv2(2).
+///
+/// # Errors
+/// As Linux.
+pub fn readv(call: &mut Call<'_>) -> SysResult {
+    let [fd, iov, n, ..] = call.args;
+    if !guest_fd(fd) {
+        return Err(Errno::EBADF.into());
+    }
+    let at = position(call)?;
+    let total: u64 = call
+        .iovecs(iov, n)?
+        .iter()
+        .map(|v| v.1)
+        .sum::<u64>()
+        .min(RW_MAX);
+    let chunk = call.out.bounce_len() as u64;
+    let whole = total <= chunk || call.is_regular(fd)?;
+    let mut data = Vec::new();
+    loop {
+        let want = (total - data.len() as u64).min(chunk);
+        let ret = match at {
+            None => call.host(0, [fd, 0, want, 0, 0, 0])?,
+            Some(p) => call.host(17, [fd, 0, want, p + data.len() as u64, 0, 0])?,
+        };
+        if ret < 0 && data.is_empty() {
+            return Ok(Sys::Ret(ret));
+        }
+        let got = (ret.max(0) as u64).min(want) as usize;
+        let from = data.len();
+        data.resize(from + got, 0);
+        call.out.bounce_read(call.vcpu, 0, &mut data[from..])?;
+        if got == 0 || (got as u64) < want || !whole || data.len() as u64 == total {
+            break;
+        }
+    }
+    call.scatter(iov, n, &data)?;
+    Ok(Sys::Ret(data.len() as i64))
+}
+
+/// writev(2), pwritev(2), pwritev2(2).
+///
+/// # Errors
+/// As Linux.
+pub fn writev(call: &mut Call<'_>) -> SysResult {
+    let [fd, iov, n, ..] = call.args;
+    if !guest_fd(fd) {
+        return Err(Errno::EBADF.into());
+    }
+    let at = position(call)?;
+    let data = call.gather(iov, n, RW_MAX as usize)?;
+    let mut done = 0;
+    loop {
+        let want = (data.len() - done).min(call.out.bounce_len());
+        call.out
+            .bounce_write(call.vcpu, 0, &data[done..done + want])?;
+        let ret = match at {
+            None => call.host(1, [fd, 0, want as u64, 0, 0, 0])?,
+            Some(p) => call.host(18, [fd, 0, want as u64, p + done as u64, 0, 0])?,
+        };
+        if ret < 0 && done == 0 {
+            call.broken_pipe(ret);
+            return Ok(Sys::Ret(ret));
+        }
+        let put = (ret.max(0) as usize).min(want);
+        done += put;
+        if put < want || done == data.len() {
+            return Ok(Sys::Ret(done as i64));
+        }
+    }
+}
+
+/// Calls with one buffer that may be larger than the bounce area: a shorter one does as well.
+///
+/// # Errors
+/// As Linux.
+pub fn clamped(call: &mut Call<'_>) -> SysResult {
+    let at = if matches!(call.row.nr, 79 | 318) {
+        1
+    } else {
+        2
+    };
+    let mut args = call.args;
+    args[at] = args[at].min(call.chunk());
+    let ret = call.proxy(&args)?;
+    const MSG_NOSIGNAL: u64 = 0x4000;
+    if call.row.nr == 44 && args[3] & MSG_NOSIGNAL == 0 {
+        call.broken_pipe(ret);
+    }
+    Ok(Sys::Ret(ret))
+}
+
+/// Calls that return a new descriptor.
+///
+/// # Errors
+/// As Linux; EMFILE if the descriptor is beyond the guest's.
+pub fn new_fd(call: &mut Call<'_>) -> SysResult {
+    let ret = call.proxy(&call.args.clone())?;
+    Ok(Sys::Ret(call.adopt(ret)?))
+}
+
+/// open(2).
+///
+/// # Errors
+/// As Linux.
+pub fn open(call: &mut Call<'_>) -> SysResult {
+    let [path, flags, ..] = call.args;
+    open_path(call, path, flags)
+}
+
+/// openat(2).
+///
+/// # Errors
+/// As Linux.
+pub fn openat(call: &mut Call<'_>) -> SysResult {
+    let [_, path, flags, ..] = call.args;
+    open_path(call, path, flags)
+}
+
+fn open_path(call: &mut Call<'_>, path: u64, flags: u64) -> SysResult {
+    let text = call.read_str(path)?;
+    if let Some(name) = call.own_proc(&text)? {
+        let contents = match name {
+            b"maps" => Some(call.kernel.mm.maps_text().into_bytes()),
+            b"cmdline" => Some(call.kernel.cmdline()),
+            b"environ" => Some(call.kernel.environ()),
+            b"auxv" => Some(call.kernel.auxv().to_vec()),
+            b"comm" => Some(call.kernel.comm_line()),
+            b"mem" => return Err(Errno::EACCES.into()),
+            _ => None,
+        };
+        if let Some(contents) = contents {
+            return synthetic(call, &contents, flags);
+        }
+    }
+    new_fd(call)
+}
+
+/// A descriptor of a file in memory that holds `contents`.
+fn synthetic(call: &mut Call<'_>, contents: &[u8], flags: u64) -> SysResult {
+    if flags & 3 != 0 {
+        return Err(Errno::EACCES.into());
+    }
+    let cloexec = u64::from(flags & 0o2_000_000 != 0); // MFD_CLOEXEC
+    let fd = call.host_with_str(319, b"proc", 0, [0, cloexec, 0, 0, 0, 0])?;
+    let fd = call.adopt(fd)?;
+    if fd < 0 {
+        return Ok(Sys::Ret(fd));
+    }
+    for (i, part) in contents.chunks(PAGE_SIZE as usize).enumerate() {
+        call.out.bounce_write(call.vcpu, 0, part)?;
+        let at = i as u64 * PAGE_SIZE;
+        call.host(18, [fd as u64, 0, part.len() as u64, at, 0, 0])?;
+    }
+    Ok(Sys::Ret(fd))
+}
+
+/// close(2).
+///
+/// # Errors
+/// As Linux.
+pub fn close(call: &mut Call<'_>) -> SysResult {
+    let ret = call.proxy(&call.args.clone())?;
+    call.kernel.files.remove(&(call.args[0] as i32));
+    Ok(Sys::Ret(ret))
+}
+
+/// close_range(2); the kernel's own descriptors are beyond its reach.
+///
+/// # Errors
+/// As Linux.
+pub fn close_range(call: &mut Call<'_>) -> SysResult {
+    let (first, last) = (call.args[0] as u32, call.args[1] as u32);
+    if first > last {
+        return Err(Errno::EINVAL.into());
+    }
+    let last = last.min(GUEST_FDS as u32 - 1);
+    if first > last {
+        return Ok(Sys::Ret(0));
+    }
+    const CLOEXEC: u64 = 4;
+    if call.args[2] & CLOEXEC == 0 {
+        call.kernel
+            .files
+            .retain(|fd, _| !(first..=last).contains(&(*fd as u32)));
+    }
+    let args = [u64::from(first), u64::from(last), call.args[2], 0, 0, 0];
+    Ok(Sys::Ret(call.proxy(&args)?))
+}
+
+/// dup(2).
+///
+/// # Errors
+/// As Linux.
+pub fn dup(call: &mut Call<'_>) -> SysResult {
+    new_fd(call)
+}
+
+/// dup2(2), dup3(2).
+///
+/// # Errors
+/// As Linux.
+pub fn dup2(call: &mut Call<'_>) -> SysResult {
+    let ret = call.proxy(&call.args.clone())?;
+    if ret >= 0 && call.args[0] as u32 != call.args[1] as u32 {
+        call.kernel.files.remove(&(call.args[1] as i32));
+    }
+    Ok(Sys::Ret(ret))
+}
+
+/// fcntl(2).
+///
+/// # Errors
+/// As Linux.
+pub fn fcntl(call: &mut Call<'_>) -> SysResult {
+    const F_DUPFD: u32 = 0;
+    const F_DUPFD_CLOEXEC: u32 = 1030;
+    let ret = call.proxy(&call.args.clone())?;
+    if matches!(call.args[1] as u32, F_DUPFD | F_DUPFD_CLOEXEC) {
+        let adopted = call.adopt(ret);
+        return match adopted {
+            Err(Fail::Errno(_)) if !guest_fd(call.args[2]) => Err(Errno::EINVAL.into()),
+            other => Ok(Sys::Ret(other?)),
+        };
+    }
+    Ok(Sys::Ret(ret))
+}
+
+/// pipe(2), pipe2(2), socketpair(2).
+///
+/// # Errors
+/// As Linux; EMFILE if a descriptor is beyond the guest's.
+pub fn pipe(call: &mut Call<'_>) -> SysResult {
+    let ret = call.proxy(&call.args.clone())?;
+    if ret < 0 {
+        return Ok(Sys::Ret(ret));
+    }
+    let va = call.args[if call.row.nr == 53 { 3 } else { 0 }];
+    let fds = [call.read_u32(va)?, call.read_u32(va.wrapping_add(4))?];
+    if fds.iter().any(|fd| !guest_fd(u64::from(*fd))) {
+        for fd in fds {
+            call.host(3, [u64::from(fd), 0, 0, 0, 0, 0])?;
+        }
+        return Err(Errno::EMFILE.into());
+    }
+    for fd in fds {
+        call.kernel.files.remove(&(fd as i32));
+    }
+    Ok(Sys::Ret(ret))
+}
+
+fn read_link(call: &mut Call<'_>, path: u64, buffer: u64, len: u64) -> SysResult {
+    let text = call.read_str(path)?;
+    if call.own_proc(&text)? == Some(b"exe") {
+        if len as i32 <= 0 {
+            return Err(Errno::EINVAL.into());
+        }
+        let exe = call.kernel.exe_bytes().to_vec();
+        let n = exe.len().min(len as usize);
+        call.write_user(buffer, &exe[..n])?;
+        return Ok(Sys::Ret(n as i64));
+    }
+    let at = if call.row.nr == 89 { 2 } else { 3 };
+    let mut args = call.args;
+    args[at] = len.min(call.chunk() - PATH_MAX as u64);
+    Ok(Sys::Ret(call.proxy(&args)?))
+}
+
+/// readlink(2).
+///
+/// # Errors
+/// As Linux.
+pub fn readlink(call: &mut Call<'_>) -> SysResult {
+    let [path, buffer, len, ..] = call.args;
+    read_link(call, path, buffer, len)
+}
+
+/// readlinkat(2).
+///
+/// # Errors
+/// As Linux.
+pub fn readlinkat(call: &mut Call<'_>) -> SysResult {
+    let [_, path, buffer, len, ..] = call.args;
+    read_link(call, path, buffer, len)
+}
+
+/// A host timespec at the start of the bounce area.
+impl Call<'_> {
+    /// Sleeps on the host: `clock_nanosleep(clock, flags, time)`; the raw result.
+    ///
+    /// # Errors
+    /// The exit failed.
+    pub fn host_sleep(&mut self, clock: u64, flags: u64, time: [u64; 2]) -> Result<i64, Fail> {
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&time[0].to_le_bytes());
+        bytes[8..].copy_from_slice(&time[1].to_le_bytes());
+        self.out.bounce_write(self.vcpu, 0, &bytes)?;
+        Ok(self.host(230, [clock, flags, 0, NULL, 0, 0])?)
+    }
+}

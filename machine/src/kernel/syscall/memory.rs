@@ -1,0 +1,297 @@
+//! The `mmap` family.
+
+use std::sync::{Arc, Weak};
+
+use sevlab_arch::PAGE_SIZE;
+
+use super::marshal::{GUEST_FDS, guest_fd};
+use super::{Call, DONE, Sys, SysResult};
+use crate::kernel::error::{Errno, Fail};
+use crate::kernel::mm::{Backing, File, Hw, MMAP_TOP, Place, Prot, Vma, page_up};
+
+const MAP_SHARED: u64 = 1;
+const MAP_TYPE: u64 = 15;
+const MAP_FIXED: u64 = 0x10;
+const MAP_ANONYMOUS: u64 = 0x20;
+const MAP_32BIT: u64 = 0x40;
+const MAP_NORESERVE: u64 = 0x4000;
+const MAP_HUGETLB: u64 = 0x4_0000;
+const MAP_FIXED_NOREPLACE: u64 = 0x10_0000;
+
+const S_IFMT: u32 = 0o170_000;
+const S_IFREG: u32 = 0o100_000;
+const S_IFCHR: u32 = 0o020_000;
+/// `/dev/zero`: major 1, minor 5.
+const DEV_ZERO: u64 = 0x105;
+
+/// What a guest descriptor names, remembered until the descriptor is closed.
+pub struct CachedFile {
+    /// The file, while an area uses it.
+    pub file: Weak<File>,
+}
+
+/// What the host says about a descriptor.
+struct FileFacts {
+    mode: u32,
+    rdev: u64,
+    size: u64,
+    /// `O_ACCMODE` bits.
+    access: u64,
+}
+
+fn aligned(va: u64, len: u64) -> Result<(u64, u64), Errno> {
+    let len = page_up(len).ok_or(Errno::ENOMEM)?;
+    let end = va.checked_add(len).ok_or(Errno::ENOMEM)?;
+    if va % PAGE_SIZE != 0 {
+        return Err(Errno::EINVAL);
+    }
+    Ok((va, end))
+}
+
+/// mmap(2).
+///
+/// # Errors
+/// As Linux.
+pub fn mmap(call: &mut Call<'_>) -> SysResult {
+    let [addr, len, prot, flags, fd, offset] = call.args;
+    let kind = flags & MAP_TYPE;
+    if !(1..=3).contains(&kind) || offset % PAGE_SIZE != 0 || len == 0 {
+        return Err(Errno::EINVAL.into());
+    }
+    if flags & MAP_HUGETLB != 0 {
+        return Err(Errno::ENOMEM.into());
+    }
+    let shared = kind & MAP_SHARED != 0; // 1 MAP_SHARED, 3 MAP_SHARED_VALIDATE
+    let prot = Prot::from_arg(prot);
+    let place = if flags & MAP_FIXED_NOREPLACE != 0 {
+        Place::Free(addr)
+    } else if flags & MAP_FIXED != 0 {
+        Place::Fixed(addr)
+    } else {
+        let top = if flags & MAP_32BIT != 0 {
+            0x8000_0000
+        } else {
+            MMAP_TOP
+        };
+        let hint = if flags & MAP_32BIT != 0 && addr >= top {
+            0
+        } else {
+            addr
+        };
+        Place::Any { hint, top }
+    };
+    let mut eager = None;
+    let backing = if flags & MAP_ANONYMOUS != 0 {
+        Backing::Anon("")
+    } else {
+        file_backing(call, fd, offset, len, prot, shared, &mut eager)?
+    };
+    let area = Vma {
+        end: 0,
+        prot,
+        shared,
+        backing,
+    };
+    let (kernel, mut cx) = call.cx();
+    let at = kernel
+        .mm
+        .map(&mut cx, place, len, area, flags & MAP_NORESERVE != 0)?;
+    if let Some(data) = eager
+        && !kernel.mm.populate(&mut cx, at, &data)?
+    {
+        kernel
+            .mm
+            .unmap(&mut cx, at, at + page_up(len).unwrap_or(len))?;
+        return Err(Errno::ENOMEM.into());
+    }
+    Ok(Sys::Ret(at as i64))
+}
+
+/// What backs a mapping of descriptor `fd`. If the file can't be kept open its contents are returned
+/// in `eager`, to be copied now.
+fn file_backing(
+    call: &mut Call<'_>,
+    fd: u64,
+    offset: u64,
+    len: u64,
+    prot: Prot,
+    shared: bool,
+    eager: &mut Option<Vec<u8>>,
+) -> Result<Backing, Fail> {
+    if !guest_fd(fd) {
+        return Err(Errno::EBADF.into());
+    }
+    let facts = facts(call, fd)?;
+    if facts.access == 1 || (shared && prot.writes() && facts.access != 2) {
+        return Err(Errno::EACCES.into());
+    }
+    if facts.mode & S_IFMT == S_IFCHR && facts.rdev == DEV_ZERO {
+        return Ok(Backing::Anon(""));
+    }
+    if facts.mode & S_IFMT != S_IFREG {
+        return Err(Errno::ENODEV.into());
+    }
+    let key = fd as u32 as i32;
+    if let Some(file) = call.kernel.files.get(&key).and_then(|c| c.file.upgrade()) {
+        return Ok(Backing::File { file, offset });
+    }
+    // F_DUPFD_CLOEXEC into the kernel's own range
+    let own = call.host(72, [fd, 1030, GUEST_FDS as u64, 0, 0, 0])?;
+    let Some(own) = i32::try_from(own).ok().filter(|n| *n >= GUEST_FDS) else {
+        if shared && prot.writes() {
+            return Err(Errno::EMFILE.into());
+        }
+        let n = len.min(facts.size.saturating_sub(offset)).min(1 << 32);
+        let mut data = vec![0; n as usize];
+        let (_, mut cx) = call.cx();
+        let got = cx.pread(key, offset, &mut data)??;
+        data.truncate(got);
+        *eager = Some(data);
+        return Ok(Backing::Anon(""));
+    };
+    let name = call.fd_name(fd)?;
+    let file = Arc::new(File {
+        fd: own,
+        writable: facts.access == 2,
+        name,
+    });
+    call.kernel.files.insert(
+        key,
+        CachedFile {
+            file: Arc::downgrade(&file),
+        },
+    );
+    Ok(Backing::File { file, offset })
+}
+
+fn facts(call: &mut Call<'_>, fd: u64) -> Result<FileFacts, Fail> {
+    let access = call.host(72, [fd, 3, 0, 0, 0, 0])?; // F_GETFL
+    if access < 0 {
+        return Err(Errno(access.unsigned_abs() as i32).into());
+    }
+    let ret = call.host(5, [fd, 0, 0, 0, 0, 0])?; // fstat, into the bounce area
+    if ret < 0 {
+        return Err(Errno(ret.unsigned_abs() as i32).into());
+    }
+    let mut stat = [0; 144];
+    call.out.bounce_read(call.vcpu, 0, &mut stat)?;
+    let word = |at: usize| u64::from_le_bytes(core::array::from_fn(|i| stat[at + i]));
+    Ok(FileFacts {
+        mode: word(24) as u32,
+        rdev: word(40),
+        size: word(48),
+        access: access as u64 & 3,
+    })
+}
+
+/// mprotect(2).
+///
+/// # Errors
+/// As Linux.
+pub fn mprotect(call: &mut Call<'_>) -> SysResult {
+    let (start, end) = aligned(call.args[0], call.args[1])?;
+    let prot = Prot::from_arg(call.args[2]);
+    let (kernel, mut cx) = call.cx();
+    kernel.mm.protect(&mut cx, start, end, prot)?;
+    DONE
+}
+
+/// munmap(2).
+///
+/// # Errors
+/// As Linux.
+pub fn munmap(call: &mut Call<'_>) -> SysResult {
+    let (start, end) = aligned(call.args[0], call.args[1]).map_err(|_| Errno::EINVAL)?;
+    if start == end {
+        return Err(Errno::EINVAL.into());
+    }
+    let (kernel, mut cx) = call.cx();
+    kernel.mm.unmap(&mut cx, start, end)?;
+    DONE
+}
+
+/// brk(2).
+///
+/// # Errors
+/// None to the guest: the break it gets says what happened.
+pub fn brk(call: &mut Call<'_>) -> SysResult {
+    let to = call.args[0];
+    let (kernel, mut cx) = call.cx();
+    Ok(Sys::Ret(kernel.mm.set_brk(&mut cx, to)? as i64))
+}
+
+/// mremap(2).
+///
+/// # Errors
+/// As Linux; EINVAL for MREMAP_DONTUNMAP and for duplicating a shared mapping.
+pub fn mremap(call: &mut Call<'_>) -> SysResult {
+    let [old, len, new_len, flags, to, _] = call.args;
+    let (may_move, fixed) = (flags & 1 != 0, flags & 2 != 0);
+    if flags & !3 != 0 || (fixed && !may_move) || new_len == 0 || len == 0 {
+        return Err(Errno::EINVAL.into());
+    }
+    let (old, end) = aligned(old, len).map_err(|_| Errno::EINVAL)?;
+    let new_len = page_up(new_len).ok_or(Errno::EINVAL)?;
+    let (kernel, mut cx) = call.cx();
+    let at = kernel.mm.remap(
+        &mut cx,
+        old,
+        end - old,
+        new_len,
+        may_move,
+        fixed.then_some(to),
+    )?;
+    Ok(Sys::Ret(at as i64))
+}
+
+/// msync(2).
+///
+/// # Errors
+/// As Linux.
+pub fn msync(call: &mut Call<'_>) -> SysResult {
+    let (start, end) = aligned(call.args[0], call.args[1])?;
+    if call.args[2] & !7 != 0 || call.args[2] & 5 == 5 {
+        return Err(Errno::EINVAL.into());
+    }
+    let (kernel, mut cx) = call.cx();
+    kernel.mm.sync(&mut cx, start, end)?;
+    DONE
+}
+
+/// mincore(2).
+///
+/// # Errors
+/// As Linux.
+pub fn mincore(call: &mut Call<'_>) -> SysResult {
+    let (start, end) = aligned(call.args[0], call.args[1])?;
+    let (kernel, mut cx) = call.cx();
+    let map = kernel.mm.resident(&mut cx, start, end)?;
+    call.write_user(call.args[2], &map)?;
+    DONE
+}
+
+/// madvise(2): MADV_DONTNEED is done, hints are accepted and ignored.
+///
+/// # Errors
+/// As Linux; EINVAL for advice that is not a hint and not done.
+pub fn madvise(call: &mut Call<'_>) -> SysResult {
+    let (start, end) = aligned(call.args[0], call.args[1]).map_err(|_| Errno::EINVAL)?;
+    let advised = call_advice(call.args[2]);
+    let (kernel, mut cx) = call.cx();
+    match advised {
+        Some(true) => kernel.mm.discard(&mut cx, start, end)?,
+        Some(false) if kernel.mm.areas().covers(start, end) => {}
+        Some(false) => return Err(Errno::ENOMEM.into()),
+        None => return Err(Errno::EINVAL.into()),
+    }
+    DONE
+}
+
+/// Whether advice means that pages go now; `None`: unknown.
+fn call_advice(advice: u64) -> Option<bool> {
+    match advice {
+        4 => Some(true),                                   // DONTNEED
+        0..=3 | 8 | 10..=19 | 20 | 21 | 25 => Some(false), // RANDOM.., FREE, DONTFORK.., COLLAPSE
+        _ => None,
+    }
+}

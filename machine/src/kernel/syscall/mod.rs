@@ -1,0 +1,337 @@
+//! System calls: from the guest's registers to a handler and back.
+//!
+//! [`table`] says who answers; [`marshal`] carries pointer arguments across the fence; the other
+//! modules are the handlers of the guest kernel's own.
+
+pub mod fs;
+pub mod marshal;
+pub mod memory;
+pub mod misc;
+pub mod proc;
+pub mod signals;
+pub mod table;
+
+use sevlab_cpu::state::gpr;
+use sevlab_cpu::{Stop, Vcpu};
+
+use super::error::{Errno, Error, Fail};
+use super::mm::{Cx, Fault};
+use super::outside::Outside;
+use super::{GuestEnd, Kernel};
+use marshal::PATH_MAX;
+use table::{Handler, Row};
+
+/// What a handler leaves behind.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Sys {
+    /// RAX gets this value (`-errno` on failure).
+    Ret(i64),
+    /// The registers are as the guest shall find them (rt_sigreturn).
+    Restored,
+    /// The process is over.
+    End(GuestEnd),
+}
+
+/// What a handler returns.
+pub type SysResult = Result<Sys, Fail>;
+
+/// Success with 0.
+pub const DONE: SysResult = Ok(Sys::Ret(0));
+/// Longest scatter/gather list (`UIO_MAXIOV`).
+const IOV_MAX: u64 = 1024;
+
+/// A system call being answered.
+pub struct Call<'a> {
+    /// The kernel.
+    pub kernel: &'a mut Kernel,
+    /// The vCPU that made the call.
+    pub vcpu: &'a mut Vcpu,
+    /// The way out.
+    pub out: &'a mut dyn Outside,
+    /// Its row.
+    pub row: &'static Row,
+    /// Its arguments.
+    pub args: [u64; 6],
+}
+
+/// Answers the system call whose number and arguments are in the guest's registers. `Ok(None)`: the
+/// guest goes on.
+///
+/// # Errors
+/// The machine can't go on.
+pub fn dispatch(
+    kernel: &mut Kernel,
+    vcpu: &mut Vcpu,
+    out: &mut dyn Outside,
+) -> Result<Option<GuestEnd>, Error> {
+    let g = &vcpu.state.gpr;
+    let nr = i64::from(g[gpr::RAX as usize] as i32);
+    let args = [g[7], g[6], g[2], g[10], g[8], g[9]]; // rdi rsi rdx r10 r8 r9
+    kernel.stats.syscalls += 1;
+    kernel.signals.restart = None;
+    let Some(row) = table::row(nr) else {
+        *kernel.stats.unknown.entry(nr).or_default() += 1;
+        tracing::debug!(nr, "unknown system call");
+        vcpu.state.gpr[gpr::RAX as usize] = Errno::ENOSYS.ret() as u64;
+        return Ok(None);
+    };
+    let mut call = Call {
+        kernel,
+        vcpu,
+        out,
+        row,
+        args,
+    };
+    let result = match row.handler {
+        Handler::Proxy => call.proxy(&args).map(Sys::Ret),
+        Handler::Front(f) | Handler::Kernel(f) => f(&mut call),
+        Handler::Refuse(e) => {
+            *call.kernel.stats.refused.entry(nr).or_default() += 1;
+            Err(e.into())
+        }
+    };
+    let ret = match result {
+        Ok(Sys::Ret(ret)) => ret,
+        Ok(Sys::Restored) => return Ok(None),
+        Ok(Sys::End(end)) => return Ok(Some(end)),
+        Err(Fail::Errno(e)) => e.ret(),
+        Err(Fail::Fatal(e)) => return Err(e),
+    };
+    tracing::trace!(name = row.name, ?args, ret, "system call");
+    if ret == Errno::EINTR.ret() {
+        kernel.signals.restart = Some((nr, row.restarts()));
+    }
+    vcpu.state.gpr[gpr::RAX as usize] = ret as u64;
+    Ok(None)
+}
+
+impl Call<'_> {
+    /// The machine, for memory management.
+    pub fn cx(&mut self) -> (&mut Kernel, Cx<'_>) {
+        (
+            self.kernel,
+            Cx {
+                vcpu: self.vcpu,
+                out: self.out,
+            },
+        )
+    }
+
+    /// Reads guest memory.
+    ///
+    /// # Errors
+    /// EFAULT.
+    pub fn read_user(&mut self, va: u64, out: &mut [u8]) -> Result<(), Fail> {
+        user_read(self.kernel, self.vcpu, self.out, va, out)
+    }
+
+    /// Writes guest memory.
+    ///
+    /// # Errors
+    /// EFAULT.
+    pub fn write_user(&mut self, va: u64, data: &[u8]) -> Result<(), Fail> {
+        user_write(self.kernel, self.vcpu, self.out, va, data)
+    }
+
+    /// Reads a 32-bit word of guest memory.
+    ///
+    /// # Errors
+    /// EFAULT.
+    pub fn read_u32(&mut self, va: u64) -> Result<u32, Fail> {
+        let mut b = [0; 4];
+        self.read_user(va, &mut b)?;
+        Ok(u32::from_le_bytes(b))
+    }
+
+    /// Reads a 64-bit word of guest memory.
+    ///
+    /// # Errors
+    /// EFAULT.
+    pub fn read_u64(&mut self, va: u64) -> Result<u64, Fail> {
+        let mut b = [0; 8];
+        self.read_user(va, &mut b)?;
+        Ok(u64::from_le_bytes(b))
+    }
+
+    /// Reads a path to pass on; its NUL is included. The guest's `/proc/self/exe` is its program.
+    ///
+    /// # Errors
+    /// EFAULT, ENAMETOOLONG.
+    pub fn read_path(&mut self, va: u64) -> Result<Vec<u8>, Fail> {
+        let path = self.read_str(va)?;
+        if self.own_proc(&path)? != Some(b"exe") {
+            return Ok(path);
+        }
+        let mut exe = self.kernel.exe_bytes().to_vec();
+        exe.push(0);
+        Ok(exe)
+    }
+
+    /// Reads a NUL-terminated string of at most `PATH_MAX` bytes with its NUL.
+    ///
+    /// # Errors
+    /// EFAULT, ENAMETOOLONG.
+    pub fn read_str(&mut self, va: u64) -> Result<Vec<u8>, Fail> {
+        let mut text = Vec::new();
+        loop {
+            let at = va.wrapping_add(text.len() as u64);
+            // never beyond the page, whose neighbour may not be there
+            let n = (256 - (at % 256) as usize).min(PATH_MAX - text.len());
+            if n == 0 {
+                return Err(Errno::ENAMETOOLONG.into());
+            }
+            let from = text.len();
+            text.resize(from + n, 0);
+            self.read_user(at, &mut text[from..])?;
+            if let Some(nul) = text[from..].iter().position(|b| *b == 0) {
+                text.truncate(from + nul + 1);
+                return Ok(text);
+            }
+        }
+    }
+
+    /// Reads a list of `struct iovec`: address and length of each.
+    ///
+    /// # Errors
+    /// EFAULT, EINVAL for a list that is too long or whose lengths overflow.
+    pub fn iovecs(&mut self, va: u64, n: u64) -> Result<Vec<(u64, u64)>, Fail> {
+        if n > IOV_MAX {
+            return Err(Errno::EINVAL.into());
+        }
+        let mut raw = vec![0; n as usize * 16];
+        self.read_user(va, &mut raw)?;
+        let mut total = 0u64;
+        let mut list = Vec::with_capacity(n as usize);
+        for v in raw.chunks_exact(16) {
+            let word = |at: usize| u64::from_le_bytes(core::array::from_fn(|i| v[at + i]));
+            total = total
+                .checked_add(word(8))
+                .filter(|t| *t < 1 << 63)
+                .ok_or(Errno::EINVAL)?;
+            list.push((word(0), word(8)));
+        }
+        Ok(list)
+    }
+
+    /// Reads at most `max` bytes through an iovec list.
+    ///
+    /// # Errors
+    /// As [`Call::iovecs`].
+    pub fn gather(&mut self, va: u64, n: u64, max: usize) -> Result<Vec<u8>, Fail> {
+        let mut data = Vec::new();
+        for (at, len) in self.iovecs(va, n)? {
+            let len = len.min((max - data.len()) as u64) as usize;
+            let from = data.len();
+            data.resize(from + len, 0);
+            self.read_user(at, &mut data[from..])?;
+        }
+        Ok(data)
+    }
+
+    /// Writes `data` through an iovec list.
+    ///
+    /// # Errors
+    /// As [`Call::iovecs`].
+    pub fn scatter(&mut self, va: u64, n: u64, data: &[u8]) -> Result<(), Fail> {
+        let mut rest = data;
+        for (at, len) in self.iovecs(va, n)? {
+            let (now, later) = rest.split_at(rest.len().min(len as usize));
+            self.write_user(at, now)?;
+            rest = later;
+        }
+        Ok(())
+    }
+
+    /// A system call of the kernel's own without pointers.
+    ///
+    /// # Errors
+    /// The exit failed.
+    pub fn host(&mut self, nr: i64, args: [u64; 6]) -> Result<i64, Error> {
+        self.kernel.stats.host_calls += 1;
+        self.out
+            .host_call(self.vcpu, &super::outside::HostCall { nr, args })
+    }
+}
+
+/// Resolves what stopped a kernel access to guest memory; `Ok`: try again.
+fn resolve(
+    kernel: &mut Kernel,
+    vcpu: &mut Vcpu,
+    out: &mut dyn Outside,
+    stop: Stop,
+) -> Result<(), Fail> {
+    match stop {
+        Stop::Exception(e) if e.vector == 14 => {
+            let va = e.cr2.map_or(0, |va| va.0);
+            let error = e.error.unwrap_or(0);
+            let write = error & 2 != 0;
+            match kernel.mm.fault(&mut Cx { vcpu, out }, va, write, false)? {
+                Fault::Fixed => Ok(()),
+                Fault::OutOfMemory => {
+                    kernel.stats.out_of_memory = true;
+                    Err(Errno::ENOMEM.into())
+                }
+                Fault::Segv(_) | Fault::Bus => Err(Errno::EFAULT.into()),
+            }
+        }
+        Stop::Exception(_) => Err(Errno::EFAULT.into()),
+        Stop::NestedFault { gpa, error } => Ok(out.nested_fault(vcpu, gpa, error)?),
+        Stop::Host(e) => Err(Error::from(e).into()),
+        stop => Err(Error::UnexpectedStop {
+            during: "accessing guest memory for a system call",
+            stop: format!("{stop:?}"),
+        }
+        .into()),
+    }
+}
+
+/// Bytes from `at` to the end of its page, at most `left`.
+fn piece(at: u64, left: usize) -> usize {
+    ((4096 - at % 4096) as usize).min(left)
+}
+
+/// Reads guest memory as the guest would, faulting pages in.
+///
+/// # Errors
+/// EFAULT where the guest would get a signal.
+pub fn user_read(
+    kernel: &mut Kernel,
+    vcpu: &mut Vcpu,
+    out: &mut dyn Outside,
+    va: u64,
+    data: &mut [u8],
+) -> Result<(), Fail> {
+    let mut done = 0;
+    while done < data.len() {
+        let at = va.wrapping_add(done as u64);
+        let n = piece(at, data.len() - done);
+        match vcpu.read(at, &mut data[done..done + n]) {
+            Ok(()) => done += n,
+            Err(stop) => resolve(kernel, vcpu, out, stop)?,
+        }
+    }
+    Ok(())
+}
+
+/// Writes guest memory as the guest would, faulting pages in.
+///
+/// # Errors
+/// EFAULT where the guest would get a signal.
+pub fn user_write(
+    kernel: &mut Kernel,
+    vcpu: &mut Vcpu,
+    out: &mut dyn Outside,
+    va: u64,
+    data: &[u8],
+) -> Result<(), Fail> {
+    let mut done = 0;
+    while done < data.len() {
+        let at = va.wrapping_add(done as u64);
+        let n = piece(at, data.len() - done);
+        match vcpu.write(at, &data[done..done + n]) {
+            Ok(()) => done += n,
+            Err(stop) => resolve(kernel, vcpu, out, stop)?,
+        }
+    }
+    Ok(())
+}

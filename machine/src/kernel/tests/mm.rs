@@ -1,0 +1,465 @@
+//! Memory management on model memory.
+
+use std::collections::HashMap;
+use std::sync::Arc as Rc;
+
+use sevlab_arch::{PAGE_SIZE, Va};
+
+use super::*;
+use crate::kernel::error::Fail;
+use crate::kernel::mm::{
+    AddressSpace, Backing, Fault, File, Hw, MMAP_TOP, Place, Prot, USER_END, Vma,
+};
+
+const P: u64 = PAGE_SIZE;
+
+/// Memory as a map of pages, one file, and a record of what was asked.
+#[derive(Default)]
+struct Model {
+    pages: HashMap<u64, [u8; 4096]>,
+    accepted: std::collections::HashSet<u64>,
+    file: Vec<u8>,
+    closed: Vec<i32>,
+    invalidated: Vec<u64>,
+    dropped: Vec<(u64, u64)>,
+}
+
+impl Model {
+    fn page(&mut self, gpa: Gpa) -> &mut [u8; 4096] {
+        assert!(self.accepted.contains(&gpa.pfn()), "{gpa} was not accepted");
+        self.pages.entry(gpa.pfn()).or_insert([0xcc; 4096])
+    }
+    /// What the hardware's walk finds at `va`: frame and entry.
+    fn walk(&mut self, cr3: u64, va: u64) -> Option<(Gpa, u64)> {
+        let mut table = Gpa(cr3 & !(1 << 51));
+        let mut entry = 0;
+        for shift in [39, 30, 21, 12] {
+            entry = self
+                .read_u64(table.plus((va >> shift & 511) * 8))
+                .expect("model");
+            if entry & 1 == 0 {
+                return None;
+            }
+            assert!(entry >> 51 & 1 == 1, "C-bit missing");
+            table = Gpa(entry & 0x0007_ffff_ffff_f000);
+        }
+        Some((table, entry))
+    }
+}
+
+impl Hw for Model {
+    fn read(&mut self, gpa: Gpa, out: &mut [u8]) -> Result<(), Error> {
+        let at = gpa.offset() as usize;
+        out.copy_from_slice(&self.page(gpa)[at..at + out.len()]);
+        Ok(())
+    }
+    fn write(&mut self, gpa: Gpa, data: &[u8]) -> Result<(), Error> {
+        let at = gpa.offset() as usize;
+        self.page(gpa)[at..at + data.len()].copy_from_slice(data);
+        Ok(())
+    }
+    fn zero(&mut self, gpa: Gpa) -> Result<(), Error> {
+        self.page(gpa).fill(0);
+        Ok(())
+    }
+    fn accept(&mut self, gpa: Gpa, pages: u64) -> Result<(), Error> {
+        for pfn in gpa.pfn()..gpa.pfn() + pages {
+            assert!(self.accepted.insert(pfn), "accepted twice");
+        }
+        Ok(())
+    }
+    fn invalidate(&mut self, va: Va) {
+        self.invalidated.push(va.0);
+    }
+    fn flush(&mut self) {}
+    fn drop_code(&mut self, start: Va, end: Va) {
+        self.dropped.push((start.0, end.0));
+    }
+    fn pread(&mut self, _: i32, off: u64, out: &mut [u8]) -> Result<Result<usize, Errno>, Error> {
+        let rest = self.file.get(off as usize..).unwrap_or_default();
+        let n = rest.len().min(out.len());
+        out[..n].copy_from_slice(&rest[..n]);
+        Ok(Ok(n))
+    }
+    fn pwrite(&mut self, _: i32, off: u64, data: &[u8]) -> Result<Result<(), Errno>, Error> {
+        self.file[off as usize..off as usize + data.len()].copy_from_slice(data);
+        Ok(Ok(()))
+    }
+    fn file_size(&mut self, _: i32) -> Result<u64, Error> {
+        Ok(self.file.len() as u64)
+    }
+    fn close(&mut self, fd: i32) -> Result<(), Error> {
+        self.closed.push(fd);
+        Ok(())
+    }
+}
+
+fn space(hw: &mut Model, mib: u64) -> AddressSpace {
+    let memory = Gpa(0x10_0000)..Gpa(0x10_0000 + (mib << 20));
+    AddressSpace::new(hw, memory, 1 << 51).expect("space")
+}
+
+fn anon(prot: Prot) -> Vma {
+    Vma {
+        end: 0,
+        prot,
+        shared: false,
+        backing: Backing::Anon(""),
+    }
+}
+
+fn errno<T: std::fmt::Debug>(r: Result<T, Fail>) -> Errno {
+    match r {
+        Err(Fail::Errno(e)) => e,
+        other => panic!("{other:?}"),
+    }
+}
+
+const ANY: Place = Place::Any {
+    hint: 0,
+    top: MMAP_TOP,
+};
+
+#[test]
+fn mappings_go_downwards_and_gaps_are_reused() {
+    let mut hw = Model::default();
+    let mut mm = space(&mut hw, 4);
+    let a = mm.map(&mut hw, ANY, 2 * P, anon(Prot::RW), false).unwrap();
+    let b = mm.map(&mut hw, ANY, P, anon(Prot::NONE), false).unwrap();
+    assert_eq!((a, b), (MMAP_TOP - 2 * P, MMAP_TOP - 3 * P));
+    mm.unmap(&mut hw, a, a + P).unwrap();
+    assert_eq!(mm.map(&mut hw, ANY, P, anon(Prot::NONE), false).unwrap(), a);
+    let hint = Place::Any {
+        hint: 0x1000_0000,
+        top: MMAP_TOP,
+    };
+    assert_eq!(
+        mm.map(&mut hw, hint, P, anon(Prot::RW), false).unwrap(),
+        0x1000_0000
+    );
+    assert_eq!(
+        errno(mm.map(&mut hw, Place::Free(a), P, anon(Prot::RW), false)),
+        Errno::EEXIST
+    );
+    assert_eq!(
+        errno(mm.map(&mut hw, Place::Fixed(a + 1), P, anon(Prot::RW), false)),
+        Errno::EINVAL
+    );
+    assert_eq!(
+        errno(mm.map(&mut hw, Place::Fixed(USER_END), P, anon(Prot::RW), false)),
+        Errno::ENOMEM
+    );
+    assert_eq!(
+        errno(mm.map(&mut hw, ANY, u64::MAX, anon(Prot::RW), false)),
+        Errno::ENOMEM
+    );
+}
+
+#[test]
+fn reservations_of_gigabytes_cost_no_memory() {
+    let mut hw = Model::default();
+    let mut mm = space(&mut hw, 4);
+    let free = mm.frames().free();
+    let at = mm
+        .map(&mut hw, ANY, 64 << 30, anon(Prot::NONE), false)
+        .unwrap();
+    mm.protect(&mut hw, at, at + (1 << 30), Prot::RW).unwrap();
+    mm.unmap(&mut hw, at, at + (64 << 30)).unwrap();
+    assert_eq!(mm.frames().free(), free);
+    assert_eq!(
+        errno(mm.map(&mut hw, ANY, 1 << 30, anon(Prot::RW), false)),
+        Errno::ENOMEM
+    );
+    assert!(mm.map(&mut hw, ANY, 1 << 30, anon(Prot::RW), true).is_ok());
+}
+
+#[test]
+fn faults_give_zero_pages_with_the_areas_rights() {
+    let mut hw = Model::default();
+    let mut mm = space(&mut hw, 4);
+    let at = mm.map(&mut hw, ANY, 8 * P, anon(Prot::RW), false).unwrap();
+    assert_eq!(
+        mm.fault(&mut hw, at + 5, true, false).unwrap(),
+        Fault::Fixed
+    );
+    let (frame, entry) = hw.walk(mm.cr3(), at).unwrap();
+    assert_eq!(hw.page(frame), &[0; 4096]);
+    assert_eq!(entry & 7, 7);
+    assert_eq!(entry >> 63, 1);
+    assert_eq!(mm.fault(&mut hw, at, false, true).unwrap(), Fault::Segv(2));
+    assert_eq!(
+        mm.fault(&mut hw, at + 8 * P, false, false).unwrap(),
+        Fault::Segv(1)
+    );
+    mm.protect(&mut hw, at, at + P, Prot(1)).unwrap();
+    assert_eq!(hw.walk(mm.cr3(), at).unwrap().1 & 2, 0);
+    assert!(hw.invalidated.contains(&at));
+    assert_eq!(mm.fault(&mut hw, at, true, false).unwrap(), Fault::Segv(2));
+    mm.protect(&mut hw, at, at + P, Prot::NONE).unwrap();
+    assert!(hw.walk(mm.cr3(), at).is_none());
+    hw.page(frame)[9] = 42;
+    mm.protect(&mut hw, at, at + P, Prot(5)).unwrap();
+    let (again, entry) = hw.walk(mm.cr3(), at).unwrap();
+    assert_eq!((again, hw.page(again)[9], entry >> 63), (frame, 42, 0));
+    mm.unmap(&mut hw, at, at + P).unwrap();
+    assert!(hw.dropped.contains(&(at, at + P)));
+}
+
+#[test]
+fn sequential_faults_bring_contiguous_frames() {
+    let mut hw = Model::default();
+    let mut mm = space(&mut hw, 8);
+    let at = mm
+        .map(&mut hw, ANY, 256 * P, anon(Prot::RW), false)
+        .unwrap();
+    let mut faults = 0;
+    for i in 0..256 {
+        if hw.walk(mm.cr3(), at + i * P).is_none() {
+            assert_eq!(
+                mm.fault(&mut hw, at + i * P, true, false).unwrap(),
+                Fault::Fixed
+            );
+            faults += 1;
+        }
+    }
+    assert!(faults < 20, "{faults} faults");
+    let first = hw.walk(mm.cr3(), at).unwrap().0;
+    let breaks = (0..256).filter(|i| hw.walk(mm.cr3(), at + i * P).unwrap().0 != first.plus(i * P));
+    assert_eq!(breaks.count(), 0);
+}
+
+#[test]
+fn frames_run_out_and_come_back() {
+    let mut hw = Model::default();
+    let mut mm = space(&mut hw, 1);
+    let total = mm.frames().total();
+    let at = mm
+        .map(&mut hw, ANY, total * P, anon(Prot::RW), false)
+        .unwrap();
+    let mut mapped = 0;
+    let end = loop {
+        match mm.fault(&mut hw, at + mapped * P, true, false).unwrap() {
+            Fault::Fixed => {
+                while hw.walk(mm.cr3(), at + mapped * P).is_some() {
+                    mapped += 1;
+                }
+            }
+            other => break other,
+        }
+    };
+    assert_eq!(end, Fault::OutOfMemory);
+    assert!(mapped > total - 8);
+    mm.unmap(&mut hw, at, at + total * P).unwrap();
+    assert_eq!(mm.stats().resident, 0);
+    let at = mm.map(&mut hw, ANY, P, anon(Prot::RW), false).unwrap();
+    assert_eq!(mm.fault(&mut hw, at, true, false).unwrap(), Fault::Fixed);
+}
+
+#[test]
+fn files_are_read_around_the_fault_and_end_with_sigbus() {
+    let mut hw = Model {
+        file: (0..5 * 4096 + 100).map(|i| (i / 7) as u8).collect(),
+        ..Model::default()
+    };
+    let mut mm = space(&mut hw, 4);
+    let file = Rc::new(File {
+        fd: 1001,
+        writable: false,
+        name: "f".into(),
+    });
+    let backing = Backing::File { file, offset: P };
+    let area = Vma {
+        end: 0,
+        prot: Prot(5),
+        shared: false,
+        backing,
+    };
+    let at = mm.map(&mut hw, ANY, 8 * P, area, false).unwrap();
+    assert_eq!(
+        mm.fault(&mut hw, at + 4 * P, false, false).unwrap(),
+        Fault::Fixed
+    );
+    let expected = hw.file.clone();
+    for i in 0..5 {
+        let (frame, entry) = hw
+            .walk(mm.cr3(), at + i * P)
+            .expect("brought in around the fault");
+        let n = if i == 4 { 100 } else { 4096 };
+        let from = ((i + 1) * P) as usize;
+        assert_eq!(hw.page(frame)[..n], expected[from..from + n]);
+        assert!(hw.page(frame)[n..].iter().all(|b| *b == 0));
+        assert_eq!(entry & 2, 0);
+    }
+    assert_eq!(
+        mm.fault(&mut hw, at + 5 * P, false, false).unwrap(),
+        Fault::Bus
+    );
+    mm.unmap(&mut hw, at, at + 4 * P).unwrap();
+    assert!(hw.closed.is_empty());
+    mm.unmap(&mut hw, at, at + 8 * P).unwrap();
+    assert_eq!(hw.closed, [1001]);
+}
+
+#[test]
+fn shared_pages_that_changed_are_written_back() {
+    let mut hw = Model {
+        file: vec![1; 2 * 4096 + 10],
+        ..Model::default()
+    };
+    let mut mm = space(&mut hw, 4);
+    let file = Rc::new(File {
+        fd: 1001,
+        writable: true,
+        name: "f".into(),
+    });
+    let backing = Backing::File { file, offset: 0 };
+    let area = Vma {
+        end: 0,
+        prot: Prot::RW,
+        shared: true,
+        backing,
+    };
+    let at = mm.map(&mut hw, ANY, 3 * P, area, false).unwrap();
+    assert_eq!(mm.fault(&mut hw, at, true, false).unwrap(), Fault::Fixed);
+    for (i, dirty) in [(0, true), (1, false), (2, true)] {
+        let (frame, entry) = hw.walk(mm.cr3(), at + i * P).unwrap();
+        assert_eq!(entry & 0x40, 0, "D is clear in a new shared page");
+        hw.page(frame).fill(7);
+        if dirty {
+            // what the walk of a write does
+            let mut table = Gpa(mm.cr3() & !(1 << 51));
+            for shift in [39, 30, 21] {
+                let va = at + i * P;
+                let e = hw.read_u64(table.plus((va >> shift & 511) * 8)).unwrap();
+                table = Gpa(e & 0x0007_ffff_ffff_f000);
+            }
+            let slot = table.plus(((at + i * P) >> 12 & 511) * 8);
+            hw.write_u64(slot, entry | 0x40).unwrap();
+        }
+    }
+    mm.sync(&mut hw, at, at + 3 * P).unwrap();
+    assert!(hw.file[..4096].iter().all(|b| *b == 7));
+    assert!(hw.file[4096..8192].iter().all(|b| *b == 1));
+    assert!(hw.file[8192..].iter().all(|b| *b == 7));
+    assert_eq!((hw.file.len(), mm.stats().written_back), (8202, 2));
+    mm.sync(&mut hw, at, at + 3 * P).unwrap();
+    assert_eq!(mm.stats().written_back, 2);
+}
+
+#[test]
+fn the_stack_grows_to_its_limit_and_keeps_a_gap() {
+    let mut hw = Model::default();
+    let mut mm = space(&mut hw, 4);
+    let start = USER_END - 16 * P;
+    mm.reserve(
+        start,
+        Vma {
+            end: USER_END,
+            prot: Prot::RW,
+            shared: false,
+            backing: Backing::Stack,
+        },
+    )
+    .unwrap();
+    assert_eq!(
+        mm.fault(&mut hw, start - 40 * P, true, false).unwrap(),
+        Fault::Fixed
+    );
+    assert_eq!(
+        mm.fault(&mut hw, USER_END - mm.stack_limit - P, true, false)
+            .unwrap(),
+        Fault::Segv(1)
+    );
+    let near = Place::Fixed(USER_END - 400 * P);
+    mm.map(&mut hw, near, P, anon(Prot::RW), false).unwrap();
+    assert_eq!(
+        mm.fault(&mut hw, USER_END - 300 * P, true, false).unwrap(),
+        Fault::Segv(1)
+    );
+    assert_eq!(
+        mm.fault(&mut hw, USER_END - 100 * P, true, false).unwrap(),
+        Fault::Fixed
+    );
+}
+
+#[test]
+fn the_heap_grows_shrinks_and_reads_zero_again() {
+    let mut hw = Model::default();
+    let mut mm = space(&mut hw, 4);
+    mm.set_brk_start(0x60_0000);
+    assert_eq!(mm.set_brk(&mut hw, 0).unwrap(), 0x60_0000);
+    assert_eq!(mm.set_brk(&mut hw, 0x60_2800).unwrap(), 0x60_2800);
+    assert_eq!(
+        mm.fault(&mut hw, 0x60_2000, true, false).unwrap(),
+        Fault::Fixed
+    );
+    assert_eq!(
+        mm.fault(&mut hw, 0x60_3000, true, false).unwrap(),
+        Fault::Segv(1)
+    );
+    let frame = hw.walk(mm.cr3(), 0x60_2000).unwrap().0;
+    hw.page(frame)[0] = 9;
+    assert_eq!(mm.set_brk(&mut hw, 0x60_1000).unwrap(), 0x60_1000);
+    assert_eq!(mm.set_brk(&mut hw, 0x60_3000).unwrap(), 0x60_3000);
+    assert_eq!(
+        mm.fault(&mut hw, 0x60_2000, true, false).unwrap(),
+        Fault::Fixed
+    );
+    let frame = hw.walk(mm.cr3(), 0x60_2000).unwrap().0;
+    assert_eq!(hw.page(frame)[0], 0);
+    assert_eq!(
+        mm.set_brk(&mut hw, 1 << 40).unwrap(),
+        0x60_3000,
+        "more than all memory"
+    );
+}
+
+#[test]
+fn mremap_moves_frames_with_their_contents() {
+    let mut hw = Model::default();
+    let mut mm = space(&mut hw, 4);
+    mm.map(&mut hw, ANY, P, anon(Prot::NONE), false).unwrap();
+    let a = mm.map(&mut hw, ANY, 4 * P, anon(Prot::RW), false).unwrap();
+    mm.fault(&mut hw, a + P, true, false).unwrap();
+    let frame = hw.walk(mm.cr3(), a + P).unwrap().0;
+    hw.page(frame)[0] = 77;
+    assert_eq!(
+        errno(mm.remap(&mut hw, a, 4 * P, 16 * P, false, None)),
+        Errno::ENOMEM
+    );
+    let b = mm.remap(&mut hw, a, 4 * P, 16 * P, true, None).unwrap();
+    assert_ne!(a, b);
+    assert_eq!(hw.walk(mm.cr3(), b + P).unwrap().0, frame);
+    assert!(hw.walk(mm.cr3(), a + P).is_none());
+    assert_eq!(
+        mm.fault(&mut hw, a + P, false, false).unwrap(),
+        Fault::Segv(1)
+    );
+    assert_eq!(mm.remap(&mut hw, b, 16 * P, 2 * P, false, None).unwrap(), b);
+    assert_eq!(
+        mm.fault(&mut hw, b + 2 * P, false, false).unwrap(),
+        Fault::Segv(1)
+    );
+    assert_eq!(
+        mm.remap(&mut hw, b, 2 * P, 2 * P, true, Some(0x2000_0000))
+            .unwrap(),
+        0x2000_0000
+    );
+    assert_eq!(hw.walk(mm.cr3(), 0x2000_0000 + P).unwrap().0, frame);
+    assert_eq!(
+        errno(mm.remap(&mut hw, 0x3000_0000, P, P, true, None)),
+        Errno::EFAULT
+    );
+}
+
+#[test]
+fn discarded_pages_read_zero_and_mincore_sees_it() {
+    let mut hw = Model::default();
+    let mut mm = space(&mut hw, 4);
+    let at = mm.map(&mut hw, ANY, 4 * P, anon(Prot::RW), false).unwrap();
+    mm.fault(&mut hw, at + P, true, false).unwrap();
+    assert_eq!(mm.resident(&mut hw, at, at + 4 * P).unwrap(), [0, 1, 0, 0]);
+    mm.discard(&mut hw, at, at + 4 * P).unwrap();
+    assert_eq!(mm.resident(&mut hw, at, at + 4 * P).unwrap(), [0; 4]);
+    assert_eq!(errno(mm.discard(&mut hw, at, at + 5 * P)), Errno::ENOMEM);
+}

@@ -1,0 +1,30 @@
+//! The board: vCPU, memory, secure processor, hypervisor, process guests.
+//!
+//! [`Machine`] puts them together and runs one process guest. The guest half (a small built-in
+//! [`kernel`] and the program) runs in a coroutine; the hypervisor half ([`hv`]) enters it with VMRUN
+//! and answers its exits. They share what a real pair would: nested page tables, the VMCB, and a
+//! window of unencrypted memory.
+
+mod config;
+mod error;
+mod exec;
+mod fence;
+mod host;
+pub mod hv;
+pub mod kernel;
+mod launch;
+mod layout;
+mod report;
+mod stats;
+mod vm;
+
+pub use config::{CacheMode, CipherKind, Engine, MachineConfig, SevMode, mode_name};
+pub use error::Error;
+pub use host::exit_like;
+pub use kernel::GuestEnd;
+pub use launch::Launched;
+pub use layout::Layout;
+pub use report::{CommandReport, ConfigReport, LaunchReport, Report, StatsReport};
+pub use sevlab_jit::{JitOptions, OptLevel};
+pub use stats::{Stats, Translated};
+pub use vm::{Machine, RunOutcome};

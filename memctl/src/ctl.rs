@@ -1,0 +1,547 @@
+#![allow(unsafe_code)] // AES between the two mappings
+//! [`MemCtl`]: accesses by key domain, and the residency of plaintext behind them.
+//!
+//! Invariants:
+//! 1. A page is seen through one domain at a time: its owner's plaintext in `plain`, or DRAM itself. Whoever comes from another
+//!    domain pushes the owner's plaintext out first (encrypted under the owner's key, if dirty), and no fast-TLB entry for the
+//!    other side is left when the call returns.
+//! 2. A resident page that is not dirty has no write tag in any attached fast TLB.
+//! 3. Plaintext of a private page is nowhere but in `plain`, and in [`CacheMode::None`] nowhere.
+//!
+//! Locks, in this order: the RMP's, the metadata's, the set of TLBs, a TLB's chains.
+
+use std::ptr::NonNull;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use sevlab_arch::{Asid, PAGE_SHIFT, PAGE_SIZE, Spa};
+
+use crate::cipher::{BLOCK, CipherKind, PAGE, Path};
+use crate::dram::{Dram, page_parts};
+use crate::error::Error;
+use crate::keys::KeySlots;
+use crate::residency::{Residency, States};
+use crate::rmp::Rmp;
+use crate::stats::{Counters, MemStats};
+use crate::tlb::{FastTlb, Perms, TlbSet};
+use crate::uncached;
+
+/// The least [`Config::resident`] there is, pages.
+pub const MIN_RESIDENT: usize = 64;
+
+/// Who accesses memory: the meaning of the C-bit, together with the ASID that runs.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Domain {
+    /// C-bit clear, a device, or the hypervisor: DRAM as it is.
+    Shared,
+    /// C-bit set: DRAM through the key of this ASID.
+    Private(Asid),
+}
+
+/// How much of an encrypted page is kept as plaintext once it was touched.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub enum CacheMode {
+    /// The whole page: AES once per page brought in or pushed out.
+    #[default]
+    Page,
+    /// Nothing: every access runs AES on its 16-byte blocks.
+    None,
+}
+
+/// What memory the machine has.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Config {
+    /// Bytes of DRAM, a multiple of 4 KiB.
+    pub size: u64,
+    /// The cipher of private pages.
+    pub cipher: CipherKind,
+    /// What is kept as plaintext.
+    pub cache: CacheMode,
+    /// The most pages kept as plaintext at a time, [`MIN_RESIDENT`] or more; None: no limit. Unused with [`CacheMode::None`].
+    pub resident: Option<usize>,
+    /// Stands for the boot that the address tweaks were drawn at, so that a run can be repeated.
+    pub tweak_seed: u64,
+    /// Whether SNP is on: the top of DRAM holds the RMP.
+    pub snp: bool,
+}
+
+/// How the host does it. Nothing the guest could notice depends on this.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct HostOptions {
+    /// Ask the host for transparent huge pages: faster, and coarser in what it takes from the host.
+    pub huge_pages: bool,
+    /// The host instructions that do AES; None: the best there are.
+    pub cipher_path: Option<Path>,
+}
+
+impl Default for HostOptions {
+    fn default() -> Self {
+        Self {
+            huge_pages: true,
+            cipher_path: None,
+        }
+    }
+}
+
+/// What changes under the metadata lock.
+pub(crate) struct Meta {
+    pub keys: KeySlots,
+    pub residency: Residency,
+}
+
+/// What becomes of a page that is brought in.
+#[derive(Clone, Copy)]
+enum Fill<'a> {
+    /// What DRAM holds, decrypted.
+    Decrypt,
+    /// These 4096 bytes: nothing is decrypted.
+    Data(&'a [u8]),
+    /// Zeroes: nothing is decrypted.
+    Zero,
+}
+
+/// The memory controller. See the crate's page.
+pub struct MemCtl {
+    cfg: Config,
+    /// A hit needs no bookkeeping, so no lock.
+    hits_without_lock: bool,
+    pub(crate) dram: Arc<Dram>,
+    pub(crate) states: States,
+    pub(crate) tlbs: Arc<TlbSet>,
+    pub(crate) counters: Counters,
+    rmp: Rmp,
+    meta: Mutex<Meta>,
+}
+
+impl MemCtl {
+    /// Zeroed DRAM without keys.
+    ///
+    /// # Errors
+    /// [`Error::Size`], [`Error::ResidentLimit`] for a configuration that can't be, [`Error::Host`] if the host has no room.
+    pub fn new(cfg: Config) -> Result<Arc<Self>, Error> {
+        Self::with_options(cfg, &HostOptions::default())
+    }
+
+    /// [`MemCtl::new`] with a choice of how the host does it.
+    ///
+    /// # Errors
+    /// As [`MemCtl::new`].
+    pub fn with_options(cfg: Config, host: &HostOptions) -> Result<Arc<Self>, Error> {
+        let size = cfg.size;
+        let bad_size = |why| Err(Error::Size { size, why });
+        if size == 0 || !size.is_multiple_of(PAGE_SIZE) {
+            return bad_size("not a positive multiple of 4 KiB");
+        }
+        if size > 1 << 43 {
+            return bad_size("above 8 TiB");
+        }
+        let cached = cfg.cache != CacheMode::None;
+        let limit = cfg.resident.filter(|_| cached);
+        if let Some(limit) = limit.filter(|&l| l < MIN_RESIDENT) {
+            return Err(Error::ResidentLimit {
+                limit,
+                min: MIN_RESIDENT,
+            });
+        }
+        let pages = (size >> PAGE_SHIFT) as usize;
+        let path = host.cipher_path.unwrap_or_else(Path::detect);
+        let dram = Arc::new(Dram::new(size, cached, host.huge_pages)?);
+        let tlbs = Arc::new(TlbSet::default());
+        Ok(Arc::new(Self {
+            hits_without_lock: cached && limit.is_none(),
+            states: States::new(pages),
+            rmp: Rmp::new(size, cfg.snp, Arc::clone(&dram), Arc::clone(&tlbs))?,
+            meta: Mutex::new(Meta {
+                keys: KeySlots::new(cfg.cipher, cfg.tweak_seed, path),
+                residency: Residency::new(if cached { pages } else { 0 }, limit),
+            }),
+            counters: Counters::default(),
+            cfg,
+            dram,
+            tlbs,
+        }))
+    }
+
+    /// Bytes of DRAM.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.cfg.size
+    }
+
+    /// Bytes of DRAM below the RMP: what is there for software to use.
+    #[must_use]
+    pub fn usable_size(&self) -> u64 {
+        self.rmp.base().0
+    }
+
+    /// What it was made from.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.cfg
+    }
+
+    /// The reverse map table.
+    #[must_use]
+    pub fn rmp(&self) -> &Rmp {
+        &self.rmp
+    }
+
+    /// The counters so far.
+    #[must_use]
+    pub fn stats(&self) -> MemStats {
+        self.counters.snapshot()
+    }
+
+    /// From now on entries of this TLB are dropped when they would be wrong.
+    pub fn attach_tlb(&self, tlb: Arc<FastTlb>) {
+        self.tlbs.attach(tlb);
+    }
+
+    /// The opposite. The TLB is flushed, since nobody keeps it true any more.
+    pub fn detach_tlb(&self, tlb: &Arc<FastTlb>) {
+        self.tlbs.detach(tlb);
+    }
+
+    /// Reads `out.len()` bytes from `a`, whatever pages they lie in, as `d` sees them.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`], [`Error::NoKey`].
+    pub fn read(&self, d: Domain, a: Spa, out: &mut [u8]) -> Result<(), Error> {
+        self.check_range(a, out.len() as u64)?;
+        match d {
+            Domain::Shared => {
+                for (pfn, at, r) in page_parts(a, out.len()) {
+                    self.make_raw(pfn);
+                    self.dram.raw.read(at.0, &mut out[r]);
+                }
+            }
+            Domain::Private(asid) if self.cfg.cache == CacheMode::None => {
+                let meta = self.lock();
+                let engine = meta.keys.engine(asid, a)?;
+                for (_, at, r) in page_parts(a, out.len()) {
+                    uncached::read(engine, &self.dram, &self.counters, at, &mut out[r]);
+                }
+            }
+            Domain::Private(asid) => {
+                let mut meta = self.lock();
+                for (pfn, at, r) in page_parts(a, out.len()) {
+                    self.bring_in(&mut meta, pfn, asid, false, Fill::Decrypt)?;
+                    self.dram.plain().read(at.0, &mut out[r]);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes `data` at `a`, whatever pages that touches, as `d` sees them.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`], [`Error::NoKey`]; nothing is written then.
+    pub fn write(&self, d: Domain, a: Spa, data: &[u8]) -> Result<(), Error> {
+        self.check_range(a, data.len() as u64)?;
+        match d {
+            Domain::Shared => {
+                for (pfn, at, r) in page_parts(a, data.len()) {
+                    self.make_raw(pfn);
+                    self.dram.mark(pfn);
+                    self.dram.raw.write(at.0, &data[r]);
+                }
+            }
+            Domain::Private(asid) if self.cfg.cache == CacheMode::None => {
+                let meta = self.lock();
+                let engine = meta.keys.engine(asid, a)?;
+                for (_, at, r) in page_parts(a, data.len()) {
+                    uncached::write(engine, &self.dram, &self.counters, at, &data[r]);
+                }
+            }
+            Domain::Private(asid) => {
+                let mut meta = self.lock();
+                for (pfn, at, r) in page_parts(a, data.len()) {
+                    if r.len() == PAGE {
+                        self.bring_in(&mut meta, pfn, asid, true, Fill::Data(&data[r]))?;
+                    } else {
+                        self.bring_in(&mut meta, pfn, asid, true, Fill::Decrypt)?;
+                        self.dram.plain().write(at.0, &data[r]);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads a little-endian 64-bit number: page-table walks.
+    ///
+    /// # Errors
+    /// As [`MemCtl::read`].
+    #[inline]
+    pub fn read_u64(&self, d: Domain, a: Spa) -> Result<u64, Error> {
+        if let Some(before) = self.states.get(a.pfn()).filter(|_| a.0.is_multiple_of(8)) {
+            let seen = match (d, before.owner()) {
+                (Domain::Shared, None) => Some(&self.dram.raw),
+                (Domain::Private(asid), Some(owner)) if self.hits_without_lock && asid == owner => {
+                    self.dram.plain_of()
+                }
+                _ => None,
+            };
+            if let Some(region) = seen {
+                let v = region.load(a.0);
+                // Still the same stay of the same owner, so what was read was its plaintext.
+                if self.states.get(a.pfn()) == Some(before) {
+                    return Ok(v);
+                }
+            }
+        }
+        let mut b = [0; 8];
+        self.read(d, a, &mut b)?;
+        Ok(u64::from_le_bytes(b))
+    }
+
+    /// Writes a little-endian 64-bit number; if aligned, at once for other threads.
+    ///
+    /// # Errors
+    /// As [`MemCtl::write`].
+    pub fn write_u64(&self, d: Domain, a: Spa, v: u64) -> Result<(), Error> {
+        match d {
+            Domain::Private(asid) if self.cfg.cache == CacheMode::Page && a.0.is_multiple_of(8) => {
+                self.check_range(a, 8)?;
+                let mut meta = self.lock();
+                self.bring_in(&mut meta, a.pfn(), asid, true, Fill::Decrypt)?;
+                self.dram.plain().store(a.0, v);
+                Ok(())
+            }
+            Domain::Shared if a.0.is_multiple_of(8) => {
+                self.check_range(a, 8)?;
+                self.make_raw(a.pfn());
+                self.dram.store_raw(a.0, v);
+                Ok(())
+            }
+            _ => self.write(d, a, &v.to_le_bytes()),
+        }
+    }
+
+    /// Zeroes the page as `d` sees it. What it held is not decrypted first.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`], [`Error::Unaligned`], [`Error::NoKey`].
+    pub fn zero_page(&self, d: Domain, page: Spa) -> Result<(), Error> {
+        let pfn = self.page_number(page)?;
+        match d {
+            Domain::Shared => {
+                self.make_raw(pfn);
+                self.dram.mark(pfn);
+                self.dram.raw.zero(page.0, PAGE);
+                Ok(())
+            }
+            Domain::Private(_) if self.cfg.cache == CacheMode::None => {
+                self.write(d, page, &[0; PAGE])
+            }
+            Domain::Private(asid) => {
+                let mut meta = self.lock();
+                self.bring_in(&mut meta, pfn, asid, true, Fill::Zero)
+            }
+        }
+    }
+
+    /// The host address of the page's 4096 bytes as `d` sees them: in DRAM for [`Domain::Shared`], in `plain` for
+    /// [`Domain::Private`], made resident. `write` says that the caller may change them: without it, it must not.
+    ///
+    /// None for private pages with [`CacheMode::None`]: use [`MemCtl::read`] and [`MemCtl::write`].
+    ///
+    /// The address is good until the page is evicted: by an access from another domain, by `bus_write`, by a change of key, or
+    /// by the `resident` limit, which spares the 8 pages handed out last. After a write-back (`bus_read`, `dump`) the page is
+    /// still there, but a change needs `write` again.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`], [`Error::Unaligned`], [`Error::NoKey`].
+    #[inline]
+    pub fn host_page(
+        &self,
+        d: Domain,
+        page: Spa,
+        write: bool,
+    ) -> Result<Option<NonNull<u8>>, Error> {
+        if let Domain::Private(asid) = d
+            && self.hits_without_lock
+            && page.offset() == 0
+            && let Some(state) = self.states.get(page.pfn())
+            && state.hits(asid, write)
+        {
+            return Ok(self.dram.plain_of().map(|p| p.ptr(page.0)));
+        }
+        self.host_page_slow(d, page, write, None)
+    }
+
+    /// [`MemCtl::host_page`] (with `write` = `perms.w`) and [`FastTlb::insert`] in one step, between which no other thread can
+    /// take the page away. `tlb` must be attached; its granule is the page. The page's address is returned.
+    ///
+    /// # Errors
+    /// As [`MemCtl::host_page`].
+    pub fn fill_tlb(
+        &self,
+        tlb: &FastTlb,
+        va: sevlab_arch::Va,
+        d: Domain,
+        page: Spa,
+        perms: Perms,
+    ) -> Result<Option<NonNull<u8>>, Error> {
+        self.host_page_slow(d, page, perms.w, Some((tlb, va, perms)))
+    }
+
+    fn host_page_slow(
+        &self,
+        d: Domain,
+        page: Spa,
+        write: bool,
+        insert: Option<(&FastTlb, sevlab_arch::Va, Perms)>,
+    ) -> Result<Option<NonNull<u8>>, Error> {
+        let pfn = self.page_number(page)?;
+        let mut meta = self.lock();
+        let host = match d {
+            Domain::Shared => {
+                self.evict(&mut meta, pfn);
+                self.dram.mark(pfn);
+                self.dram.raw.ptr(page.0)
+            }
+            Domain::Private(_) if self.cfg.cache == CacheMode::None => return Ok(None),
+            Domain::Private(asid) => {
+                self.bring_in(&mut meta, pfn, asid, write, Fill::Decrypt)?;
+                self.dram.plain().ptr(page.0)
+            }
+        };
+        if let Some((tlb, va, perms)) = insert {
+            tlb.insert(va, host, perms);
+        }
+        Ok(Some(host))
+    }
+
+    // ---- what the other files of this crate build on ----
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Meta> {
+        self.meta.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn check_range(&self, spa: Spa, len: u64) -> Result<(), Error> {
+        let size = self.cfg.size;
+        match spa.0.checked_add(len) {
+            Some(end) if end <= size => Ok(()),
+            _ => Err(Error::OutOfRange { spa, len, size }),
+        }
+    }
+
+    pub(crate) fn page_number(&self, page: Spa) -> Result<u64, Error> {
+        if page.offset() != 0 {
+            return Err(Error::Unaligned { spa: page });
+        }
+        self.check_range(page, PAGE_SIZE)?;
+        Ok(page.pfn())
+    }
+
+    /// Makes DRAM the page's only copy, if it is not already.
+    pub(crate) fn make_raw(&self, pfn: u64) {
+        if self.states.of(pfn).owner().is_some() {
+            self.evict(&mut self.lock(), pfn);
+        }
+    }
+
+    /// Makes the page resident for `asid`, and replaces its content if `fill` says so.
+    fn bring_in(
+        &self,
+        meta: &mut Meta,
+        pfn: u64,
+        asid: Asid,
+        write: bool,
+        fill: Fill<'_>,
+    ) -> Result<(), Error> {
+        let state = self.states.of(pfn);
+        if state.owner() == Some(asid) {
+            if write && !state.is_dirty() {
+                self.states.set_dirty(pfn, true);
+            }
+            meta.residency.note(pfn);
+            self.overwrite(pfn, fill);
+            return Ok(());
+        }
+        let spa = Spa(pfn << PAGE_SHIFT);
+        meta.keys.engine(asid, spa)?;
+        if state.owner().is_some() {
+            self.evict(meta, pfn);
+        }
+        while let Some(victim) = meta.residency.victim() {
+            self.evict(meta, victim);
+        }
+        // Nobody may go on through DRAM while the plaintext is elsewhere.
+        self.tlbs.drop_host(self.dram.raw.ptr(spa.0));
+        // All before the page has its new owner: another thread that finds it so needs no lock to read it.
+        self.overwrite(pfn, fill);
+        if matches!(fill, Fill::Decrypt) {
+            let engine = meta.keys.engine(asid, spa)?;
+            let (src, dst) = (
+                self.dram.raw.span(spa.0, PAGE),
+                self.dram.plain().span(spa.0, PAGE),
+            );
+            // SAFETY: both spans are a page inside their mappings, checked just now, and page-aligned as `spa` is.
+            unsafe { engine.decrypt_page(spa.0, src.as_ptr(), dst.as_ptr()) };
+            Counters::add(&self.counters.pages_decrypted, 1);
+            Counters::add(&self.counters.aes_blocks, (PAGE / BLOCK) as u64);
+        }
+        self.states.set_owner(pfn, asid, write);
+        meta.residency.push(pfn);
+        meta.residency.note(pfn);
+        self.counters.page_in();
+        Ok(())
+    }
+
+    fn overwrite(&self, pfn: u64, fill: Fill<'_>) {
+        let plain = self.dram.plain();
+        match fill {
+            Fill::Decrypt => {}
+            Fill::Data(data) => plain.write(pfn << PAGE_SHIFT, data),
+            Fill::Zero => plain.zero(pfn << PAGE_SHIFT, PAGE),
+        }
+    }
+
+    /// Pushes the page's plaintext out, if it is resident: no fast-TLB entry for it is left, and DRAM is its only copy.
+    pub(crate) fn evict(&self, meta: &mut Meta, pfn: u64) {
+        let state = self.states.of(pfn);
+        let Some(owner) = state.owner() else { return };
+        // First, so that a thread that comes without the lock has to wait for it.
+        self.states.set_absent(pfn);
+        self.tlbs
+            .drop_host(self.dram.plain().ptr(pfn << PAGE_SHIFT));
+        if state.is_dirty() {
+            self.encrypt_out(meta, pfn, owner);
+        }
+        meta.residency.remove(pfn);
+        self.counters.page_out();
+    }
+
+    /// Makes DRAM current and keeps the page resident, clean.
+    pub(crate) fn write_back(&self, meta: &Meta, pfn: u64) {
+        let state = self.states.of(pfn);
+        let Some(owner) = state.owner().filter(|_| state.is_dirty()) else {
+            return;
+        };
+        // First, and the write tags too: the next write must mark the page again.
+        self.states.set_dirty(pfn, false);
+        self.tlbs
+            .drop_write_host(self.dram.plain().ptr(pfn << PAGE_SHIFT));
+        self.encrypt_out(meta, pfn, owner);
+    }
+
+    fn encrypt_out(&self, meta: &Meta, pfn: u64, owner: Asid) {
+        let spa = Spa(pfn << PAGE_SHIFT);
+        let Ok(engine) = meta.keys.engine(owner, spa) else {
+            // A key goes only after its pages went (residency, invariant 1).
+            unreachable!("page {spa} is resident under ASID {owner}, which has no key");
+        };
+        let (src, dst) = (
+            self.dram.plain().span(spa.0, PAGE),
+            self.dram.raw.span(spa.0, PAGE),
+        );
+        self.dram.mark(pfn);
+        // SAFETY: both spans are a page inside their mappings, checked just now, and page-aligned as `spa` is.
+        unsafe { engine.encrypt_page(spa.0, src.as_ptr(), dst.as_ptr()) };
+        Counters::add(&self.counters.pages_encrypted, 1);
+        Counters::add(&self.counters.aes_blocks, (PAGE / BLOCK) as u64);
+    }
+}

@@ -1,0 +1,213 @@
+#![allow(unsafe_code)] // raw access to the two host mappings
+//! The two host mappings: `dram`, what the memory modules hold, and `plain`, the plaintext of resident private pages.
+//!
+//! Both are anonymous, private to the process and take no host memory until touched. Guest code, devices and this crate reach
+//! them through raw pointers, as any machine's memory is reached: nothing here ever makes a Rust reference to their bytes.
+
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use memmap2::{Advice, MmapOptions, MmapRaw};
+use sevlab_arch::{PAGE_SHIFT, PAGE_SIZE, Spa};
+
+use crate::error::Error;
+
+const HUGE: usize = 2 << 20;
+
+/// One mapping, aligned to 2 MiB.
+pub(crate) struct Region {
+    base: NonNull<u8>,
+    len: usize,
+    /// Holds the mapping; `base` points into it.
+    _map: MmapRaw,
+}
+
+// SAFETY: the mapping is owned, lives as long as the region and has no thread affinity; every access to its bytes is through raw
+// pointers, whose data races are those of the simulated machine.
+unsafe impl Send for Region {}
+// SAFETY: as above.
+unsafe impl Sync for Region {}
+
+impl Region {
+    fn new(len: usize, huge_pages: bool) -> Result<Self, Error> {
+        let fail = |e: std::io::Error| Error::Host {
+            what: "mapping guest memory",
+            errno: e.raw_os_error().unwrap_or(0),
+        };
+        let map = MmapOptions::new()
+            .len(len + HUGE)
+            .no_reserve_swap()
+            .map_anon()
+            .map_err(fail)?;
+        let map = MmapRaw::from(map);
+        let start = map.as_mut_ptr();
+        let skip = start.align_offset(HUGE);
+        if huge_pages && len >= HUGE {
+            // Only advice: a host without huge pages runs slower, not wrong.
+            let _ = map.advise_range(Advice::HugePage, skip, len & !(HUGE - 1));
+        }
+        // SAFETY: an alignment of 2 MiB skips less than 2 MiB, by which the mapping is longer than `len`.
+        let base = unsafe { NonNull::new_unchecked(start.add(skip)) };
+        base.as_ptr().expose_provenance(); // fast-TLB addends come back as integers
+        Ok(Self {
+            base,
+            len,
+            _map: map,
+        })
+    }
+
+    /// The host address of byte `at`.
+    #[inline]
+    pub(crate) fn ptr(&self, at: u64) -> NonNull<u8> {
+        assert!(
+            at < self.len as u64,
+            "offset {at:#x} in a region of {:#x}",
+            self.len
+        );
+        // SAFETY: inside the mapping, just checked.
+        unsafe { self.base.add(at as usize) }
+    }
+
+    /// The host address of `len` bytes from `at`.
+    #[inline]
+    pub(crate) fn span(&self, at: u64, len: usize) -> NonNull<u8> {
+        assert!(
+            at <= self.len as u64 && len as u64 <= self.len as u64 - at,
+            "{len:#x} bytes at {at:#x} in a region of {:#x}",
+            self.len
+        );
+        // SAFETY: inside the mapping or at its end, just checked.
+        unsafe { self.base.add(at as usize) }
+    }
+
+    pub(crate) fn read(&self, at: u64, out: &mut [u8]) {
+        let src = self.span(at, out.len());
+        // SAFETY: `span` checked the source; `out` is a Rust slice, which no mapping of ours is.
+        unsafe {
+            src.as_ptr()
+                .copy_to_nonoverlapping(out.as_mut_ptr(), out.len())
+        };
+    }
+
+    pub(crate) fn write(&self, at: u64, data: &[u8]) {
+        let dst = self.span(at, data.len());
+        // SAFETY: `span` checked the destination; `data` is a Rust slice, which no mapping of ours is.
+        unsafe {
+            dst.as_ptr()
+                .copy_from_nonoverlapping(data.as_ptr(), data.len())
+        };
+    }
+
+    pub(crate) fn zero(&self, at: u64, len: usize) {
+        let dst = self.span(at, len);
+        // SAFETY: `span` checked the destination.
+        unsafe { dst.as_ptr().write_bytes(0, len) };
+    }
+
+    /// An aligned 64-bit load; `at` is a multiple of 8.
+    #[inline]
+    pub(crate) fn load(&self, at: u64) -> u64 {
+        self.cell(at).load(Ordering::Acquire)
+    }
+
+    /// An aligned 64-bit store; `at` is a multiple of 8.
+    #[inline]
+    pub(crate) fn store(&self, at: u64, v: u64) {
+        self.cell(at).store(v, Ordering::Release);
+    }
+
+    #[inline]
+    fn cell(&self, at: u64) -> &AtomicU64 {
+        assert!(
+            at.is_multiple_of(8),
+            "offset {at:#x} is not a multiple of 8"
+        );
+        let p = self.span(at, 8);
+        // SAFETY: 8 bytes inside the mapping, aligned (the base is, by 2 MiB, and `at` was checked), alive as long as `self`.
+        unsafe { AtomicU64::from_ptr(p.as_ptr().cast()) }
+    }
+}
+
+/// DRAM and the plaintext beside it.
+pub(crate) struct Dram {
+    /// What a bus probe sees.
+    pub raw: Region,
+    /// The plaintext of resident private pages, at the same offsets. None where nothing is ever resident.
+    plain: Option<Region>,
+    /// A bit for each page of `raw` that may differ from zero.
+    written: Box<[AtomicU64]>,
+}
+
+impl Dram {
+    pub(crate) fn new(size: u64, with_plain: bool, huge_pages: bool) -> Result<Self, Error> {
+        let pages = size >> PAGE_SHIFT;
+        Ok(Self {
+            raw: Region::new(size as usize, huge_pages)?,
+            plain: if with_plain {
+                Some(Region::new(size as usize, huge_pages)?)
+            } else {
+                None
+            },
+            written: (0..pages.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
+        })
+    }
+
+    /// The plaintext mapping, if there is one.
+    pub(crate) fn plain_of(&self) -> Option<&Region> {
+        self.plain.as_ref()
+    }
+
+    /// The plaintext mapping, for code that only a mode with one reaches.
+    #[inline]
+    pub(crate) fn plain(&self) -> &Region {
+        match &self.plain {
+            Some(p) => p,
+            None => unreachable!("a private page is resident in a mode without plaintext"),
+        }
+    }
+
+    /// Notes that the page may differ from zero from now on.
+    #[inline]
+    pub(crate) fn mark(&self, pfn: u64) {
+        let (word, bit) = (&self.written[(pfn / 64) as usize], 1 << (pfn % 64));
+        if word.load(Ordering::Relaxed) & bit == 0 {
+            word.fetch_or(bit, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether the page may differ from zero.
+    pub(crate) fn may_be_nonzero(&self, pfn: u64) -> bool {
+        self.written[(pfn / 64) as usize].load(Ordering::Relaxed) >> (pfn % 64) & 1 != 0
+    }
+
+    /// [`Region::store`] into DRAM, noted.
+    pub(crate) fn store_raw(&self, at: u64, v: u64) {
+        self.mark(at >> PAGE_SHIFT);
+        self.raw.store(at, v);
+    }
+}
+
+/// The parts of `len` bytes from `a`, none crossing a page: (page number, address, range in the buffer).
+pub(crate) fn page_parts(
+    a: Spa,
+    len: usize,
+) -> impl Iterator<Item = (u64, Spa, std::ops::Range<usize>)> {
+    let mut at = 0usize;
+    std::iter::from_fn(move || {
+        if at >= len {
+            return None;
+        }
+        let here = a.plus(at as u64);
+        let n = (len - at).min((PAGE_SIZE - here.offset()) as usize);
+        let range = at..at + n;
+        at += n;
+        Some((here.pfn(), here, range))
+    })
+}
+
+/// `n` zeroes that take no host memory until they are changed.
+pub(crate) fn zeroed_u32(n: usize) -> Box<[AtomicU32]> {
+    let zeroes: Box<[u32]> = vec![0; n].into();
+    // SAFETY: `AtomicU32` has the layout of `u32`, and the box is the only owner.
+    unsafe { Box::from_raw(Box::into_raw(zeroes) as *mut [AtomicU32]) }
+}

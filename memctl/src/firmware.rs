@@ -1,0 +1,144 @@
+#![allow(unsafe_code)] // AES in place on DRAM
+//! What only the secure processor does (keys, AES straight on DRAM), and what goes over the memory bus beside any key.
+
+use sevlab_arch::{Asid, PAGE_SHIFT, Spa};
+
+use crate::cipher::{BLOCK, PAGE};
+use crate::ctl::MemCtl;
+use crate::dram::page_parts;
+use crate::error::Error;
+use crate::key::MemoryKey;
+use crate::stats::Counters;
+use crate::uncached;
+
+impl MemCtl {
+    /// Gives `a` a key. What was resident under an earlier one is encrypted under that one first.
+    ///
+    /// # Errors
+    /// [`Error::AsidRange`], [`Error::CipherMismatch`].
+    pub fn install_key(&self, a: Asid, k: MemoryKey) -> Result<(), Error> {
+        let mut meta = self.lock();
+        meta.keys.check(a, &k)?;
+        self.evict_owned(&mut meta, a);
+        meta.keys.install(a, &k)
+    }
+
+    /// Takes the key of `a` away and wipes it. What was resident is encrypted under it first.
+    pub fn remove_key(&self, a: Asid) {
+        let mut meta = self.lock();
+        self.evict_owned(&mut meta, a);
+        meta.keys.remove(a);
+    }
+
+    fn evict_owned(&self, meta: &mut crate::ctl::Meta, a: Asid) {
+        let pages: Vec<u64> = meta
+            .residency
+            .iter()
+            .filter(|&p| self.states.of(p).owner() == Some(a))
+            .collect();
+        for pfn in pages {
+            self.evict(meta, pfn);
+        }
+    }
+
+    /// Encrypts what DRAM holds in the page under the key of `a`, in place: the firmware's launch commands.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`], [`Error::Unaligned`], [`Error::NoKey`].
+    pub fn encrypt_in_place(&self, a: Asid, page: Spa) -> Result<(), Error> {
+        let pfn = self.page_number(page)?;
+        let mut meta = self.lock();
+        meta.keys.engine(a, page)?;
+        self.evict(&mut meta, pfn);
+        let engine = meta.keys.engine(a, page)?;
+        let at = self.dram.raw.span(page.0, PAGE).as_ptr();
+        self.dram.mark(pfn);
+        // SAFETY: `span` checked the page; an engine works in place.
+        unsafe { engine.encrypt_page(page.0, at, at) };
+        Counters::add(&self.counters.pages_encrypted, 1);
+        Counters::add(&self.counters.aes_blocks, (PAGE / BLOCK) as u64);
+        Ok(())
+    }
+
+    /// Reads DRAM through the key of `a` without making anything resident: VMSAs, debug decryption. What is resident is written
+    /// back first.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`], [`Error::NoKey`].
+    pub fn decrypt_for_firmware(&self, a: Asid, spa: Spa, out: &mut [u8]) -> Result<(), Error> {
+        self.check_range(spa, out.len() as u64)?;
+        let meta = self.lock();
+        let engine = meta.keys.engine(a, spa)?;
+        for (pfn, at, r) in page_parts(spa, out.len()) {
+            self.write_back(&meta, pfn);
+            uncached::read(engine, &self.dram, &self.counters, at, &mut out[r]);
+        }
+        Ok(())
+    }
+
+    /// Writes DRAM through the key of `a` without making anything resident: VMSAs, debug encryption. What is resident is pushed
+    /// out first.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`], [`Error::NoKey`]; nothing is written then.
+    pub fn encrypt_for_firmware(&self, a: Asid, spa: Spa, data: &[u8]) -> Result<(), Error> {
+        self.check_range(spa, data.len() as u64)?;
+        let mut meta = self.lock();
+        meta.keys.engine(a, spa)?;
+        for (pfn, at, r) in page_parts(spa, data.len()) {
+            self.evict(&mut meta, pfn);
+            let engine = meta.keys.engine(a, spa)?;
+            uncached::write(engine, &self.dram, &self.counters, at, &data[r]);
+        }
+        Ok(())
+    }
+
+    /// What a probe on the memory bus reads: DRAM, after resident plaintext was written back. Where there is no DRAM the bus
+    /// floats: all ones.
+    pub fn bus_read(&self, a: Spa, out: &mut [u8]) {
+        for (pfn, at, r) in page_parts(a, out.len()) {
+            let out = &mut out[r];
+            match self.states.get(pfn) {
+                // `plus` wrapped, or the page is not there.
+                None => out.fill(0xff),
+                Some(_) if at < a => out.fill(0xff),
+                Some(state) => {
+                    if state.is_dirty() {
+                        self.write_back(&self.lock(), pfn);
+                    }
+                    self.dram.raw.read(at.0, out);
+                }
+            }
+        }
+    }
+
+    /// Changes DRAM from outside, whoever owns it: an attack on the bus. Resident plaintext is written back and dropped first.
+    /// Where there is no DRAM nothing happens.
+    pub fn bus_write(&self, a: Spa, data: &[u8]) {
+        for (pfn, at, r) in page_parts(a, data.len()) {
+            if self.states.get(pfn).is_none() || at < a {
+                continue;
+            }
+            self.make_raw(pfn);
+            self.dram.mark(pfn);
+            self.dram.raw.write(at.0, &data[r]);
+        }
+    }
+
+    /// Makes DRAM current. Pages stay resident, clean.
+    ///
+    /// # Errors
+    /// None today; a controller with DRAM beyond this process may have some.
+    pub fn write_back_all(&self) -> Result<(), Error> {
+        let meta = self.lock();
+        for pfn in meta.residency.iter() {
+            self.write_back(&meta, pfn);
+        }
+        Ok(())
+    }
+
+    /// Whether the page can differ from zero in DRAM; resident plaintext does not count before it is written back.
+    pub(crate) fn dram_may_be_nonzero(&self, page: Spa) -> bool {
+        self.dram.may_be_nonzero(page.0 >> PAGE_SHIFT)
+    }
+}

@@ -1,0 +1,437 @@
+#![allow(unsafe_code)] // host addresses leave and re-enter as integers, because translated code adds them
+//! The fast TLB: the one structure that translated code touches for a memory access.
+//!
+//! The problem: translated code must turn a guest virtual address into a host address in a handful of inline instructions, and
+//! yet the memory controller must be able to take a page away (evict it, give it to another key domain, change its RMP entry)
+//! at any time, and be sure that no entry survives.
+//!
+//! The approach: a direct-mapped array of [`TlbEntry`]. An access of `size` bytes at `va` hits if
+//! `(va + size - 1) & !granule_mask` equals the entry's tag for that kind of access, where the entry is the one at
+//! `(va >> granule_shift) % ENTRIES`; so an access that crosses a granule always misses. The host address is `va + addend`.
+//! Beside the array, and never touched by translated code, hash chains link the entries that map one host page, so that
+//! dropping a host page costs one bucket, aliases included, and flushing costs what is occupied.
+//!
+//! Invariants:
+//! 1. A tag is the address of a granule whose index is the entry's own, or [`TlbEntry::NEVER`].
+//! 2. An entry with any tag set is in exactly one chain: its host page's.
+//! 3. While a tag is set, the addend is the one it was made with: entries are emptied before they are changed.
+
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use sevlab_arch::{PAGE_SHIFT, PAGE_SIZE, Va};
+
+/// What a fast-TLB entry covers: the one parameter in which the cache models' probes differ.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Granule(u32);
+
+impl Granule {
+    /// 4 KiB pages.
+    pub const PAGE: Self = Self(PAGE_SHIFT);
+    /// 64-byte cache lines.
+    pub const LINE: Self = Self(6);
+
+    /// log2 of the bytes covered: an address shifted right by this, modulo [`FastTlb::ENTRIES`], is its entry's index.
+    #[must_use]
+    pub const fn shift(self) -> u32 {
+        self.0
+    }
+    /// Bytes covered.
+    #[must_use]
+    pub const fn bytes(self) -> u64 {
+        1 << self.0
+    }
+    /// The bits of an address inside the granule.
+    #[must_use]
+    pub const fn mask(self) -> u64 {
+        self.bytes() - 1
+    }
+}
+
+/// What is done to memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Access {
+    /// Data read.
+    Read,
+    /// Data write.
+    Write,
+    /// Instruction fetch.
+    Exec,
+}
+
+/// What a fast-TLB entry lets pass.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Perms {
+    /// Reads hit.
+    pub r: bool,
+    /// Writes hit. Only for a host page taken with `write`, or the memory controller misses the change.
+    pub w: bool,
+    /// Fetches hit.
+    pub x: bool,
+}
+
+impl Perms {
+    /// Reads only.
+    pub const R: Self = Self {
+        r: true,
+        w: false,
+        x: false,
+    };
+    /// Reads and writes.
+    pub const RW: Self = Self {
+        r: true,
+        w: true,
+        x: false,
+    };
+    /// Reads and fetches.
+    pub const RX: Self = Self {
+        r: true,
+        w: false,
+        x: true,
+    };
+}
+
+/// One entry. Translated code reads it at these offsets: read tag 0, write tag 8, execute tag 16, addend 24.
+#[repr(C, align(32))]
+pub struct TlbEntry {
+    /// Address of the granule for reads, or [`TlbEntry::NEVER`].
+    pub read: AtomicU64,
+    /// Address of the granule for writes, or [`TlbEntry::NEVER`].
+    pub write: AtomicU64,
+    /// Address of the granule for fetches, or [`TlbEntry::NEVER`].
+    pub exec: AtomicU64,
+    /// Host address minus guest virtual address, wrapping.
+    pub addend: AtomicU64,
+}
+
+const _: () = assert!(size_of::<TlbEntry>() == 32);
+const _: () = assert!(std::mem::offset_of!(TlbEntry, read) == 0);
+const _: () = assert!(std::mem::offset_of!(TlbEntry, write) == 8);
+const _: () = assert!(std::mem::offset_of!(TlbEntry, exec) == 16);
+const _: () = assert!(std::mem::offset_of!(TlbEntry, addend) == 24);
+
+impl TlbEntry {
+    /// The tag that no access matches: no granule's address has its low bits set.
+    pub const NEVER: u64 = u64::MAX;
+    /// log2 of an entry's size.
+    pub const SIZE_SHIFT: u32 = 5;
+
+    const fn empty() -> Self {
+        Self {
+            read: AtomicU64::new(Self::NEVER),
+            write: AtomicU64::new(Self::NEVER),
+            exec: AtomicU64::new(Self::NEVER),
+            addend: AtomicU64::new(0),
+        }
+    }
+
+    fn clear(&self) {
+        for tag in [&self.read, &self.write, &self.exec] {
+            tag.store(Self::NEVER, Ordering::Release);
+        }
+    }
+}
+
+/// "No entry" in a chain.
+const NIL: u32 = u32::MAX;
+const BUCKET_BITS: u32 = 14;
+
+/// The side of an entry that only this module sees.
+#[derive(Clone, Copy)]
+struct Link {
+    va: u64,
+    /// Host page number.
+    host: u64,
+    next: u32,
+    prev: u32,
+}
+
+struct Links {
+    links: Box<[Link]>,
+    buckets: Box<[u32]>,
+    /// A bit for each entry that is in a chain.
+    used: Box<[u64]>,
+}
+
+fn bucket(host: u64) -> usize {
+    (host.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - BUCKET_BITS)) as usize
+}
+
+impl Links {
+    fn is_used(&self, i: usize) -> bool {
+        self.used[i / 64] >> (i % 64) & 1 != 0
+    }
+
+    fn link(&mut self, i: usize, va: u64, host: u64) {
+        let b = bucket(host);
+        let next = self.buckets[b];
+        self.links[i] = Link {
+            va,
+            host,
+            next,
+            prev: NIL,
+        };
+        if next != NIL {
+            self.links[next as usize].prev = i as u32;
+        }
+        self.buckets[b] = i as u32;
+        self.used[i / 64] |= 1 << (i % 64);
+    }
+
+    fn unlink(&mut self, i: usize) {
+        let Link {
+            host, next, prev, ..
+        } = self.links[i];
+        if prev == NIL {
+            self.buckets[bucket(host)] = next;
+        } else {
+            self.links[prev as usize].next = next;
+        }
+        if next != NIL {
+            self.links[next as usize].prev = prev;
+        }
+        self.used[i / 64] &= !(1 << (i % 64));
+    }
+}
+
+/// A vCPU's fast TLB. Shared between the vCPU, which fills and probes it, and the memory controller, which takes entries out.
+pub struct FastTlb {
+    entries: Box<[TlbEntry]>,
+    granule: Granule,
+    links: Mutex<Links>,
+}
+
+impl Default for FastTlb {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl FastTlb {
+    /// Number of entries; a power of two.
+    pub const ENTRIES: usize = 16384;
+
+    /// An empty TLB of 4 KiB granules.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::with_granule(Granule::PAGE)
+    }
+
+    /// An empty TLB with the given granule.
+    #[must_use]
+    pub fn with_granule(granule: Granule) -> Self {
+        let link = Link {
+            va: 0,
+            host: 0,
+            next: NIL,
+            prev: NIL,
+        };
+        Self {
+            entries: (0..Self::ENTRIES).map(|_| TlbEntry::empty()).collect(),
+            granule,
+            links: Mutex::new(Links {
+                links: vec![link; Self::ENTRIES].into(),
+                buckets: vec![NIL; 1 << BUCKET_BITS].into(),
+                used: vec![0; Self::ENTRIES / 64].into(),
+            }),
+        }
+    }
+
+    /// The granule of this TLB.
+    #[must_use]
+    pub fn granule(&self) -> Granule {
+        self.granule
+    }
+
+    /// The first entry, for translated code. Valid as long as the TLB.
+    #[must_use]
+    pub fn base_ptr(&self) -> *const TlbEntry {
+        self.entries.as_ptr()
+    }
+
+    /// The index of the entry that `va` would be in.
+    #[must_use]
+    pub fn index(&self, va: Va) -> usize {
+        (va.0 >> self.granule.shift()) as usize & (Self::ENTRIES - 1)
+    }
+
+    /// The entry that `va` would be in.
+    #[must_use]
+    pub fn entry(&self, va: Va) -> &TlbEntry {
+        &self.entries[self.index(va)]
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Links> {
+        self.links.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes the entry of `va`'s granule map `host`, the host address of the granule's first byte, for exactly `perms`: what the
+    /// entry held before, for this address or another, is gone.
+    ///
+    /// With [`MemCtl`](crate::MemCtl) calls on other threads use [`MemCtl::fill_tlb`](crate::MemCtl::fill_tlb), which leaves
+    /// no gap between taking the host page and inserting it.
+    pub fn insert(&self, va: Va, host: NonNull<u8>, perms: Perms) {
+        let va = va.0 & !self.granule.mask();
+        let i = self.index(Va(va));
+        let addr = host.as_ptr().expose_provenance() as u64;
+        debug_assert_eq!(addr & self.granule.mask(), 0, "host address of a granule");
+        let mut links = self.lock();
+        let e = &self.entries[i];
+        e.clear();
+        if links.is_used(i) {
+            links.unlink(i);
+        }
+        if perms == Perms::default() {
+            return;
+        }
+        links.link(i, va, addr >> PAGE_SHIFT);
+        e.addend.store(addr.wrapping_sub(va), Ordering::Release);
+        for (tag, on) in [(&e.read, perms.r), (&e.write, perms.w), (&e.exec, perms.x)] {
+            if on {
+                tag.store(va, Ordering::Release);
+            }
+        }
+    }
+
+    /// The host address of an access of `size` bytes (1 or more) at `va`, if it hits: the probe that translated code makes
+    /// inline.
+    #[must_use]
+    #[inline]
+    pub fn lookup(&self, va: Va, size: u64, access: Access) -> Option<NonNull<u8>> {
+        let e = self.entry(va);
+        let tag = match access {
+            Access::Read => &e.read,
+            Access::Write => &e.write,
+            Access::Exec => &e.exec,
+        };
+        let last = va.0.wrapping_add(size.wrapping_sub(1));
+        if tag.load(Ordering::Acquire) != last & !self.granule.mask() {
+            return None;
+        }
+        let addr = va.0.wrapping_add(e.addend.load(Ordering::Acquire));
+        NonNull::new(std::ptr::with_exposed_provenance_mut(addr as usize))
+    }
+
+    /// [`FastTlb::lookup`] for a read.
+    #[must_use]
+    #[inline]
+    pub fn lookup_read(&self, va: Va, size: u64) -> Option<NonNull<u8>> {
+        self.lookup(va, size, Access::Read)
+    }
+
+    /// [`FastTlb::lookup`] for a write.
+    #[must_use]
+    #[inline]
+    pub fn lookup_write(&self, va: Va, size: u64) -> Option<NonNull<u8>> {
+        self.lookup(va, size, Access::Write)
+    }
+
+    /// [`FastTlb::lookup`] for a fetch.
+    #[must_use]
+    #[inline]
+    pub fn lookup_exec(&self, va: Va, size: u64) -> Option<NonNull<u8>> {
+        self.lookup(va, size, Access::Exec)
+    }
+
+    /// Drops what maps any byte of `va`'s 4 KiB page.
+    pub fn drop_va(&self, va: Va) {
+        let page = va.page().0;
+        let mut links = self.lock();
+        for at in (0..PAGE_SIZE).step_by(self.granule.bytes() as usize) {
+            let i = self.index(Va(page + at));
+            if links.is_used(i) && links.links[i].va == page + at {
+                self.entries[i].clear();
+                links.unlink(i);
+            }
+        }
+    }
+
+    /// Drops every entry that maps a byte of `host`'s 4 KiB page, under whatever addresses.
+    pub fn drop_host(&self, host: NonNull<u8>) {
+        let page = host.addr().get() as u64 >> PAGE_SHIFT;
+        let mut links = self.lock();
+        let mut i = links.buckets[bucket(page)];
+        while i != NIL {
+            let Link { host, next, .. } = links.links[i as usize];
+            if host == page {
+                self.entries[i as usize].clear();
+                links.unlink(i as usize);
+            }
+            i = next;
+        }
+    }
+
+    /// Strips the write tag from every entry that maps a byte of `host`'s 4 KiB page.
+    pub fn drop_write_host(&self, host: NonNull<u8>) {
+        let page = host.addr().get() as u64 >> PAGE_SHIFT;
+        let links = self.lock();
+        let mut i = links.buckets[bucket(page)];
+        while i != NIL {
+            let Link { host, next, .. } = links.links[i as usize];
+            if host == page {
+                self.entries[i as usize]
+                    .write
+                    .store(TlbEntry::NEVER, Ordering::Release);
+            }
+            i = next;
+        }
+    }
+
+    /// Drops everything.
+    pub fn flush(&self) {
+        let mut links = self.lock();
+        for word in 0..links.used.len() {
+            let mut bits = links.used[word];
+            while bits != 0 {
+                let i = word * 64 + bits.trailing_zeros() as usize;
+                bits &= bits - 1;
+                self.entries[i].clear();
+                links.unlink(i);
+            }
+        }
+    }
+
+    /// How many entries map something.
+    #[must_use]
+    pub fn occupied(&self) -> usize {
+        self.lock()
+            .used
+            .iter()
+            .map(|w| w.count_ones() as usize)
+            .sum()
+    }
+}
+
+/// The TLBs that a memory controller keeps true.
+#[derive(Default)]
+pub(crate) struct TlbSet(RwLock<Vec<Arc<FastTlb>>>);
+
+impl TlbSet {
+    pub(crate) fn attach(&self, tlb: Arc<FastTlb>) {
+        let mut set = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        if !set.iter().any(|t| Arc::ptr_eq(t, &tlb)) {
+            set.push(tlb);
+        }
+    }
+
+    /// Flushes it too: nobody would keep it true any more.
+    pub(crate) fn detach(&self, tlb: &Arc<FastTlb>) {
+        let mut set = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        set.retain(|t| !Arc::ptr_eq(t, tlb));
+        tlb.flush();
+    }
+
+    pub(crate) fn drop_host(&self, host: NonNull<u8>) {
+        self.each(|t| t.drop_host(host));
+    }
+
+    pub(crate) fn drop_write_host(&self, host: NonNull<u8>) {
+        self.each(|t| t.drop_write_host(host));
+    }
+
+    fn each(&self, f: impl Fn(&FastTlb)) {
+        let set = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        set.iter().for_each(|t| f(t));
+    }
+}
