@@ -130,8 +130,7 @@ pub struct RunArgs {
     #[arg(
         value_name = "PROGRAM",
         required_unless_present = "jit_opt",
-        trailing_var_arg = true,
-        allow_hyphen_values = true
+        trailing_var_arg = true
     )]
     pub command: Vec<OsString>,
 }

@@ -13,6 +13,7 @@ use crate::region::Region;
 use crate::{Error, JitOptions, runtime};
 use sevlab_arch::Va;
 use sevlab_cpu::insn::Insn;
+use sevlab_cpu::thunk::mxcsr;
 use sevlab_cpu::{CpuState, Stop, Vcpu, decode, interp};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -32,7 +33,7 @@ pub struct JitStats {
     pub guest_insns: u64,
     /// Bytes of host code.
     pub host_bytes: u64,
-    /// Time spent compiling, on whichever thread.
+    /// Processor time spent compiling, on whichever thread.
     pub compile_time: Duration,
     /// Regions dropped because their guest code changed.
     pub dropped: u64,
@@ -126,7 +127,7 @@ impl Engine {
             .into_boxed_slice()
             .try_into()
             .expect("length is HEAT");
-        let cache = vec![[u64::MAX, 0]; JUMP_CACHE_ENTRIES].into_boxed_slice();
+        let cache: Box<[_]> = (0..JUMP_CACHE_ENTRIES).map(empty_entry).collect();
         Ok(Self {
             options,
             shared,
@@ -165,20 +166,29 @@ impl Engine {
             }
             self.collect();
             let rip = vcpu.state.rip;
-            if let Some(address) = self.find(rip) {
-                if let Err(stop) = self.run_translated(vcpu, address) {
-                    return stop;
-                }
-                continue;
-            }
-            self.warm(vcpu, rip);
-            let before = vcpu.state.retired;
-            let result = interp::run_block(vcpu);
-            self.stats.interpreted += vcpu.state.retired - before;
+            let result = if interpret_only(&vcpu.state) {
+                self.interpret(vcpu, interp::run_block)
+            } else if let Some(address) = self.find(rip) {
+                self.run_translated(vcpu, address)
+            } else {
+                self.warm(vcpu, rip);
+                self.interpret(vcpu, interp::run_block)
+            };
             if let Err(stop) = result {
                 return stop;
             }
         }
+    }
+
+    fn interpret(
+        &mut self,
+        vcpu: &mut Vcpu,
+        how: fn(&mut Vcpu) -> Result<(), Stop>,
+    ) -> Result<(), Stop> {
+        let before = vcpu.state.retired;
+        let result = how(vcpu);
+        self.stats.interpreted += vcpu.state.retired - before;
+        result
     }
 
     /// The code for `rip`, through the jump cache.
@@ -216,12 +226,7 @@ impl Engine {
                 Ok(())
             }
             exit::INDIRECT => Ok(()),
-            exit::INTERPRET => {
-                let before = vcpu.state.retired;
-                let result = interp::step(vcpu);
-                self.stats.interpreted += vcpu.state.retired - before;
-                result
-            }
+            exit::INTERPRET => self.interpret(vcpu, interp::step),
             _ => runtime::take_pending().map_or(Ok(()), Err),
         }
     }
@@ -243,11 +248,16 @@ impl Engine {
     fn request(&mut self, vcpu: &mut Vcpu, rip: u64) {
         let heat = &self.heat;
         let warm = (self.options.threshold / 16).max(1);
+        // Cold code is left to the interpreter, and code that has a region of its own is chained to: without that
+        // rule the same blocks would be translated again behind every entry.
+        let (regions, pending) = (&self.regions, &self.pending);
         let region = Region::form(
             rip,
             &self.options,
             |at| decode_at(vcpu, at),
-            |at| heat[heat_index(at)] >= warm || self.regions.contains_key(&at),
+            |at| {
+                heat[heat_index(at)] >= warm && !regions.contains_key(&at) && !pending.contains_key(&at)
+            },
         );
         let Some(region) = region else {
             self.refused.insert(rip);
@@ -358,9 +368,9 @@ impl Engine {
                 for slot in live.incoming {
                     self.shared.slots.unlink(slot);
                 }
-                let cached = &mut self.jump_cache[entry as usize & (JUMP_CACHE_ENTRIES - 1)];
-                if cached[0] == entry {
-                    *cached = [u64::MAX, 0];
+                let index = entry as usize & (JUMP_CACHE_ENTRIES - 1);
+                if self.jump_cache[index][0] == entry {
+                    self.jump_cache[index] = empty_entry(index);
                 }
                 for p in live.pages.iter().filter(|&&p| p != page) {
                     if let Some(list) = self.by_page.get_mut(p) {
@@ -378,7 +388,9 @@ impl Engine {
         self.regions.clear();
         self.by_page.clear();
         self.slot_target.clear();
-        self.jump_cache.fill([u64::MAX, 0]);
+        for (index, entry) in self.jump_cache.iter_mut().enumerate() {
+            *entry = empty_entry(index);
+        }
         self.heat.fill(0);
         self.shared.slots.reset();
         self.shared.code.truncate(self.shared.keep);
@@ -399,6 +411,18 @@ impl Drop for Engine {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
     }
+}
+
+/// Whether the state asks for what translated code does not do: single steps, or floating-point exceptions that are
+/// raised.
+pub(crate) fn interpret_only(state: &CpuState) -> bool {
+    const TF: u64 = 1 << 8;
+    state.mxcsr & mxcsr::MASKS != mxcsr::MASKS || state.rflags & TF != 0
+}
+
+/// A jump-cache entry that no address matches: its low bits would lead to another entry.
+fn empty_entry(index: usize) -> [u64; 2] {
+    [!(index as u64), 0]
 }
 
 fn heat_index(rip: u64) -> usize {

@@ -28,6 +28,8 @@ pub struct JitOptions {
     pub dead_flags: bool,
     /// Vector and scalar floating-point instructions become CLIF operations; off: native thunks.
     pub vectors: bool,
+    /// Regions with more accesses than this store registers before an access, not on the way out of a faulting one.
+    pub lazy_accesses: usize,
     /// Most guest blocks in a region.
     pub max_blocks: usize,
     /// Most guest instructions in a region.
@@ -47,6 +49,7 @@ impl Default for JitOptions {
             jump_cache: true,
             dead_flags: true,
             vectors: true,
+            lazy_accesses: 16,
             max_blocks: 24,
             max_insns: 240,
             code_bytes: 256 << 20,

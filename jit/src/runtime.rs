@@ -170,6 +170,7 @@ extern "sysv64" fn step(_: u64, _: u64, _: u64, state: *mut CpuState) {
             // A repeated string instruction that was interrupted is still at its own address.
             let go_on = v.code_epoch == epoch
                 && v.state.rip != rip
+                && !crate::engine::interpret_only(&v.state)
                 && v.state
                     .exit_request
                     .load(std::sync::atomic::Ordering::Relaxed)

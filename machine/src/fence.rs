@@ -9,6 +9,7 @@ use std::ptr::NonNull;
 use corosensei::Yielder;
 use sevlab_arch::exit::ExitCode;
 use sevlab_arch::{Asid, Gpa, PAGE_SIZE};
+use sevlab_cpu::mmu::npf;
 use sevlab_cpu::svm::VmExit;
 use sevlab_cpu::{Access, SevMode, Stop, Vcpu};
 use sevlab_ghcb::guest::{self, Session};
@@ -37,9 +38,12 @@ pub(crate) struct GuestExit {
     pub(crate) exit: VmExit,
 }
 
+/// Where the guest half leaves for the hypervisor, and what needs nothing else.
+struct Port<'y>(&'y Yielder<(), GuestExit>);
+
 /// The guest side of the fence.
 pub(crate) struct Fence<'y> {
-    yielder: &'y Yielder<(), GuestExit>,
+    port: Port<'y>,
     mode: SevMode,
     asid: Asid,
     ghcb_gpa: Gpa,
@@ -74,6 +78,63 @@ impl Regions {
     }
 }
 
+impl Port<'_> {
+    fn exit(&self, vcpu: &mut Vcpu, exit: VmExit) {
+        self.0.suspend(GuestExit {
+            vcpu: NonNull::from(vcpu),
+            exit,
+        });
+    }
+
+    /// #NPF: the hypervisor maps what is missing, or ends the guest.
+    fn nested_fault(&self, vcpu: &mut Vcpu, gpa: Gpa, error: u64) {
+        let exit = VmExit {
+            code: ExitCode::NPF.0,
+            info1: error,
+            info2: gpa.0,
+            next_rip: vcpu.state.rip,
+            ..VmExit::default()
+        };
+        self.exit(vcpu, exit);
+    }
+
+    /// An access to shared memory, tried again after nested faults.
+    fn access(
+        &self,
+        vcpu: &mut Vcpu,
+        mut access: impl FnMut(&mut Vcpu) -> Result<(), Stop>,
+    ) -> Result<(), Error> {
+        let mut tries = 0;
+        loop {
+            match access(vcpu) {
+                Ok(()) => return Ok(()),
+                Err(Stop::NestedFault { gpa, error }) if tries < TRIES => {
+                    tries += 1;
+                    self.nested_fault(vcpu, gpa, error);
+                }
+                Err(Stop::NestedFault { gpa, error }) => {
+                    return Err(Error::NotMapped { gpa, error });
+                }
+                Err(Stop::Host(e)) => return Err(e.into()),
+                Err(stop) => {
+                    return Err(Error::UnexpectedStop {
+                        during: "accessing shared memory",
+                        stop: format!("{stop:?}"),
+                    });
+                }
+            }
+        }
+    }
+
+    fn write(&self, vcpu: &mut Vcpu, gpa: Gpa, data: &[u8]) -> Result<(), Error> {
+        self.access(vcpu, |vcpu| vcpu.write_gpa(gpa, false, data))
+    }
+
+    fn read(&self, vcpu: &mut Vcpu, gpa: Gpa, out: &mut [u8]) -> Result<(), Error> {
+        self.access(vcpu, |vcpu| vcpu.read_gpa(gpa, false, out))
+    }
+}
+
 impl<'y> Fence<'y> {
     /// A fence for a guest in `mode`; it has not talked to the hypervisor yet.
     pub(crate) fn new(
@@ -84,7 +145,7 @@ impl<'y> Fence<'y> {
         regions: Regions,
     ) -> Self {
         Self {
-            yielder,
+            port: Port(yielder),
             mode,
             asid,
             ghcb_gpa: layout.ghcb_gpa(),
@@ -135,19 +196,12 @@ impl<'y> Fence<'y> {
 
     // ---- exits ----
 
-    fn exit(&mut self, vcpu: &mut Vcpu, exit: VmExit) {
-        self.yielder.suspend(GuestExit {
-            vcpu: NonNull::from(vcpu),
-            exit,
-        });
-    }
-
     fn vmgexit(&mut self, vcpu: &mut Vcpu) {
         let exit = VmExit {
             code: ExitCode::VMGEXIT.0,
             ..VmExit::default()
         };
-        self.exit(vcpu, exit);
+        self.port.exit(vcpu, exit);
     }
 
     /// One exchange of the GHCB MSR protocol.
@@ -169,14 +223,9 @@ impl<'y> Fence<'y> {
     ) -> Result<Response, Error> {
         request.fill(&mut self.page, &session);
         let gpa = session.ghcb;
-        let page = std::mem::replace(&mut self.page, Box::new(Ghcb::new_zeroed()));
-        self.shared_write(vcpu, gpa, page.as_bytes())?;
-        self.page = page;
+        self.port.write(vcpu, gpa, self.page.as_bytes())?;
         self.vmgexit(vcpu);
-        let mut page = std::mem::replace(&mut self.page, Box::new(Ghcb::new_zeroed()));
-        let read = self.shared_read(vcpu, gpa, page.as_mut_bytes());
-        self.page = page;
-        read?;
+        self.port.read(vcpu, gpa, self.page.as_mut_bytes())?;
         request
             .finish(&self.page)
             .map_err(|e| protocol(&e.to_string()))
@@ -199,7 +248,7 @@ impl<'y> Fence<'y> {
             next_rip: rip.wrapping_add(len),
             ..VmExit::default()
         };
-        self.exit(vcpu, exit);
+        self.port.exit(vcpu, exit);
         let mut out = [0; 4];
         out.copy_from_slice(&vcpu.state.gpr[..4]);
         vcpu.state.gpr = saved;
@@ -208,45 +257,6 @@ impl<'y> Fence<'y> {
     }
 
     // ---- shared memory ----
-
-    fn shared(
-        &mut self,
-        vcpu: &mut Vcpu,
-        access: impl Fn(&mut Vcpu) -> Result<(), Stop>,
-    ) -> Result<(), Error> {
-        let mut tries = 0;
-        loop {
-            match access(vcpu) {
-                Ok(()) => return Ok(()),
-                Err(Stop::NestedFault { gpa, error }) if tries < TRIES => {
-                    tries += 1;
-                    self.nested_fault(vcpu, gpa, error)?;
-                }
-                Err(Stop::NestedFault { gpa, error }) => {
-                    return Err(Error::NotMapped { gpa, error });
-                }
-                Err(Stop::Host(e)) => return Err(e.into()),
-                Err(stop) => {
-                    return Err(Error::UnexpectedStop {
-                        during: "accessing shared memory",
-                        stop: format!("{stop:?}"),
-                    });
-                }
-            }
-        }
-    }
-
-    fn shared_write(&mut self, vcpu: &mut Vcpu, gpa: Gpa, data: &[u8]) -> Result<(), Error> {
-        self.shared(vcpu, |vcpu| vcpu.write_gpa(gpa, false, data))
-    }
-
-    fn shared_read(&mut self, vcpu: &mut Vcpu, gpa: Gpa, out: &mut [u8]) -> Result<(), Error> {
-        // `Fn` can't lend `out` again and again: a cell can.
-        let out = std::cell::RefCell::new(out);
-        self.shared(vcpu, |vcpu| {
-            vcpu.read_gpa(gpa, false, &mut out.borrow_mut())
-        })
-    }
 
     fn bounce(&self, off: usize, len: usize) -> Result<Gpa, Error> {
         match off.checked_add(len) {
@@ -269,7 +279,7 @@ impl<'y> Fence<'y> {
             let spa = match vcpu.gpa_to_spa(gpa, false, Access::Read) {
                 Ok(spa) => spa,
                 Err(Stop::NestedFault { gpa, error }) => {
-                    self.nested_fault(vcpu, gpa, error)?;
+                    self.port.nested_fault(vcpu, gpa, error);
                     continue;
                 }
                 Err(stop) => {
@@ -289,7 +299,7 @@ impl<'y> Fence<'y> {
                     return Err(protocol(&format!("PVALIDATE of {gpa} changed nothing")));
                 }
                 Ok(_) => return Ok(()),
-                Err(fault) => self.nested_fault(vcpu, gpa, fault.npf_bits())?,
+                Err(fault) => self.port.nested_fault(vcpu, gpa, fault.npf_bits()),
             }
         }
         Err(protocol(&format!("PVALIDATE of {gpa} keeps faulting")))
@@ -344,12 +354,12 @@ impl Outside for Fence<'_> {
 
     fn bounce_write(&mut self, vcpu: &mut Vcpu, off: usize, data: &[u8]) -> Result<(), Error> {
         let gpa = self.bounce(off, data.len())?;
-        self.shared_write(vcpu, gpa, data)
+        self.port.write(vcpu, gpa, data)
     }
 
     fn bounce_read(&mut self, vcpu: &mut Vcpu, off: usize, out: &mut [u8]) -> Result<(), Error> {
         let gpa = self.bounce(off, out.len())?;
-        self.shared_read(vcpu, gpa, out)
+        self.port.read(vcpu, gpa, out)
     }
 
     fn host_call(&mut self, vcpu: &mut Vcpu, call: &HostCall) -> Result<i64, Error> {
@@ -357,7 +367,7 @@ impl Outside for Fence<'_> {
         block[0] = call.nr as u64;
         block[1..7].copy_from_slice(&call.args);
         let at = self.request_gpa;
-        self.shared_write(vcpu, at, block.as_bytes())?;
+        self.port.write(vcpu, at, block.as_bytes())?;
         let rax = match self.session {
             None => {
                 let input = [hostcall::NUMBER, 0, 0, at.0];
@@ -380,7 +390,8 @@ impl Outside for Fence<'_> {
             return Err(protocol(&format!("the hypercall was refused: {rax:#x}")));
         }
         let mut result = [0; 8];
-        self.shared_read(vcpu, at.plus(hostcall::RESULT), &mut result)?;
+        self.port
+            .read(vcpu, at.plus(hostcall::RESULT), &mut result)?;
         Ok(i64::from_le_bytes(result))
     }
 
@@ -475,14 +486,11 @@ impl Outside for Fence<'_> {
     }
 
     fn nested_fault(&mut self, vcpu: &mut Vcpu, gpa: Gpa, error: u64) -> Result<(), Error> {
-        let exit = VmExit {
-            code: ExitCode::NPF.0,
-            info1: error,
-            info2: gpa.0,
-            next_rip: vcpu.state.rip,
-            ..VmExit::default()
-        };
-        self.exit(vcpu, exit);
+        // Not an exit: hardware raises #VC in the guest, which has no business with such a page.
+        if error & npf::NOT_VALIDATED != 0 {
+            return Err(protocol(&format!("the page at {gpa} is not validated")));
+        }
+        self.port.nested_fault(vcpu, gpa, error);
         Ok(())
     }
 }

@@ -65,7 +65,7 @@ impl Launch<'_> {
             }
             SevMode::Sev => self.sev(image, vcpu, false)?,
             SevMode::Es => self.sev(image, vcpu, true)?,
-            SevMode::Snp => self.snp(image)?,
+            SevMode::Snp => self.snp(image, vcpu)?,
         };
         launched.pages = image.pages.len() as u64;
         self.vmcb(image)?;
@@ -152,7 +152,7 @@ impl Launch<'_> {
 
     // ---- SNP ----
 
-    fn snp(&mut self, image: &Image) -> Result<Launched, Error> {
+    fn snp(&mut self, image: &Image, vcpu: &mut Vcpu) -> Result<Launched, Error> {
         let driver = self.driver;
         let gctx = self.layout.context();
         driver.snp_init()?;
@@ -188,6 +188,7 @@ impl Launch<'_> {
         self.rmpupdate(at, VMSA_GPA, self.asid)?;
         driver.snp_launch_update(gctx, at, SnpPageType::VMSA, false, perms)?;
         expected.extend(SnpPageType::VMSA, false, perms, VMSA_GPA, Some(&vmsa));
+        vcpu.vmsa_installed(at)?;
         driver.snp_launch_finish(gctx, self.config.host_data, None)?;
         let measured = driver.firmware().snp_identity(gctx).map(|(ld, _)| ld);
         if measured != Some(expected.value()) {

@@ -31,7 +31,7 @@ use crate::host::{self, Forwarding};
 use crate::hv::Hypervisor;
 use crate::hv::cpuid::{C_BIT, CpuModel};
 use crate::kernel::image::{self, ImageConfig};
-use crate::kernel::{self, GuestEnd, Kernel};
+use crate::kernel::{GuestEnd, Kernel};
 use crate::launch::{Launch, Launched};
 use crate::layout::Layout;
 use crate::report::Report;
@@ -70,8 +70,6 @@ pub struct RunOutcome {
     /// What was counted.
     pub stats: Stats,
 }
-
-type Finished = (Result<GuestEnd, kernel::Error>, Box<Kernel>, Exec);
 
 impl Machine {
     /// Builds a machine and launches its guest; nothing of the guest runs yet.
@@ -171,7 +169,13 @@ impl Machine {
         };
         self.hv.calls.interrupted_by(kernel.notifier());
         let start = Instant::now();
-        let (end, kernel, exec) = self.world(kernel, exec, regions)?;
+        let (end, kernel, exec) = self.world(regions, move |vcpu, fence| {
+            let (mut kernel, mut exec) = (kernel, exec);
+            let end = fence
+                .boot(vcpu)
+                .and_then(|()| kernel.run(vcpu, fence, &mut |vcpu| exec.run(vcpu)));
+            (end, kernel, exec)
+        })?;
         let elapsed = start.elapsed();
         drop(forwarding);
         let exit = end?;
@@ -181,13 +185,13 @@ impl Machine {
         })
     }
 
-    /// The loop of world switches.
-    fn world(
+    /// The loop of world switches: `guest` is what the guest half does, from its first instruction to
+    /// its last.
+    fn world<R: 'static>(
         &mut self,
-        mut kernel: Box<Kernel>,
-        mut exec: Exec,
         regions: Regions,
-    ) -> Result<Finished, Error> {
+        guest: impl FnOnce(&mut Vcpu, &mut Fence<'_>) -> R + 'static,
+    ) -> Result<R, Error> {
         let vmcb = self.layout.vmcb();
         let mut vcpu = NonNull::from(&mut *self.vcpu);
         let (mode, asid, layout) = (self.config.sev, self.asid, self.layout.clone());
@@ -196,16 +200,16 @@ impl Machine {
             source,
         })?;
         let mut borrowed = vcpu;
-        let mut guest = Coroutine::with_stack(stack, move |yielder, ()| -> Finished {
+        // Boxed: a coroutine has little room for what it starts with.
+        let start = Box::new((guest, layout, regions));
+        let mut guest = Coroutine::with_stack(stack, move |yielder, ()| -> Box<R> {
+            let (guest, layout, regions) = *start;
             // SAFETY: `self.vcpu` outlives the coroutine. This half uses the reference only between a
             // resume and the next yield (which lends it on, see `GuestExit`), the other half only
             // outside of that.
             let vcpu = unsafe { borrowed.as_mut() };
             let mut fence = Fence::new(yielder, mode, asid, &layout, regions);
-            let end = fence
-                .boot(vcpu)
-                .and_then(|()| kernel.run(vcpu, &mut fence, &mut |vcpu| exec.run(vcpu)));
-            (end, kernel, exec)
+            Box::new(guest(vcpu, &mut fence))
         });
         loop {
             // SAFETY: the coroutine is suspended (or has not begun), and `vcpu` is the pointer that it
@@ -220,7 +224,7 @@ impl Machine {
                     svm::leave(v, vmcb, &exit)?;
                     self.hv.handle(v)?;
                 }
-                CoroutineResult::Return(finished) => {
+                CoroutineResult::Return(result) => {
                     // The guest is done for good: it halts.
                     let halt = VmExit {
                         code: ExitCode::HLT.0,
@@ -228,7 +232,7 @@ impl Machine {
                     };
                     svm::leave(&mut self.vcpu, vmcb, &halt)?;
                     self.hv.count(ExitCode::HLT);
-                    return Ok(finished);
+                    return Ok(*result);
                 }
             }
         }
@@ -363,3 +367,6 @@ fn random_u64() -> u64 {
         .build_hasher()
         .finish()
 }
+
+#[cfg(test)]
+mod tests;

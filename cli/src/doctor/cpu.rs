@@ -71,7 +71,7 @@ pub fn section() -> Vec<Finding> {
     out.push(Finding::plain("for cryptography", format!("{has}{lacks}")));
     out.push(Finding::plain(
         "never shown",
-        "AVX-512, AMX, TSX, x87 extensions beyond Zen 3",
+        "AVX-512, AMX, TSX",
     ));
     out
 }

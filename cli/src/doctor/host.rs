@@ -198,26 +198,26 @@ fn descriptors() -> Finding {
 
 /// perf_event_open, as the benchmarks use it.
 pub fn counters() -> Vec<Finding> {
-    let note = "benches measure time only; try kernel.perf_event_paranoid=1, or a host (VM) that has a PMU. \
-                Guests run the same";
-    let one = |what, event| match Builder::new().kind(event).build() {
-        Ok(_) => Finding::new(what, Verdict::Good, "yes", ""),
-        Err(e) => Finding::new(what, Verdict::Costs, format!("no: {e}"), ""),
+    let tried = [
+        ("cycles", Hardware::CPU_CYCLES),
+        ("instructions", Hardware::INSTRUCTIONS),
+        ("cache misses", Hardware::CACHE_MISSES),
+        ("branch misses", Hardware::BRANCH_MISSES),
+    ]
+    .map(|(name, event)| (name, Builder::new().kind(event).build().err()));
+    let names = |there: bool| {
+        let names: Vec<&str> = tried.iter().filter(|(_, e)| e.is_none() == there).map(|(name, _)| *name).collect();
+        names.join(", ")
     };
-    let mut out = vec![
-        Finding::plain(
-            "kernel.perf_event_paranoid",
-            read("/proc/sys/kernel/perf_event_paranoid").unwrap_or_else(unknown),
+    let paranoid = read("/proc/sys/kernel/perf_event_paranoid").unwrap_or_else(unknown);
+    let counters = match tried.iter().find_map(|(_, e)| e.as_ref()) {
+        None => Finding::new("hardware counters", Verdict::Good, names(true), ""),
+        Some(e) => Finding::new(
+            "hardware counters",
+            Verdict::Costs,
+            format!("not available: {} ({e})", names(false)),
+            "benchmarks here measure time only, guests run the same; try kernel.perf_event_paranoid=1, or a host with a PMU",
         ),
-        one("cycles", Hardware::CPU_CYCLES),
-        one("instructions", Hardware::INSTRUCTIONS),
-        one("cache misses", Hardware::CACHE_MISSES),
-        one("branch misses", Hardware::BRANCH_MISSES),
-    ];
-    if out.iter().any(|f| f.verdict == Verdict::Costs)
-        && let Some(last) = out.last_mut()
-    {
-        last.note = note.to_owned();
-    }
-    out
+    };
+    vec![Finding::plain("kernel.perf_event_paranoid", paranoid), counters]
 }

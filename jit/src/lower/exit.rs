@@ -21,6 +21,16 @@ impl Lower<'_, '_> {
 
     /// Writes back the stale registers and flags; nothing changes in what the block knows of them.
     pub(super) fn write_back_registers(&mut self, p: Value) {
+        self.write_back_gprs_and_vectors(p);
+        if self.flags.dirty() {
+            let record = self.flags_record(sevlab_cpu::flags::ARITH);
+            for (k, v) in record.into_iter().enumerate() {
+                self.fb.ins().store(state_flags(), v, p, layout::CC + 8 * k as i32);
+            }
+        }
+    }
+
+    fn write_back_gprs_and_vectors(&mut self, p: Value) {
         for r in 0..16 {
             if self.dirty_gprs >> r & 1 != 0 && self.gprs[r].full != Home::Memory {
                 let v = self.gpr_full(r as u8);
@@ -35,14 +45,17 @@ impl Lower<'_, '_> {
                 self.fb.ins().store(state_flags(), v, p, layout::ymmh(r));
             }
         }
-        if self.flags.dirty() {
-            let record = self.flags_record(sevlab_cpu::flags::ARITH);
-            for (k, v) in record.into_iter().enumerate() {
-                self.fb
-                    .ins()
-                    .store(state_flags(), v, p, layout::CC + 8 * k as i32);
-            }
+    }
+
+    /// Before something that may leave: in an eager region everything stale is stored here, once, and not on each way
+    /// out. Flags stay records; a way out stores them.
+    pub(super) fn sync(&mut self) {
+        if !self.eager || (self.dirty_gprs | self.dirty_vecs | self.dirty_highs) == 0 {
+            return;
         }
+        let p = self.pinned();
+        self.write_back_gprs_and_vectors(p);
+        (self.dirty_gprs, self.dirty_vecs, self.dirty_highs) = (0, 0, 0);
     }
 
     fn store_rip(&mut self, rip: u64) {
@@ -84,6 +97,7 @@ impl Lower<'_, '_> {
 
     /// Leaves at the current instruction if `c` (an I8) is not zero.
     pub(super) fn leave_if(&mut self, c: Value) {
+        self.sync();
         let leave = self.leave_block();
         let go = self.fb.create_block();
         self.fb.ins().brif(c, leave, &[], go, &[]);
@@ -172,6 +186,9 @@ impl Lower<'_, '_> {
         let p = self.pinned();
         self.write_back_registers(p);
         self.flags.written_back();
+        if self.eager {
+            (self.dirty_gprs, self.dirty_vecs, self.dirty_highs) = (0, 0, 0);
+        }
         self.store_rip(self.insn.rip);
         let zero = self.iconst(types::I64, 0);
         self.call_helper(layout::H_STEP, [zero, zero, zero]);
@@ -201,15 +218,18 @@ impl Lower<'_, '_> {
         self.count = Some(self.fb.ins().isub(base, one));
         for r in 0..16 {
             if writes.gprs_out >> r & 1 != 0 {
+                self.written.gprs |= 1 << r;
                 self.gprs[r] = super::Gpr {
                     full: Home::Memory,
                     low: None,
                 };
             }
             if writes.vecs_out >> r & 1 != 0 {
+                self.written.vecs |= 1 << r;
                 self.vecs[r].low = Home::Memory;
             }
             if writes.highs_out >> r & 1 != 0 {
+                self.written.highs |= 1 << r;
                 self.vecs[r].high = Home::Memory;
             }
         }

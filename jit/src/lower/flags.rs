@@ -52,16 +52,27 @@ pub(super) struct FlagState {
 }
 
 impl FlagState {
-    /// The state at the start of a block that several ways lead to: one record, of a kind that is not known here.
-    pub(super) fn incoming(record: [Value; 4], dirty: bool) -> Self {
+    /// The state at the start of a block that several ways lead to: one record, of a kind that is not known here, in
+    /// the block's incoming variables.
+    pub(super) fn at_block_start(dirty: bool) -> Self {
+        Self { src: [Some(Src::Incoming); 6], dirty, untouched: true, in_memory: !dirty, ..Self::default() }
+    }
+
+    /// The state after a helper has written the record in state memory.
+    fn from_record(record: [Value; 4]) -> Self {
         Self {
             src: [Some(Src::Incoming); 6],
             incoming: Some(record),
-            dirty,
-            untouched: true,
-            in_memory: !dirty,
+            dirty: true,
+            untouched: false,
+            in_memory: true,
             ..Self::default()
         }
+    }
+
+    /// Whether the sources are those the block began with.
+    pub(super) fn untouched(&self) -> bool {
+        self.untouched
     }
 
     /// Whether the record in state memory may be stale.
@@ -86,8 +97,7 @@ impl Lower<'_, '_> {
                 layout::CC + 8 * k as i32,
             )
         });
-        self.flags = FlagState::incoming(record, true);
-        self.flags.in_memory = true;
+        self.flags = FlagState::from_record(record);
     }
 
     pub(super) fn record_flags(
@@ -165,12 +175,22 @@ impl Lower<'_, '_> {
         }
     }
 
+    /// The record that the block began with.
+    fn incoming_record(&mut self) -> [Value; 4] {
+        if let Some(record) = self.flags.incoming {
+            return record;
+        }
+        let record = self.cc_var.map(|v| self.fb.use_var(v));
+        self.flags.incoming = Some(record);
+        record
+    }
+
     /// The six flags of the incoming record, by helper.
     fn incoming_bits(&mut self) -> Value {
         if let Some(v) = self.flags.incoming_bits {
             return v;
         }
-        let [op, a, b, r] = self.flags.incoming.expect("set at the block's start");
+        let [op, a, b, r] = self.incoming_record();
         // Three arguments go in registers of the helper; the fourth through its word.
         let p = self.pinned();
         self.fb
@@ -256,6 +276,9 @@ impl Lower<'_, '_> {
     /// One flag of a record, as an I8 of 0 or 1. The formulas are those of `LazyFlags::bits`.
     fn rec_bit(&mut self, f: Flag, rec: Rec) -> Value {
         let Rec { op, w, a, b, r } = rec;
+        if op == FlagOp::Explicit {
+            return self.explicit_bit(f, w, r);
+        }
         let t = ty(w);
         match f {
             Flag::Zf => {
@@ -343,7 +366,7 @@ impl Lower<'_, '_> {
                 }
                 FlagOp::Shr => self.last_bit_out(rec, false),
                 FlagOp::Sar => self.last_bit_out(rec, true),
-                FlagOp::Explicit => self.explicit_bit(f, w, r),
+                FlagOp::Explicit => unreachable!("handled above"),
             },
             Flag::Of => match op {
                 FlagOp::Add => {
@@ -374,7 +397,7 @@ impl Lower<'_, '_> {
                 }
                 FlagOp::Shr => self.sign(w, a),
                 FlagOp::Logic | FlagOp::Sar => self.constant_bit(false),
-                FlagOp::Explicit => self.explicit_bit(f, w, r),
+                FlagOp::Explicit => unreachable!("handled above"),
             },
         }
     }
@@ -492,7 +515,7 @@ impl Lower<'_, '_> {
     /// The record {op, a, b, r} (I64 each) that holds the flags in `live`; the others may come out as anything.
     pub(super) fn flags_record(&mut self, live: u64) -> [Value; 4] {
         if self.flags.untouched {
-            return self.flags.incoming.expect("set at the block's start");
+            return self.incoming_record();
         }
         let needed = |m: u64| Flag::ALL.into_iter().filter(move |f| m & f.bit() != 0);
         let same = |s: &Self, m: u64| {
@@ -516,7 +539,7 @@ impl Lower<'_, '_> {
                 };
                 return self.pack_record(rec, b);
             }
-            Some(Src::Incoming) => return self.flags.incoming.expect("set at the block's start"),
+            Some(Src::Incoming) => return self.incoming_record(),
             _ => {}
         }
         if let Some(Src::Rec(n)) = same(self, live & !sevlab_cpu::flags::CF) {

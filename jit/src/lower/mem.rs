@@ -28,6 +28,7 @@ pub(super) enum For {
 impl Lower<'_, '_> {
     /// The probe: (hit, host address if hit).
     fn probe(&mut self, va: Value, bytes: u32, why: For) -> (Value, Value) {
+        self.sync();
         let shift = self.iconst(types::I64, 12 - 5);
         let mask = self.iconst(types::I64, (FastTlb::ENTRIES as u64 - 1) << 5);
         let x = self.fb.ins().ushr(va, shift);

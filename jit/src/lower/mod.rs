@@ -29,6 +29,14 @@ use flags::FlagState;
 use sevlab_cpu::Width;
 use sevlab_cpu::insn::Insn;
 
+/// Sets of registers, a bit each.
+#[derive(Clone, Copy, Default)]
+struct Written {
+    gprs: u16,
+    vecs: u16,
+    highs: u16,
+}
+
 /// Where a block's control goes, noted by the semantics and emitted at the end of the block.
 #[derive(Clone, Copy)]
 enum Term {
@@ -41,7 +49,7 @@ enum Term {
 /// Where the current value of a register is.
 #[derive(Clone, Copy, PartialEq)]
 enum Home {
-    /// Nowhere: no instruction of the region names the register.
+    /// In the block's incoming variable, not yet read.
     Var,
     /// In state memory, current (a helper wrote it).
     Memory,
@@ -87,13 +95,16 @@ pub(crate) struct Lower<'a, 'f> {
     used_gprs: u16,
     used_vecs: u16,
     used_highs: u16,
-    used_flags: bool,
+    /// The same for each block.
+    uses: Vec<vector::Uses>,
     // per guest block
     gprs: [Gpr; 16],
     vecs: [Vec2; 16],
     dirty_gprs: u16,
     dirty_vecs: u16,
     dirty_highs: u16,
+    /// Registers that the block has written so far: their variables are defined at its end.
+    written: Written,
     flags: FlagState,
     count: Option<Value>,
     done: u32,
@@ -101,6 +112,9 @@ pub(crate) struct Lower<'a, 'f> {
     term: Term,
     rmw_host: Option<(Value, Value)>,
     // per region
+    /// Registers are stored as soon as something may leave, so that a way out is short. For regions with many
+    /// accesses: their ways out would otherwise be most of the code.
+    eager: bool,
     /// The flags at the end of the blocks lowered so far.
     flags_out: Vec<Option<FlagState>>,
     /// Address of an instruction that used a register which [`vector::uses`] did not name.
@@ -226,7 +240,9 @@ pub(crate) fn lower(
     } else {
         vec![sevlab_cpu::flags::ARITH; region.blocks.len()]
     };
-    let dirty = dirty_in(region, &uses);
+    let leaves = region.blocks.iter().flat_map(|b| &b.insns).filter(|i| liveness::may_fault(i)).count();
+    let eager = leaves > options.lazy_accesses;
+    let dirty = dirty_in(region, &uses, eager);
     let sole_predecessor = sole_predecessors(region);
     let back_edges = back_edge_targets(region);
     let insn = region.blocks[0].insns[0];
@@ -244,7 +260,7 @@ pub(crate) fn lower(
         used_gprs: all.gprs,
         used_vecs: all.vecs,
         used_highs: all.highs,
-        used_flags: all.flags,
+        uses,
         gprs: [Gpr {
             full: Home::Var,
             low: None,
@@ -256,12 +272,14 @@ pub(crate) fn lower(
         dirty_gprs: 0,
         dirty_vecs: 0,
         dirty_highs: 0,
+        written: Written::default(),
         flags: FlagState::default(),
         count: None,
         done: 0,
         insn,
         term: Term::Next,
         rmw_host: None,
+        eager,
         flags_out: vec![None; region.blocks.len()],
         undeclared: None,
         tlb,
@@ -307,15 +325,16 @@ fn sole_predecessors(region: &Region) -> Vec<Option<usize>> {
 }
 
 /// Forward analysis: what may be stale in state memory at the start of each block.
-fn dirty_in(region: &Region, uses: &[vector::Uses]) -> Vec<Dirty> {
+fn dirty_in(region: &Region, uses: &[vector::Uses], eager: bool) -> Vec<Dirty> {
     let mut dirty = vec![Dirty::default(); region.blocks.len()];
+    let keep = if eager { 0 } else { !0 };
     loop {
         let mut changed = false;
         for (n, block) in region.blocks.iter().enumerate() {
             let out = Dirty {
-                gprs: dirty[n].gprs | uses[n].gprs_out,
-                vecs: dirty[n].vecs | uses[n].vecs_out,
-                highs: dirty[n].highs | uses[n].highs_out,
+                gprs: (dirty[n].gprs | uses[n].gprs_out) & keep,
+                vecs: (dirty[n].vecs | uses[n].vecs_out) & keep,
+                highs: (dirty[n].highs | uses[n].highs_out) & keep,
                 flags: dirty[n].flags || uses[n].flags,
             };
             for t in block.successors() {
@@ -399,22 +418,24 @@ impl Lower<'_, '_> {
         }; 16];
         (self.dirty_gprs, self.dirty_vecs, self.dirty_highs) =
             (dirty.gprs, dirty.vecs, dirty.highs);
+        self.written = Written::default();
         // Read at the block's start: later uses sit behind merges that would each need a look-up of their own.
+        let used = self.uses[n];
         for r in 0..16 {
-            if self.used_gprs >> r & 1 != 0 {
+            if (used.gprs | dirty.gprs) >> r & 1 != 0 {
                 self.gprs[r].full = Home::Value(self.fb.use_var(self.gpr_var[r]));
             }
-            if self.used_vecs >> r & 1 != 0 {
+            if (used.vecs | dirty.vecs) >> r & 1 != 0 {
                 self.vecs[r].low = Home::Value(self.fb.use_var(self.vec_var[r]));
             }
-            if self.used_highs >> r & 1 != 0 {
+            if (used.highs | dirty.highs) >> r & 1 != 0 {
                 self.vecs[r].high = Home::Value(self.fb.use_var(self.vech_var[r]));
             }
         }
         // Where only one block leads here its flag records are at hand, with values that dominate this block.
         self.flags = match before.and_then(|p| self.flags_out[p].clone()) {
             Some(flags) => flags,
-            None => FlagState::incoming(self.cc_var.map(|v| self.fb.use_var(v)), dirty.flags),
+            None => FlagState::at_block_start(dirty.flags),
         };
         self.count = Some(self.fb.use_var(self.count_var));
         self.done = 0;
@@ -436,6 +457,7 @@ impl Lower<'_, '_> {
             }
             self.done += 1;
         }
+        self.sync();
         self.flags_out[n] = Some(self.flags.clone());
         self.terminate(n);
     }
@@ -490,20 +512,20 @@ impl Lower<'_, '_> {
     /// Defines the variables for the following blocks of the region.
     fn define_vars(&mut self, live_flags: u64) {
         for r in 0..16 {
-            if self.used_gprs >> r & 1 != 0 {
+            if self.written.gprs >> r & 1 != 0 {
                 let v = self.gpr_full(r as u8);
                 self.fb.def_var(self.gpr_var[r], v);
             }
-            if self.used_vecs >> r & 1 != 0 {
+            if self.written.vecs >> r & 1 != 0 {
                 let v = self.vec_low(r);
                 self.fb.def_var(self.vec_var[r], v);
             }
-            if self.used_highs >> r & 1 != 0 {
+            if self.written.highs >> r & 1 != 0 {
                 let v = self.vec_high(r);
                 self.fb.def_var(self.vech_var[r], v);
             }
         }
-        if self.used_flags && live_flags != 0 {
+        if live_flags != 0 && !self.flags.untouched() {
             let record = self.flags_record(live_flags);
             for k in 0..4 {
                 self.fb.def_var(self.cc_var[k], record[k]);
@@ -530,8 +552,10 @@ impl Lower<'_, '_> {
         match self.gprs[r].full {
             Home::Value(v) => v,
             Home::Var => {
-                self.undeclared = Some(self.insn.rip);
-                let v = self.iconst(types::I64, 0);
+                if self.used_gprs >> r & 1 == 0 {
+                    self.undeclared = Some(self.insn.rip);
+                }
+                let v = self.fb.use_var(self.gpr_var[r]);
                 self.gprs[r].full = Home::Value(v);
                 v
             }
@@ -556,14 +580,17 @@ impl Lower<'_, '_> {
             low,
         };
         self.dirty_gprs |= 1 << r;
+        self.written.gprs |= 1 << r;
     }
 
     fn vec_low(&mut self, r: usize) -> Value {
         match self.vecs[r].low {
             Home::Value(v) => v,
             Home::Var => {
-                self.undeclared = Some(self.insn.rip);
-                let v = self.vzero();
+                if self.used_vecs >> r & 1 == 0 {
+                    self.undeclared = Some(self.insn.rip);
+                }
+                let v = self.fb.use_var(self.vec_var[r]);
                 self.vecs[r].low = Home::Value(v);
                 v
             }
@@ -583,8 +610,10 @@ impl Lower<'_, '_> {
         match self.vecs[r].high {
             Home::Value(v) => v,
             Home::Var => {
-                self.undeclared = Some(self.insn.rip);
-                let v = self.vzero();
+                if self.used_highs >> r & 1 == 0 {
+                    self.undeclared = Some(self.insn.rip);
+                }
+                let v = self.fb.use_var(self.vech_var[r]);
                 self.vecs[r].high = Home::Value(v);
                 v
             }
@@ -606,6 +635,7 @@ impl Lower<'_, '_> {
         }
         self.vecs[r].low = Home::Value(v);
         self.dirty_vecs |= 1 << r;
+        self.written.vecs |= 1 << r;
     }
 
     fn set_vec_high(&mut self, r: usize, v: Value) {
@@ -614,6 +644,7 @@ impl Lower<'_, '_> {
         }
         self.vecs[r].high = Home::Value(v);
         self.dirty_highs |= 1 << r;
+        self.written.highs |= 1 << r;
     }
 }
 

@@ -225,7 +225,8 @@ mod tests {
             .flat_map(|w| w.to_le_bytes())
             .collect();
         assert_eq!(name, b"AuthenticAMD");
-        assert_eq!(m.leaf(7, 0)[1] & (1 << 16 | 0xf << 26 | 3 << 30), 0);
+        let avx512 = 3 << 16 | 1 << 21 | 7 << 26 | 3 << 30;
+        assert_eq!(m.leaf(7, 0)[1] & avx512, 0);
         assert_ne!(m.leaf(1, 0)[2] & HYPERVISOR, 0);
         assert_eq!(m.leaf(0xd, 0)[1], 832);
         assert_eq!(m.leaf(0x1234, 0), [0; 4]);

@@ -25,8 +25,8 @@ pub(super) struct GhcbState {
     registered: Option<Gpa>,
     features: HvFeatures,
     snp: bool,
-    /// The private copy that an event works on.
-    page: Box<Ghcb>,
+    /// Room for the private copy that an event works on.
+    page: Option<Box<Ghcb>>,
 }
 
 impl GhcbState {
@@ -40,7 +40,7 @@ impl GhcbState {
                 HvFeatures::empty()
             },
             snp,
-            page: Box::new(Ghcb::new_zeroed()),
+            page: None,
         }
     }
 
@@ -115,7 +115,8 @@ impl Hypervisor {
         let Some(at) = self.layout.shared_spa(gpa, size_of::<Ghcb>() as u64) else {
             return Err(Error::GhcbMsr { value: gpa.0 });
         };
-        let mut page = std::mem::replace(&mut self.ghcb.page, Box::new(Ghcb::new_zeroed()));
+        let room = self.ghcb.page.take();
+        let mut page = room.unwrap_or_else(|| Box::new(Ghcb::new_zeroed()));
         self.mem.read(Domain::Shared, at, page.as_mut_bytes())?;
         let code = page.sw_exit_code().unwrap_or(u64::MAX);
         *self.exits.events.entry(code).or_default() += 1;
@@ -132,7 +133,7 @@ impl Hypervisor {
             },
         }
         self.mem.write(Domain::Shared, at, page.as_bytes())?;
-        self.ghcb.page = page;
+        self.ghcb.page = Some(page);
         Ok(())
     }
 

@@ -39,6 +39,8 @@ const SLEEPERS: [i64; 15] = [
 pub struct HostCalls {
     mem: Arc<MemCtl>,
     layout: Layout,
+    /// The bounce area as the host sees it: contiguous, as DRAM is.
+    bounce: Option<NonNull<u8>>,
     /// Where host signals for the guest are reported.
     signals: Option<Notifier>,
     /// Calls executed.
@@ -49,15 +51,27 @@ pub struct HostCalls {
 
 impl HostCalls {
     /// Calls on the bounce area of `layout`.
-    #[must_use]
-    pub fn new(mem: Arc<MemCtl>, layout: Layout) -> Self {
-        Self {
+    ///
+    /// # Errors
+    /// The area does not lie in DRAM.
+    pub fn new(mem: Arc<MemCtl>, layout: Layout) -> Result<Self, MemError> {
+        let len = layout.bounce_len;
+        let mut bounce = None;
+        if let Some(start) = layout.shared_spa(layout.bounce_gpa(), len) {
+            for offset in (0..len).step_by(PAGE_SIZE as usize) {
+                // Each page, so that a sparse dump knows that the host may write there.
+                let page = mem.host_page(Domain::Shared, start.plus(offset), true)?;
+                bounce = bounce.or(page);
+            }
+        }
+        Ok(Self {
             mem,
             layout,
+            bounce,
             signals: None,
             executed: 0,
             refused: 0,
-        }
+        })
     }
 
     /// From now on a call that may sleep is not begun while a signal waits here.
@@ -85,32 +99,15 @@ impl HostCalls {
             nr: nr as i64,
             args,
         };
-        let result = self.call(&call)?;
+        let result = self.call(&call);
         self.mem
             .write(Domain::Shared, at.plus(RESULT), &result.to_le_bytes())?;
         Ok(DONE)
     }
 
-    /// Where the host sees the bounce area.
-    fn bounce(&self) -> Result<Option<NonNull<u8>>, MemError> {
-        let Some(start) = self
-            .layout
-            .shared_spa(self.layout.bounce_gpa(), self.layout.bounce_len)
-        else {
-            return Ok(None);
-        };
-        let first = self.mem.host_page(Domain::Shared, start, true)?;
-        for offset in (PAGE_SIZE..self.layout.bounce_len).step_by(PAGE_SIZE as usize) {
-            // So that a sparse dump knows that the host may have written there.
-            self.mem
-                .host_page(Domain::Shared, start.plus(offset), true)?;
-        }
-        Ok(first)
-    }
-
-    fn call(&mut self, call: &HostCall) -> Result<i64, MemError> {
-        let Some(area) = self.bounce()? else {
-            return Ok(-i64::from(libc::ENOMEM));
+    fn call(&mut self, call: &HostCall) -> i64 {
+        let Some(area) = self.bounce else {
+            return -i64::from(libc::ENOMEM);
         };
         let len = self.layout.bounce_len as usize;
         // SAFETY: the area is `len` bytes of the DRAM mapping, contiguous as system physical memory
@@ -121,11 +118,11 @@ impl HostCalls {
             Ok(host) => host,
             Err(errno) => {
                 self.refused += 1;
-                return Ok(errno.ret());
+                return errno.ret();
             }
         };
         if self.interrupted(call.nr) {
-            return Ok(-i64::from(libc::EINTR));
+            return -i64::from(libc::EINTR);
         }
         self.executed += 1;
         let a = &host.args;
@@ -135,9 +132,9 @@ impl HostCalls {
         let ret = unsafe { libc::syscall(call.nr, a[0], a[1], a[2], a[3], a[4], a[5]) };
         if ret == -1 {
             let errno = std::io::Error::last_os_error().raw_os_error();
-            return Ok(-i64::from(errno.unwrap_or(libc::EIO)));
+            return -i64::from(errno.unwrap_or(libc::EIO));
         }
         host.complete(bounce);
-        Ok(ret)
+        ret
     }
 }

@@ -79,7 +79,7 @@ impl Hypervisor {
         npt.map_range(layout.private(), layout.guest)?;
         npt.map_range(layout.shared_window(), layout.shared)?;
         Ok(Self {
-            calls: HostCalls::new(Arc::clone(&mem), layout.clone()),
+            calls: HostCalls::new(Arc::clone(&mem), layout.clone())?,
             ghcb: GhcbState::new(mode),
             exits: Exits::default(),
             mem,
@@ -327,3 +327,6 @@ pub(crate) fn host_tsc() -> u64 {
         std::arch::x86_64::_rdtsc()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -227,13 +227,13 @@ fn load(elf: &mut Elf, ph: &[u8], file_len: u64) -> Result<(), (&'static str, St
     if align > 1 && !align.is_power_of_two() {
         return Err(("p_align", format!("{align:#x} is no power of two")));
     }
-    if let Some(previous) = elf.segments.last() {
-        if s.vaddr < previous.vaddr + previous.memsz {
-            return Err((
-                "p_vaddr",
-                format!("{:#x} overlaps or precedes the segment before", s.vaddr),
-            ));
-        }
+    if let Some(previous) = elf.segments.last()
+        && s.vaddr < previous.vaddr + previous.memsz
+    {
+        return Err((
+            "p_vaddr",
+            format!("{:#x} overlaps or precedes the segment before", s.vaddr),
+        ));
     }
     elf.align = elf.align.max(align.min(1 << 30));
     elf.segments.push(s);

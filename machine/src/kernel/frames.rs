@@ -1,8 +1,9 @@
 //! Guest-physical frames: which are free, which are usable already, and where the next should come from.
 //!
 //! Contiguous virtual pages should get contiguous frames (host mappings then merge), so an allocation
-//! may name the frame it would like; one without a wish starts in an untouched part of memory and
-//! leaves room behind it. Frames are made usable (PVALIDATE) when first handed out, in runs.
+//! may name the frame it would like, within a run that was set aside with [`Frames::reserve`]. A
+//! reservation is only a wish: when memory runs low its free frames go to whoever asks. Frames are made
+//! usable (PVALIDATE) when first handed out, in runs.
 
 use core::ops::Range;
 
@@ -20,9 +21,15 @@ pub struct Frames {
     count: u64,
     used: Vec<u64>,
     accepted: Vec<u64>,
+    /// Where the next large run is looked for first.
     cursor: u64,
+    /// What is left of the large run that small ones are taken from.
+    pool: Range<u64>,
     free: u64,
 }
+
+/// Frames in a large run: 2 MiB.
+const LARGE: u64 = 512;
 
 impl Frames {
     /// All frames of `memory` (page-aligned), free and not yet accepted.
@@ -41,6 +48,7 @@ impl Frames {
             used,
             accepted: vec![0; words],
             cursor: 0,
+            pool: 0..0,
             free: count,
         }
     }
@@ -71,8 +79,7 @@ impl Frames {
         self.used[(index / WORD) as usize] >> (index % WORD) & 1 != 0
     }
 
-    /// A frame, `wish` if that is free. `span` says how many pages may follow it contiguously.
-    /// `None`: memory is used up.
+    /// A frame, `wish` if that is free. `None`: memory is used up.
     ///
     /// # Errors
     /// The frame can't be accepted.
@@ -80,7 +87,6 @@ impl Frames {
         &mut self,
         hw: &mut dyn Hw,
         wish: Option<Gpa>,
-        span: u64,
     ) -> Result<Option<Gpa>, Error> {
         if self.free == 0 {
             return Ok(None);
@@ -88,7 +94,7 @@ impl Frames {
         let wished = wish
             .and_then(|g| self.index(g))
             .filter(|i| !self.is_used(*i));
-        let Some(index) = wished.or_else(|| self.search(span)) else {
+        let Some(index) = wished.or_else(|| self.search()) else {
             return Ok(None);
         };
         self.used[(index / WORD) as usize] |= 1 << (index % WORD);
@@ -97,14 +103,44 @@ impl Frames {
         Ok(Some(self.gpa(index)))
     }
 
-    fn search(&mut self, span: u64) -> Option<u64> {
-        let words = self.used.len() as u64;
-        let room = span.min(self.count / 8).div_ceil(WORD).max(1);
-        for k in 0..words {
-            let w = (self.cursor + k) % words;
-            if self.used[w as usize] == 0 {
-                self.cursor = (w + room) % words;
-                return Some(w * WORD);
+    /// Sets a run of `frames` frames (a power of two) aside and returns its first; 512 and more are aligned to
+    /// 2 MiB. `None`: no run is untouched.
+    pub fn reserve(&mut self, frames: u64) -> Option<Gpa> {
+        if frames < LARGE {
+            let aligned = (self.first + self.pool.start).next_multiple_of(frames) - self.first;
+            if aligned + frames > self.pool.end {
+                let run = self.large()?;
+                self.pool = run..run + LARGE;
+                self.pool.start += frames;
+                return Some(self.gpa(run));
+            }
+            self.pool.start = aligned + frames;
+            return Some(self.gpa(aligned));
+        }
+        self.large().map(|run| self.gpa(run))
+    }
+
+    /// The next aligned large run without a used frame, going round once.
+    fn large(&mut self) -> Option<u64> {
+        let aligned = |i: u64| (self.first + i).next_multiple_of(LARGE) - self.first;
+        let fits = |i: &u64| i + LARGE <= self.count;
+        let from = aligned(self.cursor);
+        let runs = (from..self.count).step_by(LARGE as usize);
+        let again = (aligned(0)..from).step_by(LARGE as usize);
+        let found = runs
+            .chain(again)
+            .filter(fits)
+            .find(|&at| (at..at + LARGE).all(|i| !self.is_used(i)))?;
+        self.cursor = found + LARGE;
+        Some(found)
+    }
+
+    fn search(&mut self) -> Option<u64> {
+        for _ in 0..2 * LARGE {
+            match self.reserve(1).and_then(|gpa| self.index(gpa)) {
+                Some(i) if !self.is_used(i) => return Some(i),
+                Some(_) => {}
+                None => break,
             }
         }
         let w = self.used.iter().position(|w| *w != !0)?;

@@ -270,8 +270,11 @@ fn read(path: &Path) -> Result<Vec<u8>, Error> {
     })
 }
 
+/// A program's path, arguments and contents.
+type Resolved = (PathBuf, Vec<Vec<u8>>, Vec<u8>);
+
 /// The program that really runs, with its arguments and contents: follows `#!` lines.
-fn resolve_script(config: &ImageConfig) -> Result<(PathBuf, Vec<Vec<u8>>, Vec<u8>), Error> {
+fn resolve_script(config: &ImageConfig) -> Result<Resolved, Error> {
     let (mut exe, mut argv) = (config.exe.clone(), config.argv.clone());
     if argv.is_empty() {
         argv.push(exe.as_os_str().as_bytes().to_vec());

@@ -262,9 +262,6 @@ impl Kernel {
             self.signals.last_fault.2
         };
         self.signals.last_fault = (u64::from(e.vector), u64::from(error), cr2);
-        if e.vector == 3 {
-            vcpu.state.rip = vcpu.state.rip.wrapping_add(1); // a trap: behind the INT3
-        }
         self.signals.force(info);
         Ok(None)
     }

@@ -105,7 +105,7 @@ impl State {
         if len == 0 || len % 16 != 0 {
             return Err(Status::INVALID_LENGTH);
         }
-        if at.0 % 16 != 0 {
+        if !at.0.is_multiple_of(16) {
             return Err(Status::INVALID_ADDRESS);
         }
         self.dram.check(at, len)?;
@@ -203,7 +203,7 @@ impl State {
             return Err(Status::INVALID_LENGTH);
         }
         let at = Spa(c.guest_address);
-        if at.0 % 16 != 0 {
+        if !at.0.is_multiple_of(16) {
             return Err(Status::INVALID_ADDRESS);
         }
         self.dram.check(at, u64::from(len))?;

@@ -35,7 +35,7 @@ impl State {
         }
         let es = flags & Init::FLAG_ES != 0;
         if es {
-            if tmr % TMR_SIZE != 0 {
+            if !tmr.is_multiple_of(TMR_SIZE) {
                 return Err(Status::INVALID_ADDRESS);
             }
             if u64::from(len) < TMR_SIZE {

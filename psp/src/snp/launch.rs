@@ -106,7 +106,7 @@ impl State {
         }
         let size = if large { 512 * PAGE_SIZE } else { PAGE_SIZE };
         let page = Spa(c.address);
-        if page.0 % size != 0 {
+        if !page.0.is_multiple_of(size) {
             return Err(Status::INVALID_ADDRESS);
         }
         self.dram.check(page, size)?;

@@ -60,7 +60,7 @@ impl State {
     /// The guest of a context page.
     fn context(&mut self, gctx: u64) -> Result<&mut SnpGuest, Status> {
         self.snp_ready()?;
-        if gctx % sevlab_arch::PAGE_SIZE != 0 {
+        if !gctx.is_multiple_of(sevlab_arch::PAGE_SIZE) {
             return Err(Status::INVALID_ADDRESS);
         }
         self.contexts

@@ -66,7 +66,7 @@ impl State {
             if range.reserved != 0 {
                 return Err(Status::INVALID_PARAM);
             }
-            if range.base % PAGE_SIZE != 0 {
+            if !range.base.is_multiple_of(PAGE_SIZE) {
                 return Err(Status::INVALID_ADDRESS);
             }
         }
@@ -132,7 +132,7 @@ impl State {
         let large = paddr & 1 != 0;
         let size = if large { 512 * PAGE_SIZE } else { PAGE_SIZE };
         let page = Spa(paddr & !1);
-        if page.0 % size != 0 {
+        if !page.0.is_multiple_of(size) {
             return Err(Status::INVALID_ADDRESS);
         }
         self.dram.check(page, size)?;

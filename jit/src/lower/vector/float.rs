@@ -3,7 +3,6 @@
 use super::super::Lower;
 use super::{Halves, V};
 use cranelift_codegen::ir::condcodes::{FloatCC, IntCC};
-use cranelift_codegen::ir::immediates::{Ieee32, Ieee64};
 use cranelift_codegen::ir::{InstBuilder, Type, Value, types};
 use iced_x86::Mnemonic as M;
 use sevlab_cpu::Width;
@@ -27,6 +26,12 @@ struct Fma {
     order: [u32; 3],
     negate_product: bool,
     negate_addend: bool,
+}
+
+/// Minimum or maximum of a register and itself: it would be simplified away, but it may turn a denormal into zero.
+fn chooses_between_equals(v: &V, op: Arith) -> bool {
+    let (s1, s2) = v.sources();
+    matches!(op, Arith::Min | Arith::Max) && v.is_vec(s2) && v.reg(s1) == v.reg(s2)
 }
 
 fn lanes(t: Type) -> Type {
@@ -103,13 +108,15 @@ impl Lower<'_, '_> {
             Arith::Mul => i.fmul(a, b),
             Arith::Div => i.fdiv(a, b),
             // The second operand wins when they are equal or unordered.
-            Arith::Min => self.pick(FloatCC::LessThan, a, b),
-            Arith::Max => self.pick(FloatCC::GreaterThan, a, b),
+            Arith::Min => self.pick(a, b, a, b),
+            Arith::Max => self.pick(b, a, a, b),
         }
     }
 
-    fn pick(&mut self, cc: FloatCC, a: Value, b: Value) -> Value {
-        let c = self.fb.ins().fcmp(cc, a, b);
+    /// `x < y ? a : b`, in the form that is selected as the real minimum or maximum: denormals that count as zero, and
+    /// the invalid flag of quiet NaNs, need that one.
+    fn pick(&mut self, x: Value, y: Value, a: Value, b: Value) -> Value {
+        let c = self.fb.ins().fcmp(FloatCC::LessThan, x, y);
         let t = self.fb.func.dfg.value_type(a);
         if t.is_vector() {
             let mask = self.cast(t, c);
@@ -129,6 +136,9 @@ impl Lower<'_, '_> {
 
     fn scalar2(&mut self, v: &V, t: Type, op: Arith) -> bool {
         let (s1, s2) = v.sources();
+        if chooses_between_equals(v, op) {
+            return false;
+        }
         let b = self.read_scalar(v, s2, t);
         let a = self.read_scalar(v, s1, t);
         let r = self.arith(op, a, b);
@@ -137,6 +147,9 @@ impl Lower<'_, '_> {
     }
 
     fn packed2(&mut self, v: &V, t: Type, op: Arith) -> bool {
+        if chooses_between_equals(v, op) {
+            return false;
+        }
         self.map2(v, lanes(t), |l, a, b| l.arith(op, a, b))
     }
 
@@ -202,31 +215,22 @@ impl Lower<'_, '_> {
         } else {
             (types::I32, Width::B4)
         };
-        // In range: -2^(n-1) - 1 < x < 2^(n-1) (for 64 bits, and singles, the lower bound itself is representable).
-        let bound = 2f64.powi(w.bits() as i32 - 1);
-        let (high, low, low_cc) = if t == types::F64 {
-            let (low, cc) = if is64 {
-                (-bound, FloatCC::GreaterThanOrEqual)
-            } else {
-                (-bound - 1.0, FloatCC::GreaterThan)
-            };
-            (
-                self.fb.ins().f64const(Ieee64::with_float(bound)),
-                self.fb.ins().f64const(Ieee64::with_float(low)),
-                cc,
-            )
+        // |x| < 2^(n-1), by the bits: a comparison of numbers would raise flags that the conversion does not.
+        let (bits, limit, sign) = if t == types::F64 {
+            let limit = 2f64.powi(w.bits() as i32 - 1).to_bits();
+            (types::I64, limit, 1 << 63)
         } else {
-            (
-                self.fb.ins().f32const(Ieee32::with_float(bound as f32)),
-                self.fb.ins().f32const(Ieee32::with_float(-bound as f32)),
-                FloatCC::GreaterThanOrEqual,
-            )
+            let limit = 2f32.powi(w.bits() as i32 - 1).to_bits();
+            (types::I32, u64::from(limit), 1 << 31)
         };
-        let below = self.fb.ins().fcmp(FloatCC::LessThan, x, high);
-        let above = self.fb.ins().fcmp(low_cc, x, low);
-        let ok = self.fb.ins().band(below, above);
-        let zero = self.iconst(types::I8, 0);
-        let bad = self.fb.ins().icmp(IntCC::Equal, ok, zero);
+        let raw = self.cast(bits, x);
+        let keep = self.iconst(bits, !sign);
+        let raw = self.fb.ins().band(raw, keep);
+        let limit = self.iconst(bits, limit);
+        let bad = self
+            .fb
+            .ins()
+            .icmp(IntCC::UnsignedGreaterThanOrEqual, raw, limit);
         self.leave_if(bad);
         let i = self.fb.ins().fcvt_to_sint_sat(int, x);
         self.set_gpr(r, w, i);
@@ -277,7 +281,9 @@ impl Lower<'_, '_> {
 
     fn fma(&mut self, form: Fma, [a, b, c]: [Value; 3]) -> Value {
         debug_assert!(!form.negate_product && !form.negate_addend);
-        self.fb.ins().fma(a, b, c)
+        // In this order the selected VFMADD213 (or 132, where the factor `b` is a load) prefers the NaNs that the
+        // guest's form does: those of `a`, then `b`, then `c`.
+        self.fb.ins().fma(b, a, c)
     }
 }
 

@@ -66,7 +66,12 @@ fn iced(i: &Insn) -> Instruction {
 
 /// What `i` uses and writes.
 pub(crate) fn uses(i: &Insn) -> Uses {
-    if matches!(i.op, Op::Fxrstor | Op::Xrstor | Op::Xsave | Op::Fxsave) {
+    // A new MXCSR is as good as new operands: what was computed before it must not stand for the same operation
+    // after it.
+    if matches!(
+        i.op,
+        Op::Fxrstor | Op::Xrstor | Op::Xsave | Op::Fxsave | Op::Ldmxcsr
+    ) {
         return Uses::ALL;
     }
     let ins = iced(i);

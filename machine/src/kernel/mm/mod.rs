@@ -19,6 +19,7 @@ pub mod paging;
 mod vma;
 
 use core::ops::Range;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use sevlab_arch::{Gpa, PAGE_SIZE, Va};
@@ -82,6 +83,8 @@ pub struct AddressSpace {
     areas: Areas,
     tables: Tables,
     frames: Frames,
+    /// Runs of frames set aside, by the aligned address and length of the part of the address space they are for.
+    runs: HashMap<(u64, u64), Gpa>,
     brk_start: u64,
     brk: u64,
     /// Soft `RLIMIT_STACK`.
@@ -90,6 +93,11 @@ pub struct AddressSpace {
     ahead: (u64, u64),
     stats: MmStats,
 }
+
+/// Bytes of a run of frames in areas that are at least as long.
+const LARGE_RUN: u64 = 2 << 20;
+/// Bytes of a run of frames in shorter areas.
+const SMALL_RUN: u64 = 64 << 10;
 
 impl AddressSpace {
     /// An empty address space whose frames come from `memory`. `c_mask`: the C-bit that entries for
@@ -104,6 +112,7 @@ impl AddressSpace {
             areas: Areas::default(),
             tables,
             frames,
+            runs: HashMap::new(),
             brk_start: 0,
             brk: 0,
             stack_limit: 8 << 20,
@@ -573,7 +582,8 @@ impl AddressSpace {
         Ok(true)
     }
 
-    /// A frame for `page`, next to its neighbours' if possible. Its content is undefined.
+    /// A frame for `page`: at its place in the run of frames set aside for that part of the address space, so that
+    /// contiguous pages have contiguous frames in whatever order they are touched. Its content is undefined.
     fn give(
         &mut self,
         hw: &mut dyn Hw,
@@ -581,16 +591,20 @@ impl AddressSpace {
         start: u64,
         area: &Vma,
     ) -> Result<Option<Gpa>, Error> {
-        let mut wish = None;
-        if page > start {
-            let e = self.tables.get(hw, Va(page - PAGE_SIZE))?;
-            wish = (e != 0).then(|| self.tables.frame(e).plus(PAGE_SIZE));
-        }
-        if wish.is_none() && page + PAGE_SIZE < area.end {
-            let e = self.tables.get(hw, Va(page + PAGE_SIZE))?;
-            wish = (e != 0).then(|| Gpa(self.tables.frame(e).0.wrapping_sub(PAGE_SIZE)));
-        }
-        self.frames.alloc(hw, wish, (area.end - page) / PAGE_SIZE)
+        let run = if area.end - start >= LARGE_RUN { LARGE_RUN } else { SMALL_RUN };
+        let base = page & !(run - 1);
+        let set_aside = match self.runs.get(&(base, run)) {
+            Some(&gpa) => Some(gpa),
+            None => {
+                let gpa = self.frames.reserve(run / PAGE_SIZE);
+                if let Some(gpa) = gpa {
+                    self.runs.insert((base, run), gpa);
+                }
+                gpa
+            }
+        };
+        let wish = set_aside.map(|gpa| gpa.plus(page - base));
+        self.frames.alloc(hw, wish)
     }
 
     /// Enters a frame into the tables with its area's rights.

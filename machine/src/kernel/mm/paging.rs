@@ -43,7 +43,7 @@ impl Tables {
     /// No memory, or guest memory can't be written.
     pub fn new(hw: &mut dyn Hw, frames: &mut Frames, c_mask: u64) -> Result<Self, Error> {
         let have = frames.total() * PAGE_SIZE;
-        let root = frames.alloc(hw, None, 0)?.ok_or(Error::OutOfMemory {
+        let root = frames.alloc(hw, None)?.ok_or(Error::OutOfMemory {
             have,
             what: "page tables",
         })?;
@@ -125,7 +125,7 @@ impl Tables {
                 self.frame(e)
             } else {
                 let wish = Some(table.plus(PAGE_SIZE));
-                let Some(new) = frames.alloc(hw, wish, 0)? else {
+                let Some(new) = frames.alloc(hw, wish)? else {
                     return Ok(None);
                 };
                 hw.zero(new)?;

@@ -91,27 +91,27 @@ fn shape(arg: Arg, args: &[u64; 6]) -> Result<Shape, Errno> {
 fn ioctl(request: u32) -> Result<Shape, Errno> {
     let buf = |d, n| Ok(Shape::Buf(d, Len::Bytes(n)));
     match request {
-        0x5401 => buf(Dir::Out, 36),                                  // TCGETS
-        0x5402..=0x5404 => buf(Dir::In, 36),                          // TCSETS, TCSETSW, TCSETSF
-        0x802c_542a => buf(Dir::Out, 44),                             // TCGETS2
-        0x402c_542b..=0x402c_542d => buf(Dir::In, 44),                // TCSETS2, ...
-        0x5405 => buf(Dir::Out, 18),                                  // TCGETA
-        0x5409..=0x540b | 0x540e | 0x540c | 0x540d => Ok(Shape::Int), // TCSBRK, TCXONC, TCFLSH, TIOCSCTTY, TIOCEXCL, TIOCNXCL
-        0x540f => buf(Dir::Out, 4),                                   // TIOCGPGRP
-        0x5410 => buf(Dir::In, 4),                                    // TIOCSPGRP
-        0x5411 => buf(Dir::Out, 4),                                   // TIOCOUTQ
-        0x5413 => buf(Dir::Out, 8),                                   // TIOCGWINSZ
-        0x5414 => buf(Dir::In, 8),                                    // TIOCSWINSZ
-        0x541b => buf(Dir::Out, 4),                                   // FIONREAD
-        0x5421 | 0x5452 => buf(Dir::In, 4),                           // FIONBIO, FIOASYNC
+        0x5401 => buf(Dir::Out, 36),                   // TCGETS
+        0x5402..=0x5404 => buf(Dir::In, 36),           // TCSETS, TCSETSW, TCSETSF
+        0x802c_542a => buf(Dir::Out, 44),              // TCGETS2
+        0x402c_542b..=0x402c_542d => buf(Dir::In, 44), // TCSETS2, ...
+        0x5405 => buf(Dir::Out, 18),                   // TCGETA
+        0x5409..=0x540e => Ok(Shape::Int), // TCSBRK, TCXONC, TCFLSH, TIOCEXCL, TIOCNXCL, TIOCSCTTY
+        0x540f => buf(Dir::Out, 4),        // TIOCGPGRP
+        0x5410 => buf(Dir::In, 4),         // TIOCSPGRP
+        0x5411 => buf(Dir::Out, 4),        // TIOCOUTQ
+        0x5413 => buf(Dir::Out, 8),        // TIOCGWINSZ
+        0x5414 => buf(Dir::In, 8),         // TIOCSWINSZ
+        0x541b => buf(Dir::Out, 4),        // FIONREAD
+        0x5421 | 0x5452 => buf(Dir::In, 4), // FIONBIO, FIOASYNC
         0x5422 | 0x5450 | 0x5451 => Ok(Shape::Int), // TIOCNOTTY, FIONCLEX, FIOCLEX
-        0x5429 => buf(Dir::Out, 4),                 // TIOCGSID
-        0x8004_5430 => buf(Dir::Out, 4),            // TIOCGPTN
-        0x4004_5431 => buf(Dir::In, 4),             // TIOCSPTLCK
+        0x5429 => buf(Dir::Out, 4),        // TIOCGSID
+        0x8004_5430 => buf(Dir::Out, 4),   // TIOCGPTN
+        0x4004_5431 => buf(Dir::In, 4),    // TIOCSPTLCK
         0x4004_9409 => Ok(Shape::Fd { cwd: false }), // FICLONE
-        0x8008_6601 => buf(Dir::Out, 8),            // FS_IOC_GETFLAGS
-        0x4008_6602 => buf(Dir::In, 8),             // FS_IOC_SETFLAGS
-        0x8008_1272 => buf(Dir::Out, 8),            // BLKGETSIZE64
+        0x8008_6601 => buf(Dir::Out, 8),   // FS_IOC_GETFLAGS
+        0x4008_6602 => buf(Dir::In, 8),    // FS_IOC_SETFLAGS
+        0x8008_1272 => buf(Dir::Out, 8),   // BLKGETSIZE64
         _ => Err(Errno::ENOTTY),
     }
 }
@@ -279,10 +279,10 @@ pub fn stage(call: &mut Call<'_>, row: &Row, args: &[u64; 6]) -> Result<Staged, 
         }
     }
     // A clamped length word must be what the host sees.
-    for i in 0..6 {
-        if let Arg::Out(Len::Via(n)) = row.args[i]
+    for (arg, value) in row.args.iter().zip(args) {
+        if let Arg::Out(Len::Via(n)) = *arg
             && let Some(word) = staged.backs[usize::from(n)]
-            && args[i] != 0
+            && *value != 0
         {
             let mut bytes = [0; 4];
             call.out.bounce_read(call.vcpu, word.off, &mut bytes)?;
@@ -355,9 +355,12 @@ fn stage_message(
 /// EFAULT if the guest's memory can't be written; or the machine failed.
 pub fn finish(call: &mut Call<'_>, staged: &Staged, ret: i64) -> Result<i64, Fail> {
     // nanosleep and clock_nanosleep write the remaining time only when interrupted
-    let sleeps = matches!(staged.call.nr, 35 | 230);
-    let interrupted = ret == Errno::EINTR.ret();
-    if (ret < 0 && !(sleeps && interrupted)) || (sleeps && !interrupted) {
+    let fills = if matches!(staged.call.nr, 35 | 230) {
+        ret == Errno::EINTR.ret()
+    } else {
+        ret >= 0
+    };
+    if !fills {
         return Ok(ret);
     }
     for back in staged.backs.iter().flatten() {

@@ -42,7 +42,7 @@ struct FileFacts {
 fn aligned(va: u64, len: u64) -> Result<(u64, u64), Errno> {
     let len = page_up(len).ok_or(Errno::ENOMEM)?;
     let end = va.checked_add(len).ok_or(Errno::ENOMEM)?;
-    if va % PAGE_SIZE != 0 {
+    if !va.is_multiple_of(PAGE_SIZE) {
         return Err(Errno::EINVAL);
     }
     Ok((va, end))

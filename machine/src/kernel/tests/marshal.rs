@@ -10,8 +10,8 @@ const BOUNCE: usize = 64 << 10;
 /// A call of this row whose arguments are all in range.
 fn sane(nr: i64, args: &[Arg; 6]) -> HostCall {
     let mut call = HostCall { nr, args: [0; 6] };
-    for i in 0..6 {
-        call.args[i] = match args[i] {
+    for (i, arg) in args.iter().enumerate() {
+        call.args[i] = match arg {
             Arg::Int => 16,
             Arg::Fd | Arg::DirFd => 0,
             Arg::Null => NULL,

@@ -12,13 +12,15 @@ use std::path::Path;
 use std::sync::Arc;
 
 use sevlab_arch::{Gpa, Spa};
-use sevlab_cpu::{Stop, Vcpu, VcpuConfig, interp};
+use sevlab_cpu::{Stop, Vcpu, VcpuConfig};
 use sevlab_memctl::{CacheMode, CipherKind, Config, Domain, MemCtl};
 
 use super::error::{Errno, Error};
 use super::outside::{HostCall, Outside};
 use super::syscall::marshal::check;
 use super::{GuestEnd, Image, ImageConfig, Kernel, image};
+use crate::config::Engine;
+use crate::exec::Exec;
 
 /// An outside without a fence: checks calls as a hypervisor does, then executes them.
 struct Direct {
@@ -134,12 +136,8 @@ fn run_with(argv: &[&str], envp: &[&str], size: u64, bounce: usize) -> Run {
     let mut vcpu = machine(&image, size);
     let mut kernel = image.kernel;
     let mut out = Direct::new(bounce);
-    let mut exec = |v: &mut Vcpu| -> Stop {
-        match interp::run_blocks(v, u64::MAX) {
-            Ok(never) => match never {},
-            Err(stop) => stop,
-        }
-    };
+    let mut engine = Exec::new(&Engine::Interpreter).expect("engine");
+    let mut exec = |v: &mut Vcpu| -> Stop { engine.run(v) };
     let end = kernel
         .run(&mut vcpu, &mut out, &mut exec)
         .expect("the machine goes on");

@@ -1,0 +1,271 @@
+//! Running a program every way there is, and saying how the results differ.
+
+use crate::machine::{CODE, CODE_PAGES, Kind, Machine, Outcome, PAGE, Start, WATCHED};
+use crate::program::listing;
+use sevlab_jit::{JitOptions, OptLevel};
+use std::fmt::Write;
+use std::path::PathBuf;
+
+/// The engines that are held against the interpreter.
+pub fn engines() -> [(&'static str, JitOptions); 3] {
+    let small = JitOptions {
+        threshold: 2,
+        background: false,
+        code_bytes: 4 << 20,
+        ..JitOptions::default()
+    };
+    [
+        (
+            "all off",
+            JitOptions {
+                code_bytes: 4 << 20,
+                ..JitOptions::all_off()
+            },
+        ),
+        ("speed", small.clone()),
+        (
+            "none",
+            JitOptions {
+                opt_level: OptLevel::None,
+                threshold: 1,
+                ..small
+            },
+        ),
+    ]
+}
+
+/// A difference.
+pub struct Difference {
+    pub engine: &'static str,
+    /// Which of the runs of the program in the engine.
+    pub run: usize,
+    pub expected: Outcome,
+    pub got: Outcome,
+    /// The translation of the program's first region.
+    pub clif: Option<String>,
+}
+
+pub enum Verdict {
+    Agree,
+    /// The interpreter did not come to an end.
+    Endless,
+    Differ(Box<Difference>),
+}
+
+/// The machines, reused from program to program.
+pub struct Rig {
+    reference: Machine,
+    others: Vec<(&'static str, Sticky, Machine)>,
+}
+
+/// Runs in each engine: until the program is translated, and a few times more.
+const RUNS: usize = 4;
+
+impl Rig {
+    pub fn new(kind: Kind) -> Self {
+        Self {
+            reference: Machine::new(kind, None),
+            others: engines()
+                .into_iter()
+                .map(|(name, o)| (name, Sticky::of(&o), Machine::new(kind, Some(o))))
+                .collect(),
+        }
+    }
+
+    pub fn check(&mut self, start: &Start) -> Verdict {
+        self.reference.reset(start);
+        let Some(expected) = self.reference.run() else {
+            return Verdict::Endless;
+        };
+        for (name, sticky, machine) in &mut self.others {
+            for run in 0..RUNS {
+                machine.reset(start);
+                if run == 2 {
+                    machine.forget_mappings();
+                }
+                let got = machine.run().expect("an engine has no budget");
+                if !same(&expected, &got, *sticky) {
+                    let engine = machine.engine.as_mut().expect("made with one");
+                    let clif = engine.clif(&mut machine.vcpu, CODE);
+                    return Verdict::Differ(Box::new(Difference {
+                        engine: name,
+                        run,
+                        expected,
+                        got,
+                        clif,
+                    }));
+                }
+            }
+        }
+        Verdict::Agree
+    }
+
+    /// What the engines did.
+    pub fn summary(&self) -> String {
+        let mut out = String::new();
+        for (name, _, m) in &self.others {
+            let s = m.engine.as_ref().expect("made with one").stats();
+            let _ = write!(
+                out,
+                "[{name}: {} regions, {} guest instructions, {} refused, {} entries, {} flushes, {:?}] ",
+                s.regions, s.guest_insns, s.refused, s.entries, s.flushes, s.compile_time
+            );
+        }
+        out
+    }
+}
+
+/// What an engine promises of MXCSR's sticky exception flags.
+#[derive(Clone, Copy)]
+enum Sticky {
+    /// As on hardware.
+    Exact,
+    /// A floating-point operation whose result nobody reads is not carried out.
+    Fewer,
+    /// Also, one whose operands a loop does not change is carried out before the loop, needed or not.
+    Any,
+}
+
+impl Sticky {
+    fn of(o: &JitOptions) -> Self {
+        match (o.vectors, o.opt_level) {
+            (false, _) => Self::Exact,
+            (true, OptLevel::None) => Self::Fewer,
+            (true, OptLevel::Speed) => Self::Any,
+        }
+    }
+}
+
+/// Whether the outcomes are the same.
+fn same(expected: &Outcome, got: &Outcome, sticky: Sticky) -> bool {
+    const FLAGS: u32 = 0x3f;
+    let mut got = got.clone();
+    got.mxcsr |= match sticky {
+        Sticky::Exact => 0,
+        Sticky::Fewer if got.mxcsr & FLAGS & !expected.mxcsr != 0 => 0,
+        Sticky::Fewer => expected.mxcsr & FLAGS,
+        Sticky::Any => {
+            got.mxcsr &= !FLAGS;
+            expected.mxcsr & FLAGS
+        }
+    };
+    *expected == got
+}
+
+const NAMES: [&str; 16] = [
+    "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13",
+    "r14", "r15",
+];
+
+/// A listing, what the start was and what differs.
+pub fn report(start: &Start, kind: Kind, d: &Difference) -> String {
+    let mut out = format!("engine `{}`, run {}, {kind:?} memory\n{}", d.engine, d.run, listing(&start.code));
+    let (e, g) = (&d.expected, &d.got);
+    let _ = writeln!(out, "  {:8}{:>20}{:>20}{:>20}", "", "start", "interpreter", "translated");
+    for (n, name) in NAMES.iter().enumerate() {
+        let mark = if e.gpr[n] == g.gpr[n] { ' ' } else { '!' };
+        let _ = writeln!(out, "{mark} {name:8}{:20x}{:20x}{:20x}", start.gpr[n], e.gpr[n], g.gpr[n]);
+    }
+    let mut line = |name: &str, a: u64, b: u64, c: u64| {
+        let mark = if b == c { ' ' } else { '!' };
+        let _ = writeln!(out, "{mark} {name:8}{a:20x}{b:20x}{c:20x}");
+    };
+    line("rip", CODE, e.rip, g.rip);
+    line("rflags", start.flags, e.flags, g.flags);
+    line("mxcsr", start.mxcsr.into(), e.mxcsr.into(), g.mxcsr.into());
+    line("retired", 0, e.retired, g.retired);
+    for n in 0..16 {
+        for (what, s, a, b) in [
+            ("xmm", start.xmm[n], e.xmm[n], g.xmm[n]),
+            ("ymmh", start.ymmh[n], e.ymmh[n], g.ymmh[n]),
+        ] {
+            if a != b {
+                let _ = writeln!(
+                    out,
+                    "! {what}{n}: start {:016x}_{:016x}\n          interpreter {:016x}_{:016x}\n           translated {:016x}_{:016x}",
+                    s[1], s[0], a[1], a[0], b[1], b[0]
+                );
+            }
+        }
+    }
+    if e.x87 != g.x87 {
+        let _ = writeln!(out, "! x87\n  {:02x?}\n  {:02x?}", e.x87, g.x87);
+    }
+    if e.bases != g.bases {
+        let _ = writeln!(out, "! segment bases {:x?} {:x?}", e.bases, g.bases);
+    }
+    if e.stop != g.stop {
+        let _ = writeln!(out, "! stop {:?}, translated {:?}", e.stop, g.stop);
+    }
+    let mut at = 0;
+    let mut shown = 0;
+    for (from, pages) in WATCHED {
+        for k in 0..(pages * PAGE) as usize {
+            if e.memory[at + k] != g.memory[at + k] && shown < 16 {
+                shown += 1;
+                let _ = writeln!(
+                    out,
+                    "! [{:x}] {:02x}, translated {:02x}",
+                    from + k as u64,
+                    e.memory[at + k],
+                    g.memory[at + k]
+                );
+            }
+        }
+        at += (pages * PAGE) as usize;
+    }
+    if let Some(clif) = &d.clif
+        && std::env::var_os("SEVLAB_DIFF_CLIF").is_some()
+    {
+        out += clif;
+    }
+    out
+}
+
+fn directory() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/regress")
+}
+
+/// Writes a regression case; returns where. The start state follows from the seed.
+pub fn save(seed: u64, kind: Kind, start: &Start) -> String {
+    let path = directory().join(format!("{seed:x}.txt"));
+    let code: String = start.code.iter().map(|b| format!("{b:02x}")).collect();
+    let comment: String = listing(&start.code).lines().map(|l| format!("# {}\n", l.trim())).collect();
+    let text = format!("{comment}memory {kind:?}\nseed {seed:x}\ncode {code}\n");
+    if let Err(e) = std::fs::create_dir_all(directory()).and_then(|()| std::fs::write(&path, text)) {
+        return format!("(not saved: {e})");
+    }
+    path.display().to_string()
+}
+
+/// All regression cases.
+pub fn regressions() -> Vec<(String, Kind, Start)> {
+    let mut cases = Vec::new();
+    let Ok(files) = std::fs::read_dir(directory()) else {
+        return cases;
+    };
+    let mut files: Vec<_> = files.flatten().map(|f| f.path()).collect();
+    files.sort();
+    for path in files.iter().filter(|p| p.extension().is_some_and(|e| e == "txt")) {
+        let text = std::fs::read_to_string(path).expect("a readable file");
+        let field = |name: &str| {
+            text.lines()
+                .find_map(|l| l.strip_prefix(name))
+                .unwrap_or_else(|| panic!("{}: no `{name}`", path.display()))
+                .trim()
+        };
+        let kind = match field("memory") {
+            "Private" => Kind::Private,
+            "Uncached" => Kind::Uncached,
+            _ => Kind::Plain,
+        };
+        let seed = u64::from_str_radix(field("seed"), 16).expect("a hexadecimal seed");
+        let hex = field("code");
+        let code: Vec<u8> = (0..hex.len() / 2)
+            .map(|k| u8::from_str_radix(&hex[2 * k..2 * k + 2], 16).expect("hexadecimal code"))
+            .collect();
+        assert!(code.len() as u64 <= CODE_PAGES * PAGE);
+        cases.push((path.display().to_string(), kind, Start::new(seed, &code)));
+    }
+    cases
+}
