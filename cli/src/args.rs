@@ -53,7 +53,7 @@ pub struct Cli {
 #[derive(Subcommand, Debug)]
 pub enum Command {
     /// Run a program as the guest of a simulated machine
-    #[command(after_help = RUN_EXAMPLES)]
+    #[command(after_help = RUN_EXAMPLES, override_usage = "sevlab run [OPTIONS] -- PROGRAM [ARGS]...")]
     Run(Box<RunArgs>),
     /// Tell what this host offers, what is missing, and what that costs
     Doctor,
@@ -70,7 +70,7 @@ pub struct RunArgs {
         default_value = "off",
         help_heading = "Machine"
     )]
-    pub sev: Sev,
+    pub sev: Protection,
 
     /// The memory controller's cipher: aes128-xe, aes128-xex or aes256-xts
     #[arg(long, value_name = "CIPHER", default_value = "aes128-xex", value_parser = cipher, help_heading = "Machine")]
@@ -137,7 +137,7 @@ pub struct RunArgs {
 
 /// `--sev`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-pub enum Sev {
+pub enum Protection {
     /// No encryption
     Off,
     /// Encrypted memory
@@ -148,13 +148,13 @@ pub enum Sev {
     Snp,
 }
 
-impl From<Sev> for SevMode {
-    fn from(mode: Sev) -> Self {
+impl From<Protection> for SevMode {
+    fn from(mode: Protection) -> Self {
         match mode {
-            Sev::Off => Self::Off,
-            Sev::Sev => Self::Sev,
-            Sev::Es => Self::Es,
-            Sev::Snp => Self::Snp,
+            Protection::Off => Self::Off,
+            Protection::Sev => Self::Sev,
+            Protection::Es => Self::Es,
+            Protection::Snp => Self::Snp,
         }
     }
 }

@@ -9,9 +9,12 @@ mod output;
 mod program;
 mod run;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 use args::{Cli, Command};
 use failure::Failure;
@@ -31,12 +34,16 @@ fn main() -> ExitCode {
     })
 }
 
-/// Tracing goes to stderr, and only if asked for: a guest's own output is not to be mixed with ours.
+/// The log goes to stderr, errors only unless SEVLAB_LOG asks for more: stderr is the guest's in the first place.
 fn log_to_stderr() {
-    if let Ok(filter) = tracing_subscriber::EnvFilter::try_from_env("SEVLAB_LOG") {
-        tracing_subscriber::fmt()
-            .with_env_filter(filter)
-            .with_writer(std::io::stderr)
-            .init();
-    }
+    let filter = EnvFilter::builder()
+        .with_env_var("SEVLAB_LOG")
+        .with_default_directive(LevelFilter::ERROR.into())
+        .from_env_lossy();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .without_time()
+        .init();
 }

@@ -25,13 +25,30 @@ fn damaged(original: &[u8], count: usize, seed: u64) -> Vec<(String, Vec<u8>)> {
     let mut random = Random(seed);
     let headers = headers(original) as u64;
     // Values that arithmetic goes wrong with.
-    let nasty = [0, 1, 0x7f, 0xff, 0xfff, 0x1000, 0x7fff_ffff, 0xffff_ffff, 1 << 47, 1 << 63, u64::MAX - 0xfff, u64::MAX];
+    let nasty = [
+        0,
+        1,
+        0x7f,
+        0xff,
+        0xfff,
+        0x1000,
+        0x7fff_ffff,
+        0xffff_ffff,
+        1 << 47,
+        1 << 63,
+        u64::MAX - 0xfff,
+        u64::MAX,
+    ];
     (0..count)
         .map(|i| {
             let mut bytes = original.to_vec();
             let what = match i % 5 {
                 0 => {
-                    let keep = if i % 10 == 0 { random.below(headers + 64) } else { random.below(bytes.len() as u64) };
+                    let keep = if i % 10 == 0 {
+                        random.below(headers + 64)
+                    } else {
+                        random.below(bytes.len() as u64)
+                    };
                     bytes.truncate(keep as usize);
                     format!("truncated to {keep} bytes")
                 }
@@ -66,7 +83,13 @@ fn write_program(file: &Path, bytes: &[u8]) {
 }
 
 fn sevlab(mode: Mode, file: &Path, folder: &Path) -> Outcome {
-    run_for(sevlab_run(mode, &["--memory", "64M"]).arg(file).current_dir(folder), b"", LIMIT)
+    run_for(
+        sevlab_run(mode, &["--memory", "64M"])
+            .arg(file)
+            .current_dir(folder),
+        b"",
+        LIMIT,
+    )
 }
 
 /// Whether a program also takes forever natively: then it is no hang of ours.
@@ -80,16 +103,29 @@ fn hangs_natively(file: &Path, folder: &Path) -> bool {
 fn check(name: &str, flags: &[&str], count: usize) {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let work = tempfile::tempdir().expect("a temporary folder");
-    let Some(program) = compile_c(PROGRAM, folder.path(), name, flags) else { return };
+    let Some(program) = compile_c(PROGRAM, folder.path(), name, flags) else {
+        return;
+    };
     let original = fs::read(&program).expect("the program");
-    let modes = [Mode::new("off", false, "page"), Mode::new("snp", true, "page")];
+    let modes = [
+        Mode::new("off", false, "page"),
+        Mode::new("snp", true, "page"),
+    ];
     for mode in modes {
         let out = sevlab(mode, &program, work.path());
-        assert_eq!((out.code(), out.stdout_text().as_str()), (0, "fine\n"), "{mode}: {}", out.stderr_text());
+        assert_eq!(
+            (out.code(), out.stdout_text().as_str()),
+            (0, "fine\n"),
+            "{mode}: {}",
+            out.stderr_text()
+        );
     }
     let mut refused = 0;
     let mut wrong = Vec::new();
-    for (i, (what, bytes)) in damaged(&original, count, 0x5e5 + count as u64).into_iter().enumerate() {
+    for (i, (what, bytes)) in damaged(&original, count, 0x5e5 + count as u64)
+        .into_iter()
+        .enumerate()
+    {
         let file = work.path().join("damaged");
         write_program(&file, &bytes);
         let out = sevlab(modes[i % modes.len()], &file, work.path());
@@ -97,16 +133,27 @@ fn check(name: &str, flags: &[&str], count: usize) {
         if out.timed_out && !hangs_natively(&file, work.path()) {
             wrong.push(format!("{what}: hangs"));
         } else if !out.timed_out && (out.is_broken() || out.code() == 101) {
-            wrong.push(format!("{what}: status {}, {}", out.code(), out.stderr_text()));
+            wrong.push(format!(
+                "{what}: status {}, {}",
+                out.code(),
+                out.stderr_text()
+            ));
         } else if out.code() == 126 || out.code() == 125 {
             if !told {
-                wrong.push(format!("{what}: status {} without a message: {}", out.code(), out.stderr_text()));
+                wrong.push(format!(
+                    "{what}: status {} without a message: {}",
+                    out.code(),
+                    out.stderr_text()
+                ));
             }
             refused += 1;
         }
     }
     assert!(wrong.is_empty(), "{name}\n{}", wrong.join("\n"));
-    assert!(refused > count / 4, "{name}: only {refused} of {count} were refused");
+    assert!(
+        refused > count / 4,
+        "{name}: only {refused} of {count} were refused"
+    );
 }
 
 #[test]
@@ -138,14 +185,28 @@ fn what_is_no_program_at_all() {
         let out = sevlab(mode, &file, folder.path());
         let text = out.stderr_text();
         assert_eq!(out.code(), 126, "{says}: {text}");
-        assert!(text.starts_with("sevlab: ") && text.contains(says), "{says}: {text}");
+        assert!(
+            text.starts_with("sevlab: ") && text.contains(says),
+            "{says}: {text}"
+        );
         assert_eq!(text.lines().count(), 1, "{text}");
     }
     if installed("dash").is_some() {
         let mut script = fs::File::create(&file).expect("a file");
-        script.write_all(b"#!/bin/sh -e\necho \"$# $1\"; exit 4\n").expect("written");
+        script
+            .write_all(b"#!/bin/sh -e\necho \"$# $1\"; exit 4\n")
+            .expect("written");
         drop(script);
-        let out = run_for(sevlab_run(mode, &[]).arg(&file).args(["a b", "c"]), b"", LIMIT);
-        assert_eq!((out.code(), out.stdout_text().as_str()), (4, "2 a b\n"), "{}", out.stderr_text());
+        let out = run_for(
+            sevlab_run(mode, &[]).arg(&file).args(["a b", "c"]),
+            b"",
+            LIMIT,
+        );
+        assert_eq!(
+            (out.code(), out.stdout_text().as_str()),
+            (4, "2 a b\n"),
+            "{}",
+            out.stderr_text()
+        );
     }
 }

@@ -38,18 +38,29 @@ fn check(arguments: &[&str]) {
     let mut wrong = Vec::new();
     for mode in MODES {
         // The compiler sees every block at once, or the fault would be the interpreter's.
-        for options in [&[][..], &["--jit-opt", "threshold=1", "--jit-opt", "background=off"]] {
+        for options in [
+            &[][..],
+            &["--jit-opt", "threshold=1", "--jit-opt", "background=off"],
+        ] {
             if !mode.jit && !options.is_empty() {
                 continue;
             }
             let guest = run(sevlab_run(mode, options).arg(&program).args(arguments));
             if what(&guest) != what(&native) || guest.is_broken() {
                 let [n, g] = [&native, &guest].map(what);
-                wrong.push(format!("{mode} {options:?}: {g:?} instead of {n:?}: {}", guest.stderr_text()));
+                wrong.push(format!(
+                    "{mode} {options:?}: {g:?} instead of {n:?}: {}",
+                    guest.stderr_text()
+                ));
             }
         }
     }
-    assert!(wrong.is_empty(), "faults {}\n{}", arguments.join(" "), wrong.join("\n"));
+    assert!(
+        wrong.is_empty(),
+        "faults {}\n{}",
+        arguments.join(" "),
+        wrong.join("\n")
+    );
 }
 
 fn what(outcome: &Outcome) -> (i32, String) {

@@ -10,7 +10,10 @@ use common::compare::Case;
 use common::{Mode, all_modes, cc1, compile_c, installed, numbers, text};
 
 /// The modes for inputs of some megabytes.
-const LARGE: [Mode; 2] = [Mode::new("off", true, "page"), Mode::new("snp", true, "page")];
+const LARGE: [Mode; 2] = [
+    Mode::new("off", true, "page"),
+    Mode::new("snp", true, "page"),
+];
 
 /// Modes for programs that start slowly: every SEV mode, every engine and both cache modes, but not their product.
 const SOME: [Mode; 6] = [
@@ -38,7 +41,10 @@ fn check(program: &str, modes: &[Mode], case: impl Fn(Case) -> Case) {
 }
 
 fn with(case: Case, args: &[&str]) -> Case {
-    Case { args: args.iter().map(|a| (*a).to_owned()).collect(), ..case }
+    Case {
+        args: args.iter().map(|a| (*a).to_owned()).collect(),
+        ..case
+    }
 }
 
 #[test]
@@ -49,49 +55,86 @@ fn true_and_false() {
 
 #[test]
 fn echo() {
-    check("echo", &all_modes(), |c| with(c, &["-e", "a\\tb", "two  words", "ünïcode", "", "--"]));
+    check("echo", &all_modes(), |c| {
+        with(c, &["-e", "a\\tb", "two  words", "ünïcode", "", "--"])
+    });
 }
 
 #[test]
 fn ls() {
-    let folder = |c: Case| c.file("a", "1").file("b.txt", text(1, 5000)).file("sub/c", "x").file(".hidden", "");
-    check("ls", &all_modes(), |c| with(folder(c), &["-l", "a", "b.txt", "sub"]));
+    let folder = |c: Case| {
+        c.file("a", "1")
+            .file("b.txt", text(1, 5000))
+            .file("sub/c", "x")
+            .file(".hidden", "")
+    };
+    check("ls", &all_modes(), |c| {
+        with(folder(c), &["-l", "a", "b.txt", "sub"])
+    });
     check("ls", &TRANSLATED, |c| with(folder(c), &["-1aFR"]));
-    check("ls", &TRANSLATED, |c| with(folder(c), &["-l", "missing", "a"]));
+    check("ls", &TRANSLATED, |c| {
+        with(folder(c), &["-l", "missing", "a"])
+    });
 }
 
 #[test]
 fn cat() {
-    check("cat", &all_modes(), |c| with(c, &["-n", "a", "-"]).file("a", text(2, 3000)).stdin("from stdin\n"));
-    check("cat", &LARGE, |c| with(c, &["big", "big"]).file("big", text(3, 5 << 20)));
+    check("cat", &all_modes(), |c| {
+        with(c, &["-n", "a", "-"])
+            .file("a", text(2, 3000))
+            .stdin("from stdin\n")
+    });
+    check("cat", &LARGE, |c| {
+        with(c, &["big", "big"]).file("big", text(3, 5 << 20))
+    });
     check("cat", &TRANSLATED, |c| with(c, &["nothing-here"]));
 }
 
 #[test]
 fn sort_numbers() {
-    check("sort", &all_modes(), |c| with(c, &["-n"]).stdin(numbers(4, 1000)));
-    check("sort", &TRANSLATED, |c| with(c, &["-n", "-o", "out", "in"]).file("in", numbers(5, 50_000)));
-    check("sort", &LARGE[1..], |c| with(c, &["-n", "in"]).file("in", numbers(6, 1_000_000)));
+    check("sort", &all_modes(), |c| {
+        with(c, &["-n"]).stdin(numbers(4, 1000))
+    });
+    check("sort", &TRANSLATED, |c| {
+        with(c, &["-n", "-o", "out", "in"]).file("in", numbers(5, 50_000))
+    });
+    check("sort", &LARGE[1..], |c| {
+        with(c, &["-n", "in"]).file("in", numbers(6, 1_000_000))
+    });
 }
 
 #[test]
 fn sort_words() {
-    check("sort", &TRANSLATED, |c| with(c, &["-r", "-k2,2", "-u"]).stdin(text(7, 200_000)));
+    check("sort", &TRANSLATED, |c| {
+        with(c, &["-r", "-k2,2", "-u"]).stdin(text(7, 200_000))
+    });
 }
 
 #[test]
 fn checksums() {
     for program in ["sha256sum", "md5sum", "cksum"] {
-        check(program, &all_modes(), |c| with(c, &["a", "b"]).file("a", text(8, 20_000)).file("b", ""));
-        check(program, &LARGE, |c| with(c, &["big"]).file("big", text(9, 50 << 20)));
+        check(program, &all_modes(), |c| {
+            with(c, &["a", "b"])
+                .file("a", text(8, 20_000))
+                .file("b", "")
+        });
+        check(program, &LARGE, |c| {
+            with(c, &["big"]).file("big", text(9, 50 << 20))
+        });
     }
     let list = "d41d8cd98f00b204e9800998ecf8427e  empty\n00000000000000000000000000000000  empty\n";
-    check("md5sum", &TRANSLATED, |c| with(c, &["-c", "list"]).file("empty", "").file("list", list));
+    check("md5sum", &TRANSLATED, |c| {
+        with(c, &["-c", "list"])
+            .file("empty", "")
+            .file("list", list)
+    });
 }
 
 /// Compresses with one program and decompresses what the native one made of the same input.
 fn compressor(program: &str, suffix: &str, small: &[&str], large: &[&str], modes: &[Mode]) {
-    let Some(path) = installed(program) else { return };
+    let Some(path) = installed(program) else {
+        return;
+    };
     let packed = |data: &[u8]| {
         let mut command = std::process::Command::new(&path);
         let out = common::run_for(command.args(["-c"]), data, common::TIMEOUT);
@@ -99,17 +142,27 @@ fn compressor(program: &str, suffix: &str, small: &[&str], large: &[&str], modes
         out.stdout
     };
     let tiny = text(10, 30_000);
-    check(program, modes, |c| with(c, &[small, &["-k", "in"]].concat()).file("in", tiny.clone()));
+    check(program, modes, |c| {
+        with(c, &[small, &["-k", "in"]].concat()).file("in", tiny.clone())
+    });
     check(program, modes, |c| with(c, &["-dc"]).stdin(packed(&tiny)));
     let name = format!("in{suffix}");
-    check(program, &TRANSLATED, |c| with(c, &["-d", &name]).file(&name, packed(&tiny)));
+    check(program, &TRANSLATED, |c| {
+        with(c, &["-d", &name]).file(&name, packed(&tiny))
+    });
     let mut broken = packed(&tiny);
     let middle = broken.len() / 2;
     broken[middle] ^= 0x10;
-    check(program, &TRANSLATED, |c| with(c, &["-t"]).stdin(broken.clone()));
+    check(program, &TRANSLATED, |c| {
+        with(c, &["-t"]).stdin(broken.clone())
+    });
     let big = text(11, 10 << 20);
-    check(program, &LARGE, |c| with(c, &[large, &["-k", "in"]].concat()).file("in", big.clone()));
-    check(program, &LARGE, |c| with(c, &["-d", &name]).file(&name, packed(&big)));
+    check(program, &LARGE, |c| {
+        with(c, &[large, &["-k", "in"]].concat()).file("in", big.clone())
+    });
+    check(program, &LARGE, |c| {
+        with(c, &["-d", &name]).file(&name, packed(&big))
+    });
 }
 
 #[test]
@@ -130,28 +183,54 @@ fn xz() {
 #[test]
 fn grep_over_a_tree() {
     let tree = |c: Case, n: usize, size: usize| {
-        (0..n).fold(c, |c, i| c.file(&format!("t/{}/{}/f{i}", i % 5, i % 7), text(100 + i as u64, size)))
+        (0..n).fold(c, |c, i| {
+            c.file(
+                &format!("t/{}/{}/f{i}", i % 5, i % 7),
+                text(100 + i as u64, size),
+            )
+        })
     };
-    check("grep", &all_modes(), |c| with(tree(c, 6, 2000), &["-c", "the\\|ab", "t/0/0/f0", "t/1/1/f1"]));
-    check("grep", &LARGE, |c| with(tree(c, 200, 20_000), &["-rcE", "(a|b)[c-f]{2}", "t"]));
-    check("grep", &TRANSLATED, |c| with(c, &["-nP", "(\\w)\\1"]).stdin(text(12, 50_000)));
-    check("grep", &TRANSLATED, |c| with(c, &["-q", "nothing like this"]).stdin(text(12, 50_000)));
+    check("grep", &all_modes(), |c| {
+        with(
+            tree(c, 6, 2000),
+            &["-c", "the\\|ab", "t/0/0/f0", "t/1/1/f1"],
+        )
+    });
+    check("grep", &LARGE, |c| {
+        with(tree(c, 200, 20_000), &["-rcE", "(a|b)[c-f]{2}", "t"])
+    });
+    check("grep", &TRANSLATED, |c| {
+        with(c, &["-nP", "(\\w)\\1"]).stdin(text(12, 50_000))
+    });
+    check("grep", &TRANSLATED, |c| {
+        with(c, &["-q", "nothing like this"]).stdin(text(12, 50_000))
+    });
 }
 
 #[test]
 fn sed() {
     let script = "s/\\([a-m]*\\)\\([n-z]*\\)/[\\2-\\1]/g; 3d; /ab/y/abc/xyz/; $a end";
-    check("sed", &all_modes(), |c| with(c, &[script]).stdin(text(13, 3000)));
-    check("sed", &TRANSLATED, |c| with(c, &["-n", "-E", "/^[a-f]+ /{s//<&>/;p}"]).stdin(text(14, 500_000)));
-    check("sed", &TRANSLATED, |c| with(c, &["-i", "s/a/A/g", "in"]).file("in", text(15, 20_000)));
+    check("sed", &all_modes(), |c| {
+        with(c, &[script]).stdin(text(13, 3000))
+    });
+    check("sed", &TRANSLATED, |c| {
+        with(c, &["-n", "-E", "/^[a-f]+ /{s//<&>/;p}"]).stdin(text(14, 500_000))
+    });
+    check("sed", &TRANSLATED, |c| {
+        with(c, &["-i", "s/a/A/g", "in"]).file("in", text(15, 20_000))
+    });
 }
 
 #[test]
 fn awk() {
     let script = "{ n += NF; for (i = 1; i <= NF; i++) c[$i]++ } \
                   END { for (w in c) if (c[w] > m) m = c[w]; printf \"%d %d %.6f %s\\n\", NR, n, sin(n) / m, length(c) }";
-    check("awk", &all_modes(), |c| with(c, &[script]).stdin(text(16, 5000)));
-    check("awk", &LARGE, |c| with(c, &[script]).stdin(text(17, 3 << 20)));
+    check("awk", &all_modes(), |c| {
+        with(c, &[script]).stdin(text(16, 5000))
+    });
+    check("awk", &LARGE, |c| {
+        with(c, &[script]).stdin(text(17, 3 << 20))
+    });
 }
 
 #[test]
@@ -170,14 +249,22 @@ fn perl() {
         my $t = 0; for my $i (0 .. 30) { for my $j (0 .. 30) { $t += $m[$i][$j] * sqrt($j) } } printf "%.9f\n", $t;
         eval { die { code => 5 } }; print "caught $@->{code}\n"; exit 5;
     "#;
-    check("perl", &SOME, |c| with(c, &["-e", script]).stdin(text(18, 20_000)));
-    check("perl", &LARGE, |c| with(c, &["-e", script]).stdin(text(19, 2 << 20)));
+    check("perl", &SOME, |c| {
+        with(c, &["-e", script]).stdin(text(18, 20_000))
+    });
+    check("perl", &LARGE, |c| {
+        with(c, &["-e", script]).stdin(text(19, 2 << 20))
+    });
 }
 
 #[test]
 fn python3() {
     let script = include_str!("data/report.py");
-    let run = |c: Case, size: &str| with(c, &["-S", "job.py", size]).file("job.py", script).stdin(text(20, 20_000));
+    let run = |c: Case, size: &str| {
+        with(c, &["-S", "job.py", size])
+            .file("job.py", script)
+            .stdin(text(20, 20_000))
+    };
     check("python3", &SOME, |c| run(c, "10"));
     check("python3", &LARGE, |c| run(c, "400"));
 }
@@ -216,13 +303,23 @@ fn unit(functions: usize) -> String {
 fn gcc_cc1() {
     let Some(path) = cc1() else { return };
     let case = |level, functions| {
-        Case::new(&path, &["-quiet", level, "-fpreprocessed", "unit.i", "-o", "unit.s"]).file("unit.i", unit(functions))
+        Case::new(
+            &path,
+            &["-quiet", level, "-fpreprocessed", "unit.i", "-o", "unit.s"],
+        )
+        .file("unit.i", unit(functions))
     };
     case("-O1", 6).check(&SOME);
     let large = case("-O1", 540);
-    assert!(unit(540).lines().count() >= 5000, "{} lines", unit(540).lines().count());
+    assert!(
+        unit(540).lines().count() >= 5000,
+        "{} lines",
+        unit(540).lines().count()
+    );
     large.check(&LARGE);
-    Case::new(&path, &["-quiet", "unit.i"]).file("unit.i", "int f( { return; }\n").check(&LARGE);
+    Case::new(&path, &["-quiet", "unit.i"])
+        .file("unit.i", "int f( { return; }\n")
+        .check(&LARGE);
 }
 
 #[test]
@@ -278,19 +375,40 @@ fn kernels() {
 #[test]
 fn few_resident_pages() {
     for program in ["sort", "sha256sum"] {
-        check(program, &TRANSLATED[1..], |c| with(c.option("--resident=96"), &["in"]).file("in", text(21, 200_000)));
+        check(program, &TRANSLATED[1..], |c| {
+            with(c.option("--resident=96"), &["in"]).file("in", text(21, 200_000))
+        });
     }
 }
 
 /// The other ciphers, and the translator with every optimisation off.
 #[test]
 fn ciphers_and_translator_options() {
-    let snp = [Mode::new("snp", true, "page"), Mode::new("snp", true, "none")];
-    for cipher in ["--cipher=aes128-xe", "--cipher=aes128-xex", "--cipher=aes256-xts"] {
-        check("sort", &snp, |c| with(c.option(cipher), &["-n"]).stdin(numbers(22, 500)));
+    let snp = [
+        Mode::new("snp", true, "page"),
+        Mode::new("snp", true, "none"),
+    ];
+    for cipher in [
+        "--cipher=aes128-xe",
+        "--cipher=aes128-xex",
+        "--cipher=aes256-xts",
+    ] {
+        check("sort", &snp, |c| {
+            with(c.option(cipher), &["-n"]).stdin(numbers(22, 500))
+        });
     }
-    for option in ["all=off", "threshold=1", "vectors=off", "regions=off", "chaining=off", "opt_level=none", "background=off"] {
-        check("sort", &snp[..1], |c| with(c.option("--jit-opt").option(option), &["-n"]).stdin(numbers(23, 500)));
+    for option in [
+        "all=off",
+        "threshold=1",
+        "vectors=off",
+        "regions=off",
+        "chaining=off",
+        "opt_level=none",
+        "background=off",
+    ] {
+        check("sort", &snp[..1], |c| {
+            with(c.option("--jit-opt").option(option), &["-n"]).stdin(numbers(23, 500))
+        });
         check("awk", &snp[..1], |c| {
             let script = "{ s += $1 * 1.5 } END { print s, sqrt(s * s) }";
             with(c.option("--jit-opt").option(option), &[script]).stdin(numbers(24, 500))

@@ -4,6 +4,7 @@
 use crate::codebuf::CodeBuf;
 use crate::lower::{self, region_signature};
 use crate::region::Region;
+use sevlab_cpu::Insn;
 use crate::{Error, JitOptions, OptLevel};
 use cranelift_codegen::Context;
 use cranelift_codegen::control::ControlPlane;
@@ -12,9 +13,11 @@ use cranelift_codegen::isa::{CallConv, OwnedTargetIsa};
 use cranelift_codegen::settings::{self, Configurable};
 use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
+/// Instructions that helpers run, at most, before everything is translated anew.
+const MOST_STEPS: u32 = 1 << 20;
 /// Exit slots in the slot table.
 pub(crate) const SLOTS: usize = 1 << 20;
 
@@ -36,6 +39,9 @@ pub(crate) struct Code {
     pub slot_base: u32,
     /// Guest addresses of the exit slots from `slot_base` on.
     pub targets: Vec<u64>,
+    pub step_base: u32,
+    /// Instructions that helpers run, from `step_base` on.
+    pub steps: Vec<Insn>,
 }
 
 /// The exit slot table: code addresses that translated code jumps through.
@@ -88,6 +94,8 @@ pub(crate) struct Shared {
     pub enter: usize,
     /// What is kept when the buffer is reset.
     pub keep: usize,
+    /// Number of the next instruction that a helper is to run.
+    pub next_step: AtomicU32,
 }
 
 /// One compiler: Cranelift's contexts, reused from region to region.
@@ -204,6 +212,7 @@ impl Compiler {
             slots: Slots::new(stub),
             enter,
             keep,
+            next_step: AtomicU32::new(0),
         });
         Ok(Self {
             isa,
@@ -221,7 +230,11 @@ impl Compiler {
     /// Compiles one region.
     pub(crate) fn compile(&mut self, ticket: u64, region: &Region) -> Compiled {
         let start = thread_time();
-        let result = self.try_compile(region);
+        // A panic of the code generator costs one region, not the run.
+        let attempt = std::panic::AssertUnwindSafe(|| self.try_compile(region));
+        let result = std::panic::catch_unwind(attempt).unwrap_or_else(|_| {
+            Err(Error::Compile { rip: region.entry(), reason: "the code generator panicked".into() })
+        });
         self.context.clear();
         Compiled {
             entry: region.entry(),
@@ -234,7 +247,8 @@ impl Compiler {
     fn try_compile(&mut self, region: &Region) -> Result<Code, Error> {
         // Only this compiler takes slots, so the number read here is still the next one below.
         let slot_base = self.shared.slots.peek();
-        if slot_base as usize + 4 * self.options.max_blocks > SLOTS {
+        let step_base = self.shared.next_step.load(Ordering::Relaxed);
+        if slot_base as usize + 4 * self.options.max_blocks > SLOTS || step_base > MOST_STEPS {
             return Err(Error::CodeBufferFull);
         }
         self.context.func.name = ir::UserFuncName::user(0, 0);
@@ -244,20 +258,29 @@ impl Compiler {
             self.isa.as_ref(),
             &self.options,
             region,
-            slot_base,
+            (slot_base, step_base),
         )?;
+        let clif = self.options.dump_dir.as_ref().map(|_| self.context.func.display().to_string());
+        self.context.set_disasm(clif.is_some());
         let (address, bytes) = compile_function(
             &self.isa,
             &mut self.context,
             &self.shared.code,
             region.entry(),
         )?;
+        if let (Some(dir), Some(clif)) = (&self.options.dump_dir, clif) {
+            let host = self.context.compiled_code().and_then(|c| c.vcode.clone()).unwrap_or_default();
+            dump(dir, region, address, &clif, &host);
+        }
         self.shared.slots.take(exits.targets.len());
+        self.shared.next_step.store(step_base + exits.steps.len() as u32, Ordering::Relaxed);
         Ok(Code {
             address,
             bytes,
             slot_base,
             targets: exits.targets,
+            step_base,
+            steps: exits.steps,
         })
     }
 
@@ -270,11 +293,29 @@ impl Compiler {
             self.isa.as_ref(),
             &self.options,
             region,
-            0,
+            (0, 0),
         )?;
         let text = self.context.func.display().to_string();
         self.context.clear();
         Ok(text)
+    }
+}
+
+/// Writes a region's guest instructions, CLIF and host code to a file of its own; a failure is only logged.
+fn dump(dir: &std::path::Path, region: &Region, address: usize, clif: &str, host: &str) {
+    use std::fmt::Write as _;
+    let mut text = String::new();
+    for b in &region.blocks {
+        let _ = writeln!(text, "block {:#x}", b.rip);
+        for i in &b.insns {
+            let mut d = iced_x86::Decoder::with_ip(64, &i.bytes[..i.len as usize], i.rip, 0);
+            let _ = writeln!(text, "  {:#x}  {}", i.rip, d.decode());
+        }
+    }
+    let _ = write!(text, "\n{clif}\nhost code at {address:#x}\n{host}");
+    let path = dir.join(format!("{:x}.txt", region.entry()));
+    if let Err(e) = std::fs::write(&path, text) {
+        tracing::warn!(target: "sevlab::jit", path = %path.display(), error = %e, "region not dumped");
     }
 }
 

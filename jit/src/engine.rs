@@ -10,12 +10,13 @@
 use crate::compile::{Code, Compiled, Compiler, Shared};
 use crate::layout::{self, JUMP_CACHE_ENTRIES, exit, word};
 use crate::region::Region;
-use crate::{Error, JitOptions, runtime};
+use crate::runtime::{self, StepSite};
+use crate::{Error, JitOptions};
 use sevlab_arch::Va;
 use sevlab_cpu::insn::Insn;
 use sevlab_cpu::thunk::mxcsr;
 use sevlab_cpu::{CpuState, Stop, Vcpu, decode, interp};
-use std::collections::HashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -50,6 +51,7 @@ pub struct JitStats {
 struct Live {
     code: Code,
     pages: Vec<u64>,
+    blocks: Vec<u64>,
     /// Slots of other regions (and its own) that point here.
     incoming: Vec<u32>,
 }
@@ -57,6 +59,7 @@ struct Live {
 struct Pending {
     ticket: u64,
     pages: Vec<u64>,
+    blocks: Vec<u64>,
     insns: u64,
     void: bool,
 }
@@ -76,14 +79,18 @@ pub struct Engine {
     options: JitOptions,
     shared: Arc<Shared>,
     worker: Worker,
-    regions: HashMap<u64, Live>,
-    by_page: HashMap<u64, Vec<u64>>,
+    regions: FxHashMap<u64, Live>,
+    /// How many regions (pending ones too) each block is part of.
+    copies: FxHashMap<u64, u8>,
+    by_page: FxHashMap<u64, Vec<u64>>,
     slot_target: Vec<u64>,
-    pending: HashMap<u64, Pending>,
+    /// Instructions that translated code has run by a helper, by the number it knows them by.
+    steps: Vec<StepSite>,
+    pending: FxHashMap<u64, Pending>,
     next_ticket: u64,
     heat: Box<[u32; HEAT]>,
     jump_cache: Box<[[u64; 2]; JUMP_CACHE_ENTRIES]>,
-    refused: std::collections::HashSet<u64>,
+    refused: FxHashSet<u64>,
     stats: JitStats,
     full: bool,
     stop: Arc<AtomicBool>,
@@ -132,14 +139,16 @@ impl Engine {
             options,
             shared,
             worker,
-            regions: HashMap::new(),
-            by_page: HashMap::new(),
+            regions: FxHashMap::default(),
+            copies: FxHashMap::default(),
+            by_page: FxHashMap::default(),
             slot_target: Vec::new(),
-            pending: HashMap::new(),
+            steps: Vec::new(),
+            pending: FxHashMap::default(),
             next_ticket: 0,
             heat,
             jump_cache: cache.try_into().expect("length is JUMP_CACHE_ENTRIES"),
-            refused: std::collections::HashSet::new(),
+            refused: FxHashSet::default(),
             stats: JitStats::default(),
             full: false,
             stop,
@@ -204,6 +213,7 @@ impl Engine {
 
     fn run_translated(&mut self, vcpu: &mut Vcpu, address: usize) -> Result<(), Stop> {
         self.stats.entries += 1;
+        vcpu.state.engine[word(layout::STEPS)] = self.steps.as_ptr() as u64;
         let state: *mut CpuState = &mut vcpu.state;
         // SAFETY: `enter` was compiled with exactly this signature; `address` is a live region's code (invariant 2),
         // and the state belongs to a boxed vCPU that nothing else touches while it runs.
@@ -248,15 +258,19 @@ impl Engine {
     fn request(&mut self, vcpu: &mut Vcpu, rip: u64) {
         let heat = &self.heat;
         let warm = (self.options.threshold / 16).max(1);
-        // Cold code is left to the interpreter, and code that has a region of its own is chained to: without that
-        // rule the same blocks would be translated again behind every entry.
-        let (regions, pending) = (&self.regions, &self.pending);
+        // Cold code is left to the interpreter; code that has a region of its own is chained to; and no block is
+        // translated too often: every return address is an entry, and behind each the same blocks follow.
+        let (regions, pending, copies) = (&self.regions, &self.pending, &self.copies);
+        let most = self.options.max_copies;
         let region = Region::form(
             rip,
             &self.options,
             |at| decode_at(vcpu, at),
             |at| {
-                heat[heat_index(at)] >= warm && !regions.contains_key(&at) && !pending.contains_key(&at)
+                heat[heat_index(at)] >= warm
+                    && !regions.contains_key(&at)
+                    && !pending.contains_key(&at)
+                    && copies.get(&at).is_none_or(|&n| n < most)
             },
         );
         let Some(region) = region else {
@@ -267,6 +281,11 @@ impl Engine {
         if pages.iter().any(|p| vcpu.note_code(Va(p << 12)).is_err()) {
             return;
         }
+        let blocks: Vec<u64> = region.blocks.iter().map(|b| b.rip).collect();
+        for &b in &blocks {
+            let n = self.copies.entry(b).or_default();
+            *n = n.saturating_add(1);
+        }
         let ticket = self.next_ticket;
         self.next_ticket += 1;
         let insns = region.blocks.iter().map(|b| b.insns.len() as u64).sum();
@@ -275,6 +294,7 @@ impl Engine {
             Pending {
                 ticket,
                 pages,
+                blocks,
                 insns,
                 void: false,
             },
@@ -320,12 +340,14 @@ impl Engine {
             Ok(code) => code,
             Err(Error::CodeBufferFull) => {
                 self.full = true;
+                self.forget_copies(&pending.blocks);
                 return;
             }
             Err(e) => {
                 tracing::debug!(target: "sevlab::jit", rip = done.entry, error = %e, "region refused");
                 self.stats.refused += 1;
                 self.refused.insert(done.entry);
+                self.forget_copies(&pending.blocks);
                 return;
             }
         };
@@ -334,7 +356,13 @@ impl Engine {
             self.slot_target.resize(end, 0);
         }
         self.slot_target[code.slot_base as usize..end].copy_from_slice(&code.targets);
+        if self.steps.len() < code.step_base as usize {
+            self.steps.resize_with(code.step_base as usize, StepSite::default);
+        }
+        self.steps.truncate(code.step_base as usize);
+        self.steps.extend(code.steps.iter().copied().map(StepSite::new));
         if pending.void || pending.ticket != done.ticket {
+            self.forget_copies(&pending.blocks);
             return;
         }
         self.stats.regions += 1;
@@ -348,9 +376,18 @@ impl Engine {
             Live {
                 code,
                 pages: pending.pages,
+                blocks: pending.blocks,
                 incoming: Vec::new(),
             },
         );
+    }
+
+    fn forget_copies(&mut self, blocks: &[u64]) {
+        for b in blocks {
+            if let Some(n) = self.copies.get_mut(b) {
+                *n = n.saturating_sub(1);
+            }
+        }
     }
 
     /// Drops every region made from a page that the vCPU reports as changed.
@@ -365,6 +402,7 @@ impl Engine {
                     continue;
                 };
                 self.stats.dropped += 1;
+                self.forget_copies(&live.blocks);
                 for slot in live.incoming {
                     self.shared.slots.unlink(slot);
                 }
@@ -386,6 +424,8 @@ impl Engine {
     fn flush(&mut self) {
         self.stats.flushes += 1;
         self.regions.clear();
+        self.copies.clear();
+        self.steps.clear();
         self.by_page.clear();
         self.slot_target.clear();
         for (index, entry) in self.jump_cache.iter_mut().enumerate() {
@@ -393,6 +433,7 @@ impl Engine {
         }
         self.heat.fill(0);
         self.shared.slots.reset();
+        self.shared.next_step.store(0, Ordering::Relaxed);
         self.shared.code.truncate(self.shared.keep);
         self.full = false;
     }

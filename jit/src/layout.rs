@@ -23,7 +23,7 @@ pub const H_RMW: i32 = engine_word(5);
 pub const H_STORE: i32 = engine_word(6);
 /// Helper: store 16 bytes out of the scratch space; 0 if the interpreter must do it.
 pub const H_STORE16: i32 = engine_word(7);
-/// Helper: run one instruction in the interpreter; 0 if translated code must be left.
+/// Helper: run an instruction of the [`STEPS`] table in the interpreter; 0 if translated code must be left.
 pub const H_STEP: i32 = engine_word(8);
 /// Helper: the six flags of a stored record.
 pub const H_FLAGS: i32 = engine_word(9);
@@ -31,6 +31,11 @@ pub const H_FLAGS: i32 = engine_word(9);
 pub const H_DIV: i32 = engine_word(10);
 /// Helper: PDEP and PEXT.
 pub const H_PDEP: i32 = engine_word(11);
+
+/// Helper: run one native thunk; 0 if it must be left to the interpreter.
+pub const H_THUNK: i32 = engine_word(12);
+/// The table of instructions that the two helpers above run, by number.
+pub const STEPS: i32 = engine_word(13);
 
 /// Index of an engine word from its offset.
 pub const fn word(offset: i32) -> usize {

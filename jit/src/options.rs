@@ -32,8 +32,12 @@ pub struct JitOptions {
     pub lazy_accesses: usize,
     /// Most guest blocks in a region.
     pub max_blocks: usize,
+    /// Most regions that a guest block is part of, not counting the one it begins.
+    pub max_copies: u8,
     /// Most guest instructions in a region.
     pub max_insns: usize,
+    /// Where to write each region's guest instructions, CLIF and host code, for reading.
+    pub dump_dir: Option<std::path::PathBuf>,
     /// Bytes of the code buffer.
     pub code_bytes: usize,
 }
@@ -41,8 +45,8 @@ pub struct JitOptions {
 impl Default for JitOptions {
     fn default() -> Self {
         Self {
-            threshold: 200,
-            opt_level: OptLevel::Speed,
+            threshold: 1500,
+            opt_level: OptLevel::None,
             background: true,
             regions: true,
             chaining: true,
@@ -51,7 +55,9 @@ impl Default for JitOptions {
             vectors: true,
             lazy_accesses: 16,
             max_blocks: 24,
-            max_insns: 240,
+            max_copies: 3,
+            max_insns: 128,
+            dump_dir: None,
             code_bytes: 256 << 20,
         }
     }

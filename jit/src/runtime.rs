@@ -9,8 +9,9 @@ use crate::layout::{self, word};
 use sevlab_arch::Va;
 use sevlab_cpu::flags::LazyFlags;
 use sevlab_cpu::mmu::Access;
-use sevlab_cpu::{CpuState, Stop, Vcpu};
-use std::cell::RefCell;
+use sevlab_cpu::{CpuState, Insn, MemRef, Stop, Vcpu};
+use sevlab_cpu::thunk::Thunk;
+use std::cell::{Cell, RefCell};
 
 std::arch::global_asm!(
     ".macro sevlab_helper stub, target",
@@ -38,6 +39,7 @@ std::arch::global_asm!(
     "sevlab_helper sevlab_stub_store, {store}",
     "sevlab_helper sevlab_stub_store16, {store16}",
     "sevlab_helper sevlab_stub_step, {step}",
+    "sevlab_helper sevlab_stub_thunk, {thunk}",
     "sevlab_helper sevlab_stub_flags, {flags}",
     "sevlab_helper sevlab_stub_div, {div}",
     "sevlab_helper sevlab_stub_pdep, {pdep}",
@@ -46,6 +48,7 @@ std::arch::global_asm!(
     store = sym store,
     store16 = sym store16,
     step = sym step,
+    thunk = sym thunk,
     flags = sym flags,
     div = sym div,
     pdep = sym pdep,
@@ -57,6 +60,7 @@ unsafe extern "C" {
     fn sevlab_stub_store();
     fn sevlab_stub_store16();
     fn sevlab_stub_step();
+    fn sevlab_stub_thunk();
     fn sevlab_stub_flags();
     fn sevlab_stub_div();
     fn sevlab_stub_pdep();
@@ -74,12 +78,13 @@ pub(crate) fn take_pending() -> Option<Stop> {
 
 /// Writes the helpers' addresses into the state.
 pub(crate) fn install(state: &mut CpuState) {
-    let table: [(i32, unsafe extern "C" fn()); 8] = [
+    let table: [(i32, unsafe extern "C" fn()); 9] = [
         (layout::H_LOAD, sevlab_stub_load),
         (layout::H_RMW, sevlab_stub_rmw),
         (layout::H_STORE, sevlab_stub_store),
         (layout::H_STORE16, sevlab_stub_store16),
         (layout::H_STEP, sevlab_stub_step),
+        (layout::H_THUNK, sevlab_stub_thunk),
         (layout::H_FLAGS, sevlab_stub_flags),
         (layout::H_DIV, sevlab_stub_div),
         (layout::H_PDEP, sevlab_stub_pdep),
@@ -159,22 +164,43 @@ extern "sysv64" fn store16(va: u64, _: u64, _: u64, state: *mut CpuState) {
     store_bytes(v, va, &bytes);
 }
 
-/// Runs the instruction at RIP in the interpreter. 1 if translated code may go on behind it.
-extern "sysv64" fn step(_: u64, _: u64, _: u64, state: *mut CpuState) {
+/// An instruction that translated code has a helper run.
+#[derive(Default)]
+pub(crate) struct StepSite {
+    insn: Option<Insn>,
+    thunk: Cell<Option<&'static Thunk>>,
+}
+
+impl StepSite {
+    pub(crate) fn new(insn: Insn) -> Self {
+        Self { insn: Some(insn), thunk: Cell::new(None) }
+    }
+}
+
+/// Site `n` of the table that the state's word points at.
+fn site<'a>(v: &Vcpu, n: u64) -> Option<&'a StepSite> {
+    let table = v.state.engine[word(layout::STEPS)] as *const StepSite;
+    // SAFETY: the engine put the table of its own sites there before it entered translated code, does not touch it
+    // while that runs, and `n` is a number that it gave out for a site in it.
+    let site = unsafe { &*table.add(n as usize) };
+    site.insn.is_some().then_some(site)
+}
+
+/// Runs instruction `n` in the interpreter. 1 if translated code may go on behind it (and counts it); else it has been
+/// counted, or has stopped.
+extern "sysv64" fn step(n: u64, _: u64, _: u64, state: *mut CpuState) {
     // SAFETY: as in `load`.
     let v = unsafe { vcpu(state) };
+    let Some(insn) = site(v, n).and_then(|s| s.insn) else { return answer(v, 0) };
     let epoch = v.code_epoch;
-    let rip = v.state.rip;
-    match sevlab_cpu::interp::step(v) {
+    match sevlab_cpu::interp::exec(v, &insn) {
         Ok(()) => {
             // A repeated string instruction that was interrupted is still at its own address.
             let go_on = v.code_epoch == epoch
-                && v.state.rip != rip
+                && v.state.rip != insn.rip
                 && !crate::engine::interpret_only(&v.state)
-                && v.state
-                    .exit_request
-                    .load(std::sync::atomic::Ordering::Relaxed)
-                    == 0;
+                && v.state.exit_request.load(std::sync::atomic::Ordering::Relaxed) == 0;
+            v.state.retired -= u64::from(go_on);
             answer(v, u64::from(go_on));
         }
         Err(stop) => {
@@ -182,6 +208,49 @@ extern "sysv64" fn step(_: u64, _: u64, _: u64, state: *mut CpuState) {
             answer(v, 0);
         }
     }
+}
+
+/// Runs thunk `n`; 0 if it did nothing, because it faults or stores into code.
+extern "sysv64" fn thunk(n: u64, _: u64, _: u64, state: *mut CpuState) {
+    // SAFETY: as in `load`.
+    let v = unsafe { vcpu(state) };
+    let ok = run_thunk(v, n).is_some();
+    answer(v, u64::from(ok));
+}
+
+fn run_thunk(v: &mut Vcpu, n: u64) -> Option<()> {
+    let site = site(v, n)?;
+    let insn = site.insn.as_ref()?;
+    let t = match site.thunk.get() {
+        Some(t) => t,
+        None => {
+            let t = v.interp.thunks().ok()?.get(insn).ok()?;
+            site.thunk.set(Some(t));
+            t
+        }
+    };
+    let va = effective_address(&v.state, &insn.mem);
+    let written = u64::from(t.mem_write());
+    if written != 0 && v.would_hit_code(va, written) {
+        return None;
+    }
+    v.state.rip = insn.rip;
+    sevlab_cpu::thunk::run_on(t, v, insn, va).ok()
+}
+
+/// The linear address of a memory operand; the registers in it are current in the state.
+fn effective_address(s: &CpuState, m: &MemRef) -> u64 {
+    let register = |r: u8| if r == MemRef::NONE { 0 } else { s.gpr[r as usize & 15] };
+    let mut va = register(m.base)
+        .wrapping_add(register(m.index) << m.scale)
+        .wrapping_add(m.disp as u64);
+    if m.addr32 {
+        va &= 0xffff_ffff;
+    }
+    if m.seg != MemRef::NONE {
+        va = va.wrapping_add(s.seg[m.seg as usize % 6].base);
+    }
+    va
 }
 
 extern "sysv64" fn flags(a: u64, b: u64, r: u64, state: *mut CpuState) {

@@ -599,11 +599,10 @@ impl Rmp {
     }
 
     fn drop_tlb(&self, pfn: u64, size: PageSize) {
-        for spa in (pfn..pfn + size.pages()).map(|p| p << PAGE_SHIFT) {
-            self.tlbs.drop_host(self.dram.raw.ptr(spa));
-            if let Some(plain) = self.dram.plain_of() {
-                self.tlbs.drop_host(plain.ptr(spa));
-            }
+        let (spa, pages) = (pfn << PAGE_SHIFT, size.pages());
+        self.tlbs.drop_host_range(self.dram.raw.ptr(spa), pages);
+        if let Some(plain) = self.dram.plain_of() {
+            self.tlbs.drop_host_range(plain.ptr(spa), pages);
         }
     }
 }

@@ -152,6 +152,8 @@ struct Links {
     buckets: Box<[u32]>,
     /// A bit for each entry that is in a chain.
     used: Box<[u64]>,
+    /// How many bits of `used` are set.
+    count: usize,
 }
 
 fn bucket(host: u64) -> usize {
@@ -177,6 +179,7 @@ impl Links {
         }
         self.buckets[b] = i as u32;
         self.used[i / 64] |= 1 << (i % 64);
+        self.count += 1;
     }
 
     fn unlink(&mut self, i: usize) {
@@ -192,6 +195,19 @@ impl Links {
             self.links[next as usize].prev = prev;
         }
         self.used[i / 64] &= !(1 << (i % 64));
+        self.count -= 1;
+    }
+
+    /// Calls `f` for the entries in chains, which it may unlink.
+    fn each_used(&mut self, mut f: impl FnMut(&mut Self, usize)) {
+        for word in 0..self.used.len() {
+            let mut bits = self.used[word];
+            while bits != 0 {
+                let i = word * 64 + bits.trailing_zeros() as usize;
+                bits &= bits - 1;
+                f(self, i);
+            }
+        }
     }
 }
 
@@ -234,6 +250,7 @@ impl FastTlb {
                 links: vec![link; Self::ENTRIES].into(),
                 buckets: vec![NIL; 1 << BUCKET_BITS].into(),
                 used: vec![0; Self::ENTRIES / 64].into(),
+                count: 0,
             }),
         }
     }
@@ -349,8 +366,31 @@ impl FastTlb {
 
     /// Drops every entry that maps a byte of `host`'s 4 KiB page, under whatever addresses.
     pub fn drop_host(&self, host: NonNull<u8>) {
-        let page = host.addr().get() as u64 >> PAGE_SHIFT;
         let mut links = self.lock();
+        self.drop_page(&mut links, host.addr().get() as u64 >> PAGE_SHIFT);
+    }
+
+    /// [`FastTlb::drop_host`] for `pages` 4 KiB pages from `host` on, at the price of what is occupied if that is less.
+    pub fn drop_host_range(&self, host: NonNull<u8>, pages: u64) {
+        let first = host.addr().get() as u64 >> PAGE_SHIFT;
+        let range = first..first + pages;
+        let mut links = self.lock();
+        if links.count as u64 <= pages {
+            if links.count > 0 {
+                links.each_used(|links, i| {
+                    if range.contains(&links.links[i].host) {
+                        self.entries[i].clear();
+                        links.unlink(i);
+                    }
+                });
+            }
+        } else {
+            range.for_each(|page| self.drop_page(&mut links, page));
+        }
+    }
+
+    /// Drops every entry that maps a byte of the host page with this number.
+    fn drop_page(&self, links: &mut Links, page: u64) {
         let mut i = links.buckets[bucket(page)];
         while i != NIL {
             let Link { host, next, .. } = links.links[i as usize];
@@ -380,26 +420,16 @@ impl FastTlb {
 
     /// Drops everything.
     pub fn flush(&self) {
-        let mut links = self.lock();
-        for word in 0..links.used.len() {
-            let mut bits = links.used[word];
-            while bits != 0 {
-                let i = word * 64 + bits.trailing_zeros() as usize;
-                bits &= bits - 1;
-                self.entries[i].clear();
-                links.unlink(i);
-            }
-        }
+        self.lock().each_used(|links, i| {
+            self.entries[i].clear();
+            links.unlink(i);
+        });
     }
 
     /// How many entries map something.
     #[must_use]
     pub fn occupied(&self) -> usize {
-        self.lock()
-            .used
-            .iter()
-            .map(|w| w.count_ones() as usize)
-            .sum()
+        self.lock().count
     }
 }
 
@@ -424,6 +454,10 @@ impl TlbSet {
 
     pub(crate) fn drop_host(&self, host: NonNull<u8>) {
         self.each(|t| t.drop_host(host));
+    }
+
+    pub(crate) fn drop_host_range(&self, host: NonNull<u8>, pages: u64) {
+        self.each(|t| t.drop_host_range(host, pages));
     }
 
     pub(crate) fn drop_write_host(&self, host: NonNull<u8>) {

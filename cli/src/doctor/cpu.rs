@@ -69,9 +69,6 @@ pub fn section() -> Vec<Finding> {
         format!(" (not: {lacks})")
     };
     out.push(Finding::plain("for cryptography", format!("{has}{lacks}")));
-    out.push(Finding::plain(
-        "never shown",
-        "AVX-512, AMX, TSX",
-    ));
+    out.push(Finding::plain("never shown", "AVX-512, AMX, TSX"));
     out
 }

@@ -206,7 +206,11 @@ pub fn counters() -> Vec<Finding> {
     ]
     .map(|(name, event)| (name, Builder::new().kind(event).build().err()));
     let names = |there: bool| {
-        let names: Vec<&str> = tried.iter().filter(|(_, e)| e.is_none() == there).map(|(name, _)| *name).collect();
+        let names: Vec<&str> = tried
+            .iter()
+            .filter(|(_, e)| e.is_none() == there)
+            .map(|(name, _)| *name)
+            .collect();
         names.join(", ")
     };
     let paranoid = read("/proc/sys/kernel/perf_event_paranoid").unwrap_or_else(unknown);
@@ -219,5 +223,8 @@ pub fn counters() -> Vec<Finding> {
             "benchmarks here measure time only, guests run the same; try kernel.perf_event_paranoid=1, or a host with a PMU",
         ),
     };
-    vec![Finding::plain("kernel.perf_event_paranoid", paranoid), counters]
+    vec![
+        Finding::plain("kernel.perf_event_paranoid", paranoid),
+        counters,
+    ]
 }

@@ -48,14 +48,21 @@ impl Case {
     /// Runs it natively, then in each mode, and panics with every difference there is.
     pub fn check(&self, modes: &[Mode]) {
         let expected = Did::of(self, &mut Command::new(&self.program));
-        assert!(!expected.outcome.timed_out, "{} takes too long natively", self.name());
+        assert!(
+            !expected.outcome.timed_out,
+            "{} takes too long natively",
+            self.name()
+        );
         let mut wrong = Vec::new();
         for mode in modes {
             let mut command = sevlab_run(*mode, &self.options);
             command.arg(&self.program);
             let did = Did::of(self, &mut command);
             if let Some(difference) = expected.difference(&did) {
-                wrong.push(format!("under {mode} ({:.1?}): {difference}", did.outcome.took));
+                wrong.push(format!(
+                    "under {mode} ({:.1?}): {difference}",
+                    did.outcome.took
+                ));
             }
         }
         assert!(wrong.is_empty(), "{}\n{}", self.name(), wrong.join("\n"));
@@ -82,7 +89,8 @@ impl Did {
             let file = fs::File::open(&path).expect("just written");
             // Allocated blocks and times are part of what `ls -l` shows.
             file.sync_all().expect("the file reaches the disk");
-            file.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(1_600_000_000)).expect("a time");
+            file.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(1_600_000_000))
+                .expect("a time");
         }
         command
             .args(&case.args)
@@ -100,12 +108,19 @@ impl Did {
     /// The first thing that is not as here.
     fn difference(&self, other: &Self) -> Option<String> {
         let (a, b) = (&self.outcome, &other.outcome);
-        let tail = |bytes: &[u8]| String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(1500)..]).into_owned();
+        let tail = |bytes: &[u8]| {
+            String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(1500)..]).into_owned()
+        };
         if b.timed_out {
             return Some(format!("timed out; stderr: {}", tail(&b.stderr)));
         }
         if a.code() != b.code() {
-            return Some(format!("status {} instead of {}; stderr: {}", b.code(), a.code(), tail(&b.stderr)));
+            return Some(format!(
+                "status {} instead of {}; stderr: {}",
+                b.code(),
+                a.code(),
+                tail(&b.stderr)
+            ));
         }
         bytes("stdout", &a.stdout, &b.stdout)
             .or_else(|| bytes("stderr", &a.stderr, &b.stderr))
@@ -115,12 +130,14 @@ impl Did {
                 (a != b).then(|| format!("files {b:?} instead of {a:?}"))
             })
             .or_else(|| {
-                self.files.iter().zip(&other.files).find_map(|((name, (mode, data)), (_, (mode2, data2)))| {
-                    if mode != mode2 {
-                        return Some(format!("{name} has mode {mode2:o} instead of {mode:o}"));
-                    }
-                    bytes(name, data, data2)
-                })
+                self.files.iter().zip(&other.files).find_map(
+                    |((name, (mode, data)), (_, (mode2, data2)))| {
+                        if mode != mode2 {
+                            return Some(format!("{name} has mode {mode2:o} instead of {mode:o}"));
+                        }
+                        bytes(name, data, data2)
+                    },
+                )
             })
     }
 }
@@ -129,7 +146,11 @@ fn bytes(what: &str, expected: &[u8], got: &[u8]) -> Option<String> {
     if expected == got {
         return None;
     }
-    let at = expected.iter().zip(got).position(|(a, b)| a != b).unwrap_or(expected.len().min(got.len()));
+    let at = expected
+        .iter()
+        .zip(got)
+        .position(|(a, b)| a != b)
+        .unwrap_or(expected.len().min(got.len()));
     let window = |b: &[u8]| {
         let from = at.saturating_sub(60).min(b.len());
         String::from_utf8_lossy(&b[from..b.len().min(at + 200)]).into_owned()
@@ -150,7 +171,11 @@ fn collect(root: &Path, folder: &Path, files: &mut BTreeMap<String, (u32, Vec<u8
             collect(root, &path, files);
             continue;
         }
-        let name = path.strip_prefix(root).expect("below the root").to_string_lossy().into_owned();
+        let name = path
+            .strip_prefix(root)
+            .expect("below the root")
+            .to_string_lossy()
+            .into_owned();
         let mode = fs::metadata(&path).expect("there").permissions().mode();
         files.insert(name, (mode, fs::read(&path).expect("readable")));
     }

@@ -87,16 +87,23 @@ impl Outcome {
 
     /// Exit status, or minus the signal.
     pub fn code(&self) -> i32 {
-        self.status.code().unwrap_or_else(|| -self.status.signal().unwrap_or(0))
+        self.status
+            .code()
+            .unwrap_or_else(|| -self.status.signal().unwrap_or(0))
     }
 
     /// Whether sevlab itself broke, as opposed to its guest.
     pub fn is_broken(&self) -> bool {
         let text = self.stderr_text();
         self.timed_out
-            || ["panicked at", "fatal runtime error", "stack overflow", "RUST_BACKTRACE"]
-                .iter()
-                .any(|sign| text.contains(sign))
+            || [
+                "panicked at",
+                "fatal runtime error",
+                "stack overflow",
+                "RUST_BACKTRACE",
+            ]
+            .iter()
+            .any(|sign| text.contains(sign))
     }
 }
 
@@ -141,8 +148,16 @@ pub fn run_for(command: &mut Command, stdin: &[u8], timeout: Duration) -> Outcom
             pause = (pause * 2).min(Duration::from_millis(10));
         };
         let took = start.elapsed();
-        let join = |t: std::thread::ScopedJoinHandle<'_, Vec<u8>>| t.join().expect("the reader does not panic");
-        Outcome { status, stdout: join(stdout), stderr: join(stderr), timed_out, took }
+        let join = |t: std::thread::ScopedJoinHandle<'_, Vec<u8>>| {
+            t.join().expect("the reader does not panic")
+        };
+        Outcome {
+            status,
+            stdout: join(stdout),
+            stderr: join(stderr),
+            timed_out,
+            took,
+        }
     })
 }
 
@@ -155,7 +170,10 @@ pub fn run(command: &mut Command) -> Outcome {
 /// a line on stderr, if it is not installed.
 pub fn installed(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let folders = ["/usr/bin", "/bin"].map(PathBuf::from).into_iter().chain(std::env::split_paths(&path));
+    let folders = ["/usr/bin", "/bin"]
+        .map(PathBuf::from)
+        .into_iter()
+        .chain(std::env::split_paths(&path));
     let found = folders.map(|f| f.join(name)).find(|file| is_elf(file));
     if found.is_none() {
         // Not captured by the test harness: whoever reads the log is to see it.
@@ -167,7 +185,10 @@ pub fn installed(name: &str) -> Option<PathBuf> {
 /// GCC's compiler proper.
 pub fn cc1() -> Option<PathBuf> {
     let gcc = installed("gcc")?;
-    let out = Command::new(gcc).arg("-print-prog-name=cc1").output().expect("gcc runs");
+    let out = Command::new(gcc)
+        .arg("-print-prog-name=cc1")
+        .output()
+        .expect("gcc runs");
     let path = PathBuf::from(String::from_utf8_lossy(&out.stdout).trim());
     if !path.is_absolute() {
         let _ = writeln!(std::io::stderr(), "SKIPPED: cc1 is not installed");
@@ -187,18 +208,32 @@ pub fn workload(name: &str) -> PathBuf {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     let folder = FOLDER.get_or_init(|| {
         let out = Command::new(env!("CARGO"))
-            .args(["build", "--release", "--bins", "-p", "sevlab-workloads", "--message-format=json"])
+            .args([
+                "build",
+                "--release",
+                "--bins",
+                "-p",
+                "sevlab-workloads",
+                "--message-format=json",
+            ])
             .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
             .stderr(Stdio::inherit())
             .output()
             .expect("cargo runs");
-        assert!(out.status.success(), "cargo build -p sevlab-workloads failed");
+        assert!(
+            out.status.success(),
+            "cargo build -p sevlab-workloads failed"
+        );
         let text = String::from_utf8_lossy(&out.stdout).into_owned();
         let executable = text.lines().find_map(|line| {
             let message: serde_json::Value = serde_json::from_str(line).ok()?;
             message["executable"].as_str().map(PathBuf::from)
         });
-        executable.expect("cargo names an executable").parent().expect("in a folder").to_owned()
+        executable
+            .expect("cargo names an executable")
+            .parent()
+            .expect("in a folder")
+            .to_owned()
     });
     let file = folder.join(name);
     assert!(file.exists(), "{}: no such workload", file.display());
@@ -210,10 +245,19 @@ pub fn compile_c(source: &str, folder: &Path, name: &str, flags: &[&str]) -> Opt
     let cc = installed("cc").or_else(|| installed("gcc"))?;
     let (input, output) = (folder.join(format!("{name}.c")), folder.join(name));
     std::fs::write(&input, source).expect("the source can be written");
-    let out = Command::new(cc).args(flags).arg("-o").args([&output, &input]).output().expect("cc runs");
+    let out = Command::new(cc)
+        .args(flags)
+        .arg("-o")
+        .args([&output, &input])
+        .output()
+        .expect("cc runs");
     if !out.status.success() {
         let why = String::from_utf8_lossy(&out.stderr).into_owned();
-        let _ = writeln!(std::io::stderr(), "SKIPPED: cc {} can't link here: {why}", flags.join(" "));
+        let _ = writeln!(
+            std::io::stderr(),
+            "SKIPPED: cc {} can't link here: {why}",
+            flags.join(" ")
+        );
         return None;
     }
     Some(output)

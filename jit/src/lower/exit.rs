@@ -180,6 +180,13 @@ impl Lower<'_, '_> {
         self.ret(exit::INDIRECT);
     }
 
+    /// The number by which a helper knows the current instruction.
+    fn step_number(&mut self) -> Value {
+        let n = self.step_base + self.exits.steps.len() as u32;
+        self.exits.steps.push(self.insn);
+        self.iconst(types::I64, u64::from(n))
+    }
+
     /// Runs the current instruction in the interpreter without leaving the region: everything stale goes to memory
     /// first, what the instruction may write is read back from there when next used.
     pub(super) fn step_out(&mut self, writes: super::vector::Uses) {
@@ -189,14 +196,11 @@ impl Lower<'_, '_> {
         if self.eager {
             (self.dirty_gprs, self.dirty_vecs, self.dirty_highs) = (0, 0, 0);
         }
-        self.store_rip(self.insn.rip);
+        let n = self.step_number();
         let zero = self.iconst(types::I64, 0);
-        self.call_helper(layout::H_STEP, [zero, zero, zero]);
+        self.call_helper(layout::H_STEP, [n, zero, zero]);
         let p = self.pinned();
-        let ok = self
-            .fb
-            .ins()
-            .load(types::I64, state_flags(), p, layout::RET);
+        let ok = self.fb.ins().load(types::I64, state_flags(), p, layout::RET);
         // All is in memory, so this way out has only the count to add.
         let (leave, go) = (self.fb.create_block(), self.fb.create_block());
         self.fb.set_cold_block(leave);
@@ -204,25 +208,58 @@ impl Lower<'_, '_> {
         self.fb.switch_to_block(leave);
         let p = self.pinned();
         let count = self.retired_so_far();
-        let old = self
-            .fb
-            .ins()
-            .load(types::I64, state_flags(), p, layout::RETIRED);
+        let old = self.fb.ins().load(types::I64, state_flags(), p, layout::RETIRED);
         let new = self.fb.ins().iadd(old, count);
         self.fb.ins().store(state_flags(), new, p, layout::RETIRED);
         self.ret(exit::LEAVE);
         self.fb.switch_to_block(go);
-        // The interpreter counted this instruction itself.
-        let one = self.iconst(types::I64, 1);
-        let base = self.count.expect("set at the block's start");
-        self.count = Some(self.fb.ins().isub(base, one));
+        self.now_in_memory(writes);
+    }
+
+    /// Runs the current instruction as a native thunk: only the registers it reads go to memory first. If it can't
+    /// complete (a fault, a store into code) the region is left as if it had not been tried.
+    pub(super) fn thunk_out(&mut self, uses: super::vector::Uses) {
+        self.sync();
+        let p = self.pinned();
+        for r in 0..16 {
+            if (uses.gprs & self.dirty_gprs) >> r & 1 != 0 && self.gprs[r].full != Home::Memory {
+                let v = self.gpr_full(r as u8);
+                self.fb.ins().store(state_flags(), v, p, layout::gpr(r));
+            }
+            if (uses.vecs & self.dirty_vecs) >> r & 1 != 0 && self.vecs[r].low != Home::Memory {
+                let v = self.vec_low(r);
+                self.fb.ins().store(state_flags(), v, p, layout::xmm(r));
+            }
+            if (uses.highs & self.dirty_highs) >> r & 1 != 0 && self.vecs[r].high != Home::Memory {
+                let v = self.vec_high(r);
+                self.fb.ins().store(state_flags(), v, p, layout::ymmh(r));
+            }
+        }
+        if (uses.flags || uses.reads_flags) && self.flags.dirty() {
+            let record = self.flags_record(sevlab_cpu::flags::ARITH);
+            for (k, v) in record.into_iter().enumerate() {
+                self.fb.ins().store(state_flags(), v, p, layout::CC + 8 * k as i32);
+            }
+            self.flags.written_back();
+        }
+        let n = self.step_number();
+        let zero = self.iconst(types::I64, 0);
+        self.call_helper(layout::H_THUNK, [n, zero, zero]);
+        let p = self.pinned();
+        let ok = self.fb.ins().load(types::I64, state_flags(), p, layout::RET);
+        let leave = self.leave_block();
+        let go = self.fb.create_block();
+        self.fb.ins().brif(ok, go, &[], leave, &[]);
+        self.fb.switch_to_block(go);
+        self.now_in_memory(uses);
+    }
+
+    /// A helper has written these registers in state memory.
+    fn now_in_memory(&mut self, writes: super::vector::Uses) {
         for r in 0..16 {
             if writes.gprs_out >> r & 1 != 0 {
                 self.written.gprs |= 1 << r;
-                self.gprs[r] = super::Gpr {
-                    full: Home::Memory,
-                    low: None,
-                };
+                self.gprs[r] = super::Gpr { full: Home::Memory, low: None };
             }
             if writes.vecs_out >> r & 1 != 0 {
                 self.written.vecs |= 1 << r;

@@ -396,8 +396,12 @@ impl Builder for Lower<'_, '_> {
         if self.options.vectors && self.vector(i) {
             return Ok(());
         }
-        let writes = super::vector::uses(i);
-        self.step_out(writes);
+        let uses = super::vector::uses(i);
+        if i.op == Op::Thunk {
+            self.thunk_out(uses);
+        } else {
+            self.step_out(uses);
+        }
         Ok(())
     }
 }

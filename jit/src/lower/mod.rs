@@ -77,6 +77,8 @@ struct Vec2 {
 pub struct ExitTable {
     /// Guest address that each exit slot leads to; slot numbers in the code are relative to the region's first.
     pub targets: Vec<u64>,
+    /// Instructions that the code has helpers run; their numbers are relative to the region's first, too.
+    pub steps: Vec<Insn>,
 }
 
 /// One region's translation in progress.
@@ -121,6 +123,7 @@ pub(crate) struct Lower<'a, 'f> {
     undeclared: Option<u64>,
     tlb: Value,
     slot_base: u32,
+    step_base: u32,
     exits: ExitTable,
     sig_helper: ir::SigRef,
     sig_region: ir::SigRef,
@@ -158,14 +161,14 @@ struct Dirty {
     flags: bool,
 }
 
-/// Builds the CLIF function of `region`. Slot numbers in its code start at `slot_base`.
+/// Builds the CLIF function of `region`. Slot and step numbers in its code start at the two bases.
 pub(crate) fn lower(
     func: &mut ir::Function,
     ctx: &mut FunctionBuilderContext,
     isa: &dyn TargetIsa,
     options: &JitOptions,
     region: &Region,
-    slot_base: u32,
+    (slot_base, step_base): (u32, u32),
 ) -> Result<ExitTable, Error> {
     func.signature = region_signature();
     let mut fb = FunctionBuilder::new(func, ctx);
@@ -284,6 +287,7 @@ pub(crate) fn lower(
         undeclared: None,
         tlb,
         slot_base,
+        step_base,
         exits: ExitTable::default(),
         sig_helper,
         sig_region,

@@ -1,4 +1,5 @@
 //! Running a program every way there is, and saying how the results differ.
+#![allow(dead_code)] // each test file uses its part
 
 use crate::machine::{CODE, CODE_PAGES, Kind, Machine, Outcome, PAGE, Start, WATCHED};
 use crate::program::listing;
@@ -10,6 +11,7 @@ use std::path::PathBuf;
 pub fn engines() -> [(&'static str, JitOptions); 3] {
     let small = JitOptions {
         threshold: 2,
+        opt_level: OptLevel::Speed,
         background: false,
         code_bytes: 4 << 20,
         ..JitOptions::default()
@@ -28,6 +30,8 @@ pub fn engines() -> [(&'static str, JitOptions); 3] {
             JitOptions {
                 opt_level: OptLevel::None,
                 threshold: 1,
+                // Registers are stored before what may leave, and not on the ways out.
+                lazy_accesses: 0,
                 ..small
             },
         ),

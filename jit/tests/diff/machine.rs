@@ -369,8 +369,8 @@ impl Machine {
         s.ymmh = start.ymmh.map(Lane);
         s.mxcsr = start.mxcsr;
         s.fx.0 = start.fx;
+        s.seg = CpuState::process().seg;
         s.seg[4].base = FS_BASE;
-        s.seg[5].base = 0;
         s.retired = 0;
     }
 

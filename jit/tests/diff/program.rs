@@ -1,4 +1,5 @@
 //! Random guest programs: items with labels, so that instructions can be dropped from them.
+#![allow(dead_code)] // each test file uses its part
 
 use super::forms::{Forms, encode, has_memory, register_like};
 use super::machine::{

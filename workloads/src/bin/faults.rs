@@ -62,6 +62,7 @@ fn handle() {
 }
 
 #[inline(never)]
+#[expect(unconditional_recursion)] // until the stack ends
 fn overflow(n: u64) -> u64 {
     let mut room = [n; 512];
     std::hint::black_box(&mut room);
@@ -69,16 +70,17 @@ fn overflow(n: u64) -> u64 {
 }
 
 /// Entry, as the C library calls it.
+///
+/// # Safety
+/// `argv` holds `argc` C strings.
 #[unsafe(no_mangle)]
-pub extern "C" fn main(argc: c_int, argv: *const *const c_char) -> c_int {
-    // SAFETY: argv holds `argc` C strings.
-    let args: Vec<&str> = (0..argc as usize)
-        .map(|n| {
-            unsafe { CStr::from_ptr(*argv.add(n)) }
-                .to_str()
-                .unwrap_or("")
-        })
-        .collect();
+pub unsafe extern "C" fn main(argc: c_int, argv: *const *const c_char) -> c_int {
+    let arg = |n| {
+        // SAFETY: the caller's promise.
+        let text = unsafe { CStr::from_ptr(*argv.add(n)) };
+        text.to_str().unwrap_or("")
+    };
+    let args: Vec<&str> = (0..argc as usize).map(arg).collect();
     if args.contains(&"--handle") {
         handle();
     }

@@ -30,6 +30,8 @@ pub(crate) struct Uses {
     pub highs_out: u16,
     /// Writes (or may write) arithmetic flags.
     pub flags: bool,
+    /// Reads arithmetic flags.
+    pub reads_flags: bool,
 }
 
 impl Uses {
@@ -41,6 +43,7 @@ impl Uses {
         highs: !0,
         highs_out: !0,
         flags: true,
+        reads_flags: true,
     };
 }
 
@@ -55,6 +58,7 @@ impl std::ops::BitOr for Uses {
             highs: self.highs | o.highs,
             highs_out: self.highs_out | o.highs_out,
             flags: self.flags || o.flags,
+            reads_flags: self.reads_flags || o.reads_flags,
         }
     }
 }
@@ -79,6 +83,7 @@ pub(crate) fn uses(i: &Insn) -> Uses {
     let info = factory.info(&ins);
     let mut u = Uses {
         flags: ins.rflags_modified() & 0x3f != 0,
+        reads_flags: ins.rflags_read() & 0x3f != 0,
         ..Uses::default()
     };
     for r in info.used_registers() {
