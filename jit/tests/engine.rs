@@ -16,7 +16,8 @@ use machine::{CODE, DATA, ISLAND, Kind, Machine, Outcome, PAGE, READ_ONLY, STACK
 use sevlab_arch::Va;
 use sevlab_cpu::stop::{InterceptKind, Stop};
 use sevlab_jit::JitOptions;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 fn assemble(build: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Vec<u8> {
@@ -227,7 +228,7 @@ fn divide_errors_are_precise() {
 #[test]
 fn a_long_loop_is_interrupted_and_goes_on() {
     for options in engines().map(|e| e.1) {
-        const TURNS: u64 = 3_000_000;
+        const TURNS: u64 = 20_000_000;
         let code = assemble(|a| {
             let mut top = a.create_label();
             a.xor(eax, eax)?;
@@ -240,16 +241,19 @@ fn a_long_loop_is_interrupted_and_goes_on() {
         });
         let mut m = Machine::new(Kind::Plain, Some(options));
         m.reset(&Start::new(0, &code));
+        let request = Request::of(&m);
+        let done = Arc::new(AtomicBool::new(false));
+        let seen = Arc::clone(&done);
+        let thread = std::thread::spawn(move || {
+            let request = request;
+            while !seen.load(Ordering::Relaxed) {
+                std::thread::sleep(Duration::from_micros(200));
+                request.raise();
+            }
+        });
         let mut interruptions = 0;
         let out = loop {
-            let request = Request::of(&m);
-            let thread = std::thread::spawn(move || {
-                std::thread::sleep(Duration::from_millis(1));
-                request.raise();
-            });
             let out = m.run().expect("engines have no budget");
-            thread.join().expect("it only stores");
-            m.vcpu.state.exit_request.store(0, Ordering::Release);
             if out.stop != Stop::Requested {
                 break out;
             }
@@ -261,6 +265,8 @@ fn a_long_loop_is_interrupted_and_goes_on() {
             }
             assert!(out.retired <= 3 * TURNS + 2);
         };
+        done.store(true, Ordering::Relaxed);
+        thread.join().expect("it only stores");
         assert_eq!(out.gpr[0], TURNS * (TURNS + 1) / 2);
         assert_eq!(out.retired, 3 * TURNS + 2);
         assert!(interruptions > 0, "it ran too fast to be interrupted");

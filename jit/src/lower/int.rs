@@ -82,6 +82,12 @@ impl Builder for Lower<'_, '_> {
     }
 
     fn bin(&mut self, op: Bin, w: Width, a: Value, b: Value) -> Value {
+        if w == Width::B8
+            && matches!(op, Bin::Add | Bin::Sub)
+            && let Some(k) = self.constant(b)
+        {
+            return self.add_constant(a, if op == Bin::Add { k } else { k.wrapping_neg() });
+        }
         let i = self.fb.ins();
         match op {
             Bin::Add => i.iadd(a, b),
@@ -253,11 +259,10 @@ impl Builder for Lower<'_, '_> {
             }
             sum = add(self, sum, v);
         }
-        if m.disp != 0 || sum.is_none() {
-            let v = self.iconst(types::I64, m.disp as u64);
-            sum = add(self, sum, v);
-        }
-        let mut va = sum.expect("at least the displacement");
+        let mut va = match sum {
+            Some(v) => self.add_constant(v, m.disp as u64),
+            None => self.iconst(types::I64, m.disp as u64),
+        };
         if m.addr32 {
             let low = self.fb.ins().ireduce(types::I32, va);
             va = self.fb.ins().uextend(types::I64, low);

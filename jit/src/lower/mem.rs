@@ -29,19 +29,21 @@ impl Lower<'_, '_> {
     /// The probe: (hit, host address if hit).
     fn probe(&mut self, va: Value, bytes: u32, why: For) -> (Value, Value) {
         self.sync();
-        let shift = self.iconst(types::I64, 12 - 5);
-        let mask = self.iconst(types::I64, (FastTlb::ENTRIES as u64 - 1) << 5);
-        let x = self.fb.ins().ushr(va, shift);
-        let x = self.fb.ins().band(x, mask);
-        let entry = self.fb.ins().iadd(self.tlb, x);
-        let last = if bytes > 1 {
-            let k = self.iconst(types::I64, u64::from(bytes - 1));
-            self.fb.ins().iadd(va, k)
+        let index_mask = (FastTlb::ENTRIES as u64 - 1) << 5;
+        let (entry, page) = if let Some(va) = self.constant(va) {
+            let entry = self.add_constant(self.tlb, va >> (12 - 5) & index_mask);
+            let page = self.iconst(types::I64, va.wrapping_add(u64::from(bytes - 1)) & !0xfff);
+            (entry, page)
         } else {
-            va
+            let shift = self.iconst(types::I64, 12 - 5);
+            let mask = self.iconst(types::I64, index_mask);
+            let x = self.fb.ins().ushr(va, shift);
+            let x = self.fb.ins().band(x, mask);
+            let entry = self.fb.ins().iadd(self.tlb, x);
+            let last = self.add_constant(va, u64::from(bytes - 1));
+            let page_mask = self.iconst(types::I64, !0xfff);
+            (entry, self.fb.ins().band(last, page_mask))
         };
-        let page_mask = self.iconst(types::I64, !0xfff);
-        let page = self.fb.ins().band(last, page_mask);
         let tag_at = match why {
             For::Load => offset_of!(TlbEntry, read),
             For::Store => offset_of!(TlbEntry, write),

@@ -30,7 +30,7 @@ use sevlab_cpu::Width;
 use sevlab_cpu::insn::Insn;
 
 /// Sets of registers, a bit each.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Default, PartialEq)]
 struct Written {
     gprs: u16,
     vecs: u16,
@@ -97,8 +97,10 @@ pub(crate) struct Lower<'a, 'f> {
     used_gprs: u16,
     used_vecs: u16,
     used_highs: u16,
-    /// The same for each block.
-    uses: Vec<vector::Uses>,
+    /// Registers whose value at a block's start somebody may read.
+    needed: Vec<Written>,
+    /// The block being translated.
+    at: usize,
     // per guest block
     gprs: [Gpr; 16],
     vecs: [Vec2; 16],
@@ -194,13 +196,17 @@ pub(crate) fn lower(
             b.insns
                 .iter()
                 .map(vector::uses)
-                .fold(vector::Uses::default(), |a, b| a | b)
+                .fold(vector::Uses::default(), vector::Uses::then)
         })
         .collect();
     let all = uses
         .iter()
         .copied()
-        .fold(vector::Uses::default(), |a, b| a | b);
+        .fold(vector::Uses::default(), vector::Uses::then);
+    let leaves = region.blocks.iter().flat_map(|b| &b.insns).filter(|i| liveness::may_fault(i)).count();
+    let eager = leaves > options.lazy_accesses;
+    let dirty = dirty_in(region, &uses, eager);
+    let needed = needed_in(region, &uses, &dirty);
     let pinned = fb.ins().get_pinned_reg(types::I64);
     let tlb = fb.ins().load(
         types::I64,
@@ -211,19 +217,19 @@ pub(crate) fn lower(
     let zero = fb.ins().iconst(types::I64, 0);
     fb.def_var(count_var, zero);
     for r in 0..16 {
-        if all.gprs >> r & 1 != 0 {
+        if needed[0].gprs >> r & 1 != 0 {
             let v = fb
                 .ins()
                 .load(types::I64, state_flags(), pinned, layout::gpr(r));
             fb.def_var(gpr_var[r], v);
         }
-        if all.vecs >> r & 1 != 0 {
+        if needed[0].vecs >> r & 1 != 0 {
             let v = fb
                 .ins()
                 .load(types::I8X16, state_flags(), pinned, layout::xmm(r));
             fb.def_var(vec_var[r], v);
         }
-        if all.highs >> r & 1 != 0 {
+        if needed[0].highs >> r & 1 != 0 {
             let v = fb
                 .ins()
                 .load(types::I8X16, state_flags(), pinned, layout::ymmh(r));
@@ -243,9 +249,6 @@ pub(crate) fn lower(
     } else {
         vec![sevlab_cpu::flags::ARITH; region.blocks.len()]
     };
-    let leaves = region.blocks.iter().flat_map(|b| &b.insns).filter(|i| liveness::may_fault(i)).count();
-    let eager = leaves > options.lazy_accesses;
-    let dirty = dirty_in(region, &uses, eager);
     let sole_predecessor = sole_predecessors(region);
     let back_edges = back_edge_targets(region);
     let insn = region.blocks[0].insns[0];
@@ -263,7 +266,8 @@ pub(crate) fn lower(
         used_gprs: all.gprs,
         used_vecs: all.vecs,
         used_highs: all.highs,
-        uses,
+        needed,
+        at: 0,
         gprs: [Gpr {
             full: Home::Var,
             low: None,
@@ -361,6 +365,36 @@ fn dirty_in(region: &Region, uses: &[vector::Uses], eager: bool) -> Vec<Dirty> {
     }
 }
 
+/// Backward analysis: the registers whose value at each block's start is read in it or behind it, be it by a way out
+/// that writes it back.
+fn needed_in(region: &Region, uses: &[vector::Uses], dirty: &[Dirty]) -> Vec<Written> {
+    let mut needed = vec![Written::default(); region.blocks.len()];
+    loop {
+        let mut changed = false;
+        for (n, block) in region.blocks.iter().enumerate().rev() {
+            let (mut gprs, mut vecs, mut highs) = (0, 0, 0);
+            for s in block.successors().filter_map(|t| region.index.get(&t)) {
+                gprs |= needed[*s].gprs;
+                vecs |= needed[*s].vecs;
+                highs |= needed[*s].highs;
+            }
+            let (u, d) = (&uses[n], &dirty[n]);
+            let now = Written {
+                gprs: d.gprs | u.gprs_in | (gprs & !u.gprs_killed),
+                vecs: d.vecs | u.vecs_in | (vecs & !u.vecs_killed),
+                highs: d.highs | u.highs_in | (highs & !u.highs_killed),
+            };
+            if now != needed[n] {
+                needed[n] = now;
+                changed = true;
+            }
+        }
+        if !changed {
+            return needed;
+        }
+    }
+}
+
 /// Blocks that a block at the same or a higher index jumps to, found as targets of retreating edges: there the exit
 /// request is polled, so that no loop runs for ever.
 fn back_edge_targets(region: &Region) -> Vec<bool> {
@@ -408,9 +442,42 @@ impl Lower<'_, '_> {
         self.fb.ins().iconst(t, v)
     }
 
+    /// The value of `v` if it is a constant.
+    fn constant(&self, v: Value) -> Option<u64> {
+        let inst = self.fb.func.dfg.value_def(v).inst()?;
+        match self.fb.func.dfg.insts[inst] {
+            ir::InstructionData::UnaryImm { opcode: ir::Opcode::Iconst, imm } => Some(imm.bits() as u64),
+            _ => None,
+        }
+    }
+
+    /// `v + k` for an I64, folded into a constant or an addition of a constant that `v` already is.
+    fn add_constant(&mut self, v: Value, k: u64) -> Value {
+        if k == 0 {
+            return v;
+        }
+        if let Some(c) = self.constant(v) {
+            return self.iconst(types::I64, c.wrapping_add(k));
+        }
+        if let Some(inst) = self.fb.func.dfg.value_def(v).inst()
+            && let ir::InstructionData::Binary { opcode: ir::Opcode::Iadd, args: [x, y] } = self.fb.func.dfg.insts[inst]
+            && let Some(c) = self.constant(y)
+        {
+            let k = c.wrapping_add(k);
+            if k == 0 {
+                return x;
+            }
+            let k = self.iconst(types::I64, k);
+            return self.fb.ins().iadd(x, k);
+        }
+        let k = self.iconst(types::I64, k);
+        self.fb.ins().iadd(v, k)
+    }
+
     /// Translates block `n`.
     fn block(&mut self, n: usize, dirty: Dirty, before: Option<usize>, header: bool) {
         let region = self.region;
+        self.at = n;
         self.fb.switch_to_block(self.blocks[n]);
         self.gprs = [Gpr {
             full: Home::Var,
@@ -424,15 +491,15 @@ impl Lower<'_, '_> {
             (dirty.gprs, dirty.vecs, dirty.highs);
         self.written = Written::default();
         // Read at the block's start: later uses sit behind merges that would each need a look-up of their own.
-        let used = self.uses[n];
+        let needed = self.needed[n];
         for r in 0..16 {
-            if (used.gprs | dirty.gprs) >> r & 1 != 0 {
+            if needed.gprs >> r & 1 != 0 {
                 self.gprs[r].full = Home::Value(self.fb.use_var(self.gpr_var[r]));
             }
-            if (used.vecs | dirty.vecs) >> r & 1 != 0 {
+            if needed.vecs >> r & 1 != 0 {
                 self.vecs[r].low = Home::Value(self.fb.use_var(self.vec_var[r]));
             }
-            if (used.highs | dirty.highs) >> r & 1 != 0 {
+            if needed.highs >> r & 1 != 0 {
                 self.vecs[r].high = Home::Value(self.fb.use_var(self.vech_var[r]));
             }
         }
@@ -556,7 +623,7 @@ impl Lower<'_, '_> {
         match self.gprs[r].full {
             Home::Value(v) => v,
             Home::Var => {
-                if self.used_gprs >> r & 1 == 0 {
+                if self.needed[self.at].gprs >> r & 1 == 0 {
                     self.undeclared = Some(self.insn.rip);
                 }
                 let v = self.fb.use_var(self.gpr_var[r]);
@@ -591,7 +658,7 @@ impl Lower<'_, '_> {
         match self.vecs[r].low {
             Home::Value(v) => v,
             Home::Var => {
-                if self.used_vecs >> r & 1 == 0 {
+                if self.needed[self.at].vecs >> r & 1 == 0 {
                     self.undeclared = Some(self.insn.rip);
                 }
                 let v = self.fb.use_var(self.vec_var[r]);
@@ -614,7 +681,7 @@ impl Lower<'_, '_> {
         match self.vecs[r].high {
             Home::Value(v) => v,
             Home::Var => {
-                if self.used_highs >> r & 1 == 0 {
+                if self.needed[self.at].highs >> r & 1 == 0 {
                     self.undeclared = Some(self.insn.rip);
                 }
                 let v = self.fb.use_var(self.vech_var[r]);

@@ -28,6 +28,14 @@ pub(crate) struct Uses {
     pub vecs_out: u16,
     pub highs: u16,
     pub highs_out: u16,
+    /// Read before they are written as a whole.
+    pub gprs_in: u16,
+    pub vecs_in: u16,
+    pub highs_in: u16,
+    /// Written as a whole, whatever happens (unless the instruction does not complete).
+    pub gprs_killed: u16,
+    pub vecs_killed: u16,
+    pub highs_killed: u16,
     /// Writes (or may write) arithmetic flags.
     pub flags: bool,
     /// Reads arithmetic flags.
@@ -42,14 +50,20 @@ impl Uses {
         vecs_out: !0,
         highs: !0,
         highs_out: !0,
+        gprs_in: !0,
+        vecs_in: !0,
+        highs_in: !0,
+        gprs_killed: 0,
+        vecs_killed: 0,
+        highs_killed: 0,
         flags: true,
         reads_flags: true,
     };
 }
 
-impl std::ops::BitOr for Uses {
-    type Output = Self;
-    fn bitor(self, o: Self) -> Self {
+impl Uses {
+    /// What this and then `o` use together.
+    pub(crate) fn then(self, o: Self) -> Self {
         Self {
             gprs: self.gprs | o.gprs,
             gprs_out: self.gprs_out | o.gprs_out,
@@ -57,6 +71,12 @@ impl std::ops::BitOr for Uses {
             vecs_out: self.vecs_out | o.vecs_out,
             highs: self.highs | o.highs,
             highs_out: self.highs_out | o.highs_out,
+            gprs_in: self.gprs_in | (o.gprs_in & !self.gprs_killed),
+            vecs_in: self.vecs_in | (o.vecs_in & !self.vecs_killed),
+            highs_in: self.highs_in | (o.highs_in & !self.highs_killed),
+            gprs_killed: self.gprs_killed | o.gprs_killed,
+            vecs_killed: self.vecs_killed | o.vecs_killed,
+            highs_killed: self.highs_killed | o.highs_killed,
             flags: self.flags || o.flags,
             reads_flags: self.reads_flags || o.reads_flags,
         }
@@ -92,10 +112,14 @@ pub(crate) fn uses(i: &Insn) -> Uses {
             r.access(),
             OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite
         );
+        // Only an unconditional write of the whole register frees it from what it held.
+        let kills = r.access() == OpAccess::Write && reg.size() >= 4;
         if reg.is_gpr() {
             let n = reg.full_register().number();
             u.gprs |= 1 << n;
             u.gprs_out |= u16::from(writes) << n;
+            u.gprs_in |= u16::from(!kills) << n;
+            u.gprs_killed |= u16::from(kills) << n;
         } else if reg.is_vector_register() {
             let n = reg.number();
             if n >= 16 {
@@ -103,9 +127,12 @@ pub(crate) fn uses(i: &Insn) -> Uses {
             }
             u.vecs |= 1 << n;
             u.vecs_out |= u16::from(writes) << n;
+            u.vecs_in |= u16::from(!kills) << n;
+            u.vecs_killed |= u16::from(kills) << n;
             if !reg.is_xmm() {
                 u.highs |= 1 << n;
                 u.highs_out |= u16::from(writes) << n;
+                u.highs_in |= u16::from(!kills) << n;
             }
         }
     }
@@ -113,6 +140,7 @@ pub(crate) fn uses(i: &Insn) -> Uses {
         // A VEX instruction clears what lies above the vector length of its destination.
         u.highs |= u.vecs_out;
         u.highs_out |= u.vecs_out;
+        u.highs_killed |= u.vecs_killed & !u.highs_in;
     }
     if matches!(ins.code(), iced_x86::Code::VEX_Vzeroall) {
         u.vecs_out = !0;
@@ -124,7 +152,11 @@ pub(crate) fn uses(i: &Insn) -> Uses {
     ) {
         u.highs = !0;
         u.highs_out = !0;
+        u.highs_killed = !0;
     }
+    // A register that is read elsewhere in the operand list is read before it is written.
+    u.gprs_killed &= !u.gprs_in;
+    u.vecs_killed &= !u.vecs_in;
     u
 }
 
