@@ -100,7 +100,7 @@ pub trait Builder {
     /// `c ? a : b` at width `w`.
     fn select(&mut self, c: Self::C, w: Width, a: Self::V, b: Self::V) -> Self::V;
     /// A condition as 0 or 1 of width `w`.
-    fn from_cond(&mut self, c: Self::C, w: Width) -> Self::V;
+    fn cond_value(&mut self, c: Self::C, w: Width) -> Self::V;
     /// A constant condition.
     fn cond_const(&mut self, v: bool) -> Self::C;
     /// Logical and of two conditions.

@@ -32,6 +32,17 @@ pub(crate) struct CodeMap {
     frames: HashMap<u64, Vec<u64>>,
     /// The frame each linear page was decoded from.
     pages: BTreeMap<u64, u64>,
+    /// The linear page noted last.
+    recent: Option<Noted>,
+}
+
+/// A linear page that is noted: as long as the fast TLB lets it be fetched at that host address, it is
+/// that frame, since each frame has host addresses of its own.
+#[derive(Clone, Copy)]
+struct Noted {
+    page: u64,
+    host: usize,
+    frame: Spa,
 }
 
 impl CodeMap {
@@ -40,6 +51,7 @@ impl CodeMap {
             bits: vec![0; frames.div_ceil(64) as usize],
             frames: HashMap::new(),
             pages: BTreeMap::new(),
+            recent: None,
         }
     }
 
@@ -65,6 +77,9 @@ impl CodeMap {
     }
 
     fn remove_page(&mut self, page: u64) {
+        if self.recent.is_some_and(|r| r.page == page) {
+            self.recent = None;
+        }
         let Some(pfn) = self.pages.remove(&page) else {
             return;
         };
@@ -82,11 +97,29 @@ impl Vcpu {
     /// Announces that code at `va`'s page is being decoded: from here on a write to its frame is
     /// noticed. Returns the frame. Call it before reading the bytes.
     pub fn note_code(&mut self, va: Va) -> Result<Spa, Stop> {
-        let t = self.translate(va, Access::Exec)?;
         let page = va.page().0;
+        if let Some(r) = self.code.recent
+            && r.page == page
+            && self.exec_host(page) == Some(r.host)
+        {
+            return Ok(r.frame);
+        }
+        let t = self.translate(va, Access::Exec)?;
         let pfn = t.spa.pfn();
         match self.code.pages.get(&page) {
-            Some(&known) if known == pfn => return Ok(t.spa.page()),
+            Some(&known) if known == pfn => {
+                let host = self
+                    .mem
+                    .host_page(t.domain, t.spa.page(), false)
+                    .map_err(Stop::Host)?;
+                // A fast-TLB entry may be older than the page tables: only one that agrees will do.
+                let host = host.map(|h| h.addr().get());
+                if let Some(host) = host.filter(|h| self.exec_host(page) == Some(*h)) {
+                    let frame = t.spa.page();
+                    self.code.recent = Some(Noted { page, host, frame });
+                }
+                return Ok(t.spa.page());
+            }
             // The page is now another frame: what was decoded before is void.
             Some(_) => self.drop_page_code(page),
             None => {}
@@ -94,6 +127,11 @@ impl Vcpu {
         self.code.add(page, pfn);
         self.strip_write_tags(&t)?;
         Ok(t.spa.page())
+    }
+
+    /// Where the fast TLB has `page` for fetches.
+    fn exec_host(&self, page: u64) -> Option<usize> {
+        Some(self.probe_exec(page, 1)?.addr().get())
     }
 
     fn strip_write_tags(&mut self, t: &Translation) -> Result<(), Stop> {

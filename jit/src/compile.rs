@@ -4,7 +4,6 @@
 use crate::codebuf::CodeBuf;
 use crate::lower::{self, region_signature};
 use crate::region::Region;
-use sevlab_cpu::Insn;
 use crate::{Error, JitOptions, OptLevel};
 use cranelift_codegen::Context;
 use cranelift_codegen::control::ControlPlane;
@@ -12,6 +11,7 @@ use cranelift_codegen::ir::{self, AbiParam, InstBuilder, Signature, types};
 use cranelift_codegen::isa::{CallConv, OwnedTargetIsa};
 use cranelift_codegen::settings::{self, Configurable};
 use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
+use sevlab_cpu::Insn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
@@ -233,7 +233,10 @@ impl Compiler {
         // A panic of the code generator costs one region, not the run.
         let attempt = std::panic::AssertUnwindSafe(|| self.try_compile(region));
         let result = std::panic::catch_unwind(attempt).unwrap_or_else(|_| {
-            Err(Error::Compile { rip: region.entry(), reason: "the code generator panicked".into() })
+            Err(Error::Compile {
+                rip: region.entry(),
+                reason: "the code generator panicked".into(),
+            })
         });
         self.context.clear();
         Compiled {
@@ -260,7 +263,11 @@ impl Compiler {
             region,
             (slot_base, step_base),
         )?;
-        let clif = self.options.dump_dir.as_ref().map(|_| self.context.func.display().to_string());
+        let clif = self
+            .options
+            .dump_dir
+            .as_ref()
+            .map(|_| self.context.func.display().to_string());
         self.context.set_disasm(clif.is_some());
         let (address, bytes) = compile_function(
             &self.isa,
@@ -269,11 +276,17 @@ impl Compiler {
             region.entry(),
         )?;
         if let (Some(dir), Some(clif)) = (&self.options.dump_dir, clif) {
-            let host = self.context.compiled_code().and_then(|c| c.vcode.clone()).unwrap_or_default();
+            let host = self
+                .context
+                .compiled_code()
+                .and_then(|c| c.vcode.clone())
+                .unwrap_or_default();
             dump(dir, region, address, &clif, &host);
         }
         self.shared.slots.take(exits.targets.len());
-        self.shared.next_step.store(step_base + exits.steps.len() as u32, Ordering::Relaxed);
+        self.shared
+            .next_step
+            .store(step_base + exits.steps.len() as u32, Ordering::Relaxed);
         Ok(Code {
             address,
             bytes,
@@ -321,7 +334,10 @@ fn dump(dir: &std::path::Path, region: &Region, address: usize, clif: &str, host
 
 /// Processor time of this thread so far: what a compilation costs, however busy the machine is.
 fn thread_time() -> Duration {
-    let mut t = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut t = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     // SAFETY: writes to a live local.
     unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut t) };
     Duration::new(t.tv_sec as u64, t.tv_nsec as u32)

@@ -12,11 +12,11 @@ use crate::layout::{self, JUMP_CACHE_ENTRIES, exit, word};
 use crate::region::Region;
 use crate::runtime::{self, StepSite};
 use crate::{Error, JitOptions};
+use rustc_hash::{FxHashMap, FxHashSet};
 use sevlab_arch::Va;
 use sevlab_cpu::insn::Insn;
 use sevlab_cpu::thunk::mxcsr;
 use sevlab_cpu::{CpuState, Stop, Vcpu, decode, interp};
-use rustc_hash::{FxHashMap, FxHashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -315,14 +315,10 @@ impl Engine {
 
     /// Takes finished compilations in.
     fn collect(&mut self) {
-        loop {
-            let Worker::Background { results, ready, .. } = &self.worker else {
-                break;
-            };
-            if ready.load(Ordering::Acquire) == 0 {
-                break;
-            }
-            let Ok(done) = results.try_recv() else { break };
+        while let Worker::Background { results, ready, .. } = &self.worker
+            && ready.load(Ordering::Acquire) != 0
+            && let Ok(done) = results.try_recv()
+        {
             ready.fetch_sub(1, Ordering::AcqRel);
             self.install(done);
         }
@@ -357,10 +353,12 @@ impl Engine {
         }
         self.slot_target[code.slot_base as usize..end].copy_from_slice(&code.targets);
         if self.steps.len() < code.step_base as usize {
-            self.steps.resize_with(code.step_base as usize, StepSite::default);
+            self.steps
+                .resize_with(code.step_base as usize, StepSite::default);
         }
         self.steps.truncate(code.step_base as usize);
-        self.steps.extend(code.steps.iter().copied().map(StepSite::new));
+        self.steps
+            .extend(code.steps.iter().copied().map(StepSite::new));
         if pending.void || pending.ticket != done.ticket {
             self.forget_copies(&pending.blocks);
             return;

@@ -36,6 +36,9 @@ pub struct JitOptions {
     pub max_copies: u8,
     /// Most guest instructions in a region.
     pub max_insns: usize,
+    /// Most memory has no host address (cache mode `none`): read-modify-writes go through the helpers too, instead of
+    /// leaving to the interpreter. The machine sets it.
+    pub uncached: bool,
     /// Where to write each region's guest instructions, CLIF and host code, for reading.
     pub dump_dir: Option<std::path::PathBuf>,
     /// Bytes of the code buffer.
@@ -57,6 +60,7 @@ impl Default for JitOptions {
             max_blocks: 24,
             max_copies: 3,
             max_insns: 128,
+            uncached: false,
             dump_dir: None,
             code_bytes: 256 << 20,
         }

@@ -9,8 +9,8 @@ use crate::layout::{self, word};
 use sevlab_arch::Va;
 use sevlab_cpu::flags::LazyFlags;
 use sevlab_cpu::mmu::Access;
-use sevlab_cpu::{CpuState, Insn, MemRef, Stop, Vcpu};
 use sevlab_cpu::thunk::Thunk;
+use sevlab_cpu::{CpuState, Insn, MemRef, Stop, Vcpu};
 use std::cell::{Cell, RefCell};
 
 std::arch::global_asm!(
@@ -120,6 +120,31 @@ extern "sysv64" fn load(va: u64, n: u64, _: u64, state: *mut CpuState) {
             Err(_) => return answer(v, 0),
         }
     }
+    copy_to_scratch(v, va, n);
+}
+
+/// Host address of `n` bytes that may be read and written, or 0. With `copy`, bytes that have no host address are
+/// copied to the scratch space, after a check that they may be written.
+extern "sysv64" fn rmw(va: u64, n: u64, copy: u64, state: *mut CpuState) {
+    // SAFETY: as in `load`.
+    let v = unsafe { vcpu(state) };
+    if v.would_hit_code(va, n) {
+        return answer(v, 0);
+    }
+    if va & 0xfff <= 0x1000 - n {
+        match v.fill(Va(va), Access::Write) {
+            Ok(Some(host)) => return answer(v, host.as_ptr() as u64),
+            Ok(None) => {}
+            Err(_) => return answer(v, 0),
+        }
+    }
+    if copy == 0 || v.probe_write(va, n).is_err() {
+        return answer(v, 0);
+    }
+    copy_to_scratch(v, va, n);
+}
+
+fn copy_to_scratch(v: &mut Vcpu, va: u64, n: u64) {
     let mut bytes = [0u8; 64];
     let n = (n as usize).min(64);
     match v.read(va, &mut bytes[..n]) {
@@ -129,19 +154,6 @@ extern "sysv64" fn load(va: u64, n: u64, _: u64, state: *mut CpuState) {
             answer(v, at);
         }
         Err(_) => answer(v, 0),
-    }
-}
-
-/// Host address of `n` bytes that may be read and written, or 0.
-extern "sysv64" fn rmw(va: u64, n: u64, _: u64, state: *mut CpuState) {
-    // SAFETY: as in `load`.
-    let v = unsafe { vcpu(state) };
-    if va & 0xfff > 0x1000 - n || v.would_hit_code(va, n) {
-        return answer(v, 0);
-    }
-    match v.fill(Va(va), Access::Write) {
-        Ok(Some(host)) => answer(v, host.as_ptr() as u64),
-        _ => answer(v, 0),
     }
 }
 
@@ -173,7 +185,10 @@ pub(crate) struct StepSite {
 
 impl StepSite {
     pub(crate) fn new(insn: Insn) -> Self {
-        Self { insn: Some(insn), thunk: Cell::new(None) }
+        Self {
+            insn: Some(insn),
+            thunk: Cell::new(None),
+        }
     }
 }
 
@@ -191,7 +206,9 @@ fn site<'a>(v: &Vcpu, n: u64) -> Option<&'a StepSite> {
 extern "sysv64" fn step(n: u64, _: u64, _: u64, state: *mut CpuState) {
     // SAFETY: as in `load`.
     let v = unsafe { vcpu(state) };
-    let Some(insn) = site(v, n).and_then(|s| s.insn) else { return answer(v, 0) };
+    let Some(insn) = site(v, n).and_then(|s| s.insn) else {
+        return answer(v, 0);
+    };
     let epoch = v.code_epoch;
     match sevlab_cpu::interp::exec(v, &insn) {
         Ok(()) => {
@@ -199,7 +216,10 @@ extern "sysv64" fn step(n: u64, _: u64, _: u64, state: *mut CpuState) {
             let go_on = v.code_epoch == epoch
                 && v.state.rip != insn.rip
                 && !crate::engine::interpret_only(&v.state)
-                && v.state.exit_request.load(std::sync::atomic::Ordering::Relaxed) == 0;
+                && v.state
+                    .exit_request
+                    .load(std::sync::atomic::Ordering::Relaxed)
+                    == 0;
             v.state.retired -= u64::from(go_on);
             answer(v, u64::from(go_on));
         }
@@ -240,7 +260,13 @@ fn run_thunk(v: &mut Vcpu, n: u64) -> Option<()> {
 
 /// The linear address of a memory operand; the registers in it are current in the state.
 fn effective_address(s: &CpuState, m: &MemRef) -> u64 {
-    let register = |r: u8| if r == MemRef::NONE { 0 } else { s.gpr[r as usize & 15] };
+    let register = |r: u8| {
+        if r == MemRef::NONE {
+            0
+        } else {
+            s.gpr[r as usize & 15]
+        }
+    };
     let mut va = register(m.base)
         .wrapping_add(register(m.index) << m.scale)
         .wrapping_add(m.disp as u64);

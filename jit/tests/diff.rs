@@ -42,7 +42,10 @@ fn first_seed() -> u64 {
 fn shrink(program: &Program, seed: u64, kind: Kind) -> Program {
     let mut best = program.clone();
     if best.at > 0 {
-        let p = Program { at: 0, ..best.clone() };
+        let p = Program {
+            at: 0,
+            ..best.clone()
+        };
         if disagrees(&p, seed, kind) {
             best = p;
         }
@@ -77,7 +80,7 @@ fn disagrees(p: &Program, seed: u64, kind: Kind) -> bool {
 fn random(kind: Kind, cases: u64, seed: u64) {
     let forms = Forms::new();
     let mut rig = Rig::new(kind);
-    let (mut endless, mut failed) = (0, 0);
+    let (mut endless, mut failed, mut refused) = (0, 0, 0);
     for case in 0..cases {
         let seed = seed + case;
         let program = Generator::new(&forms, seed).program();
@@ -99,6 +102,7 @@ fn random(kind: Kind, cases: u64, seed: u64) {
                         compare::report(&start, kind, &first)
                     ),
                 }
+                refused += rig.refused();
                 rig = Rig::new(kind);
                 if failed == 5 {
                     break;
@@ -106,8 +110,12 @@ fn random(kind: Kind, cases: u64, seed: u64) {
             }
         }
     }
-    eprintln!("{kind:?}: {cases} programs from seed {seed:#x}, {endless} endless, {failed} differ; {}", rig.summary());
+    eprintln!(
+        "{kind:?}: {cases} programs from seed {seed:#x}, {endless} endless, {failed} differ; {}",
+        rig.summary()
+    );
     assert_eq!(failed, 0, "programs differ");
+    assert_eq!(refused + rig.refused(), 0, "regions were refused");
 }
 
 #[test]
@@ -124,7 +132,11 @@ fn regressions_stay_fixed() {
 
 #[test]
 fn random_programs_agree() {
-    random(Kind::Plain, variable("SEVLAB_DIFF_CASES").unwrap_or(1500), first_seed());
+    random(
+        Kind::Plain,
+        variable("SEVLAB_DIFF_CASES").unwrap_or(1500),
+        first_seed(),
+    );
 }
 
 #[test]

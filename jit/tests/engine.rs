@@ -12,7 +12,9 @@ mod program;
 
 use compare::{Rig, Verdict, engines, report};
 use iced_x86::code_asm::*;
-use machine::{CODE, DATA, ISLAND, Kind, Machine, Outcome, PAGE, READ_ONLY, STACK, Start, UNMAPPED};
+use machine::{
+    CODE, DATA, ISLAND, Kind, Machine, Outcome, PAGE, READ_ONLY, STACK, Start, UNMAPPED,
+};
 use sevlab_arch::Va;
 use sevlab_cpu::stop::{InterceptKind, Stop};
 use sevlab_jit::JitOptions;
@@ -201,7 +203,10 @@ fn faults_are_precise_in_the_middle_of_a_region() {
             Stop::Exception(e) => assert_eq!(e.vector, 14),
             other => panic!("{other:?}"),
         }
-        assert!(out.rip > CODE && out.gpr[1] < 50 && out.gpr[1] > 30, "in the loop");
+        assert!(
+            out.rip > CODE && out.gpr[1] < 50 && out.gpr[1] > 30,
+            "in the loop"
+        );
     }
 }
 
@@ -353,7 +358,10 @@ fn a_region_that_changes_itself_goes_on_with_the_new_code() {
         a.jne(top)?;
         a.cpuid()
     });
-    assert_eq!(code[0x10], 0x05, "ADD EAX, imm32 is where the store expects it");
+    assert_eq!(
+        code[0x10], 0x05,
+        "ADD EAX, imm32 is where the store expects it"
+    );
     agree(Kind::Plain, &code);
     agree(Kind::Private, &code);
 }
@@ -402,7 +410,9 @@ fn a_page_that_becomes_read_only_faults_in_translated_code() {
     m.reset(&start);
     m.remap(DATA, DATA, 5);
     let out = m.run().expect("no budget");
-    assert!(matches!(out.stop, Stop::Exception(e) if e.cr2 == Some(Va(DATA + 0x800)) && e.error == Some(7)));
+    assert!(
+        matches!(out.stop, Stop::Exception(e) if e.cr2 == Some(Va(DATA + 0x800)) && e.error == Some(7))
+    );
     assert_eq!(out.gpr[1], 60);
 }
 
@@ -474,7 +484,10 @@ fn the_background_thread_delivers() {
     assert_eq!(out.gpr[0], 10_000_000 * 20_000_001);
     assert_eq!(out.retired, 2 + 4 * 20_000_000);
     let stats = m.engine.as_ref().expect("made with one").stats();
-    assert!(stats.regions > 0 && stats.interpreted < 40_000_000, "{stats:?}");
+    assert!(
+        stats.regions > 0 && stats.interpreted < 40_000_000,
+        "{stats:?}"
+    );
 }
 
 #[test]

@@ -17,10 +17,17 @@ pub(crate) enum Exec {
 }
 
 impl Exec {
-    pub(crate) fn new(engine: &Engine) -> Result<Self, Error> {
+    /// `uncached`: most of the guest's memory has no host address.
+    pub(crate) fn new(engine: &Engine, uncached: bool) -> Result<Self, Error> {
         Ok(match engine {
             Engine::Interpreter => Self::Interpreter,
-            Engine::Jit(options) => Self::Jit(Box::new(sevlab_jit::Engine::new(options.clone())?)),
+            Engine::Jit(options) => {
+                let options = sevlab_jit::JitOptions {
+                    uncached,
+                    ..options.clone()
+                };
+                Self::Jit(Box::new(sevlab_jit::Engine::new(options)?))
+            }
         })
     }
 

@@ -200,19 +200,15 @@ impl Launch<'_> {
         })
     }
 
-    /// Gives the guest its memory: 4 KiB pages where something is launched, 2 MiB pages elsewhere.
+    /// Gives the guest the memory around what is launched, page by page. The rest it gets in 2 MiB pages
+    /// when it asks for them.
     fn assign_memory(&mut self, pages: &[ImagePage]) -> Result<(), Error> {
         let mut launched: Vec<Gpa> = pages.iter().map(|(gpa, _)| *gpa).collect();
         launched.extend([self.layout.secrets_page(), self.layout.cpuid_page()]);
         launched.sort_unstable();
-        for head in (0..self.layout.memory).step_by(LARGE_PAGE as usize) {
-            let from = launched.partition_point(|gpa| gpa.0 < head);
-            let to = launched.partition_point(|gpa| gpa.0 < head + LARGE_PAGE);
-            if from == to {
-                self.hv.assign(Gpa(head), PageSize::Size2M, true, false)?;
-                continue;
-            }
-            let inside = &launched[from..to];
+        for inside in launched.chunk_by(|a, b| a.0 / LARGE_PAGE == b.0 / LARGE_PAGE) {
+            let head = inside[0].0 & !(LARGE_PAGE - 1);
+            self.hv.mark_given(Gpa(head));
             for gpa in (head..head + LARGE_PAGE).step_by(PAGE) {
                 let immutable = inside.binary_search(&Gpa(gpa)).is_ok();
                 self.hv

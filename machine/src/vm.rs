@@ -23,7 +23,7 @@ use sevlab_memctl::MemCtl;
 use sevlab_psp::driver::{Driver, LogEntry};
 use sevlab_psp::{Config as PspConfig, Entropy, Firmware, kdf};
 
-use crate::config::MachineConfig;
+use crate::config::{CacheMode, MachineConfig};
 use crate::error::Error;
 use crate::exec::Exec;
 use crate::fence::{Fence, GuestExit, Regions};
@@ -135,7 +135,10 @@ impl Machine {
         let extra = [layout.secrets_page(), layout.cpuid_page()];
         let regions = Regions::new(&layout, pages.chain(extra));
         let guest = Guest {
-            exec: Exec::new(&config.engine)?,
+            exec: Exec::new(
+                &config.engine,
+                config.cache == CacheMode::None && config.sev.encrypted(),
+            )?,
             kernel: Box::new(image.kernel),
             regions,
         };

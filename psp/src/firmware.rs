@@ -5,6 +5,7 @@
 //! 2. An ASID's key is in the memory controller exactly while its guest is active.
 //! 3. An ASID that was released can't be activated again before DF_FLUSH.
 
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -29,13 +30,12 @@ impl Firmware {
     /// A secure processor that has just been powered on, attached to `mem`.
     #[must_use]
     pub fn new(mem: Arc<MemCtl>, config: Config) -> Self {
-        let chip = ChipKeys::derive(&config.chip_seed);
         Self {
             state: Mutex::new(State {
                 rng: Rng::new(config.entropy.clone()),
                 cipher: mem.config().cipher,
                 dram: Dram(mem),
-                chip,
+                chip: OnceCell::new(),
                 config,
                 platform: PlatformState::UNINIT,
                 es: false,
@@ -93,7 +93,7 @@ pub(crate) struct State {
     pub(crate) dram: Dram,
     pub(crate) cipher: CipherKind,
     pub(crate) config: Config,
-    pub(crate) chip: ChipKeys,
+    chip: OnceCell<ChipKeys>,
     pub(crate) rng: Rng,
     /// State under the SEV commands.
     pub(crate) platform: PlatformState,
@@ -113,6 +113,12 @@ pub(crate) struct State {
 }
 
 impl State {
+    /// The chip's own keys, derived when first asked for: most launches need none of them.
+    pub(crate) fn chip(&self) -> &ChipKeys {
+        self.chip
+            .get_or_init(|| ChipKeys::derive(&self.config.chip_seed))
+    }
+
     fn run(&mut self, command: Command, buf: Spa) -> Result<(), Status> {
         match command {
             Command::INIT => self.init(buf),

@@ -204,7 +204,7 @@ impl Builder for Interp<'_> {
         if c { a } else { b }
     }
     #[inline(always)]
-    fn from_cond(&mut self, c: bool, _w: Width) -> u64 {
+    fn cond_value(&mut self, c: bool, _w: Width) -> u64 {
         u64::from(c)
     }
     #[inline(always)]

@@ -1,7 +1,9 @@
 //! Walk caches: what a fill may skip. Small, direct-mapped, flushed as a whole.
 
-use sevlab_arch::Spa;
+use sevlab_arch::{PAGE_SHIFT, PAGE_SIZE, Spa};
 use sevlab_memctl::PageSize;
+
+use super::{Access, Translation};
 
 /// No region has this tag.
 const EMPTY: u64 = u64::MAX;
@@ -149,5 +151,70 @@ impl WalkCache {
         for t in self.last.iter_mut().chain(self.middle.iter_mut()) {
             t.tag = EMPTY;
         }
+    }
+}
+
+const PAGES: usize = 1024;
+
+/// Translations of pages that memory gives no host address for (cache mode `none`), which the fast TLB therefore
+/// can't hold: what a hardware TLB would spare such accesses is the walk, not the cipher.
+pub(crate) struct PageCache {
+    entries: Box<[PageEntry]>,
+    /// Entries of an earlier generation are void.
+    generation: u64,
+}
+
+#[derive(Clone, Copy)]
+struct PageEntry {
+    tag: u64,
+    generation: u64,
+    to: Option<Translation>,
+}
+
+impl PageCache {
+    pub(crate) fn new() -> Self {
+        let none = PageEntry {
+            tag: EMPTY,
+            generation: 0,
+            to: None,
+        };
+        Self {
+            entries: vec![none; PAGES].into_boxed_slice(),
+            generation: 1,
+        }
+    }
+
+    fn tag(va: u64, access: Access, user: bool) -> u64 {
+        va & !(PAGE_SIZE - 1) | access as u64 | u64::from(user) << 2
+    }
+
+    fn index(va: u64, access: Access) -> usize {
+        ((va >> PAGE_SHIFT) as usize ^ (access as usize) << 8) % PAGES
+    }
+
+    /// The translation of `va`, if one of its page is known for this access and privilege.
+    pub(crate) fn get(&self, va: u64, access: Access, user: bool) -> Option<Translation> {
+        let e = &self.entries[Self::index(va, access)];
+        if e.tag != Self::tag(va, access, user) || e.generation != self.generation {
+            return None;
+        }
+        let offset = va & (PAGE_SIZE - 1);
+        e.to.map(|t| Translation {
+            gpa: t.gpa.page().plus(offset),
+            spa: t.spa.page().plus(offset),
+            ..t
+        })
+    }
+
+    pub(crate) fn put(&mut self, va: u64, access: Access, user: bool, t: Translation) {
+        self.entries[Self::index(va, access)] = PageEntry {
+            tag: Self::tag(va, access, user),
+            generation: self.generation,
+            to: Some(t),
+        };
+    }
+
+    pub(crate) fn flush(&mut self) {
+        self.generation += 1;
     }
 }

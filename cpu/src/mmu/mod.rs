@@ -28,7 +28,7 @@ use sevlab_memctl::{Domain, Perms};
 
 use crate::stop::Stop;
 use crate::vcpu::Vcpu;
-use cache::{NestedCache, WalkCache};
+use cache::{NestedCache, PageCache, WalkCache};
 
 /// What a memory access does.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -67,6 +67,7 @@ pub(crate) struct Paging {
     pub(crate) reserved: u64,
     pub(crate) nested: NestedCache,
     pub(crate) walk: WalkCache,
+    pub(crate) pages: PageCache,
 }
 
 impl Paging {
@@ -77,6 +78,7 @@ impl Paging {
             reserved: ((1 << 52) - 1) & !((1 << phys_bits.clamp(32, 48)) - 1) & !c_mask,
             nested: NestedCache::new(),
             walk: WalkCache::new(),
+            pages: PageCache::new(),
         }
     }
 }
@@ -100,7 +102,10 @@ impl Vcpu {
 
     /// Translates without side effects: no accessed or dirty bit is set, no cache filled.
     pub fn peek(&mut self, va: Va, access: Access) -> Result<Translation, Stop> {
-        self.walk(va.0, access, false)
+        match self.paging.pages.get(va.0, access, self.state.cpl == 3) {
+            Some(t) => Ok(t),
+            None => self.walk(va.0, access, false),
+        }
     }
 
     /// Translates `va` for `access`, makes the page resident and enters it into the fast TLB. Returns
@@ -115,10 +120,18 @@ impl Vcpu {
         va: Va,
         access: Access,
     ) -> Result<(Translation, Option<NonNull<u8>>), Stop> {
-        let t = self.walk(va.0, access, true)?;
+        let user = self.state.cpl == 3;
+        let known = self.paging.pages.get(va.0, access, user);
+        let t = match known {
+            Some(t) => t,
+            None => self.walk(va.0, access, true)?,
+        };
         let writing = access == Access::Write;
         if writing && self.code.holds(t.spa) {
             self.drop_frame_code(t.spa);
+        }
+        if known.is_some() {
+            return Ok((t, None));
         }
         // A write tag means writes that nobody sees, so the page must count as dirty from now on.
         // Only where pages are pushed out would that cost anything.
@@ -143,9 +156,11 @@ impl Vcpu {
         } else {
             self.mem.host_page(t.domain, t.spa.page(), write)
         };
-        let byte = page
-            .map_err(Stop::Host)?
-            .and_then(|p| NonNull::new(p.as_ptr().wrapping_add(va.offset() as usize)));
+        let page = page.map_err(Stop::Host)?;
+        if page.is_none() && self.may_cache(&t) {
+            self.paging.pages.put(va.0, access, user, t);
+        }
+        let byte = page.and_then(|p| NonNull::new(p.as_ptr().wrapping_add(va.offset() as usize)));
         Ok((t, byte))
     }
 
@@ -159,6 +174,7 @@ impl Vcpu {
     pub fn invlpg(&mut self, va: Va) {
         self.tlb.drop_va(va.page());
         self.paging.walk.flush();
+        self.paging.pages.flush();
         self.drop_code_range(va.page(), va.page().plus(sevlab_arch::PAGE_SIZE));
     }
 
@@ -167,6 +183,7 @@ impl Vcpu {
     pub fn flush_tlb(&mut self) {
         self.tlb.flush();
         self.paging.walk.flush();
+        self.paging.pages.flush();
         self.counters.tlb_flushes += 1;
     }
 

@@ -132,7 +132,7 @@ pub(super) fn inc_dec<B: Builder>(b: &mut B, i: &Insn, inc: bool) -> Result<(), 
 /// CF as a value of width `w`.
 fn carry_in<B: Builder>(b: &mut B, w: Width) -> B::V {
     let c = b.flag(Flag::Cf);
-    b.from_cond(c, w)
+    b.cond_value(c, w)
 }
 
 pub(super) fn adc<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
@@ -221,7 +221,7 @@ pub(super) fn adox<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
     let v = read_op(b, i, 1, w)?;
     let a = read_op(b, i, 0, w)?;
     let c = b.flag(Flag::Of);
-    let c = b.from_cond(c, w);
+    let c = b.cond_value(c, w);
     let r = b.bin(Bin::Add, w, a, v);
     let r = b.bin(Bin::Add, w, r, c);
     // Carry out of the top bit: (a & v) | ((a | v) & !r).
@@ -313,7 +313,7 @@ pub(super) fn carry<B: Builder>(b: &mut B, v: bool) -> Result<(), B::Stop> {
 
 pub(super) fn cmc<B: Builder>(b: &mut B) -> Result<(), B::Stop> {
     let c = b.flag(Flag::Cf);
-    let v = b.from_cond(c, Width::B1);
+    let v = b.cond_value(c, Width::B1);
     let c = is_zero(b, Width::B1, v);
     b.set_flag(Flag::Cf, c);
     Ok(())

@@ -252,8 +252,8 @@ fn non_zero<B: Builder>(b: &mut B, w: Width, v: B::V) -> B::C {
 
 /// `c ? a : b` over conditions.
 fn choose<B: Builder>(b: &mut B, c: B::C, x: B::C, y: B::C) -> B::C {
-    let x = b.from_cond(x, Width::B1);
-    let y = b.from_cond(y, Width::B1);
+    let x = b.cond_value(x, Width::B1);
+    let y = b.cond_value(y, Width::B1);
     let v = b.select(c, Width::B1, x, y);
     non_zero(b, Width::B1, v)
 }

@@ -211,7 +211,7 @@ pub(super) fn cmov<B: Builder>(b: &mut B, i: &Insn, cc: Cond) -> Result<(), B::S
 #[inline]
 pub(super) fn setcc<B: Builder>(b: &mut B, i: &Insn, cc: Cond) -> Result<(), B::Stop> {
     let c = b.cond(cc);
-    let v = b.from_cond(c, B1);
+    let v = b.cond_value(c, B1);
     write_op(b, i, 0, B1, v)
 }
 

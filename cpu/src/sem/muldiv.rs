@@ -43,7 +43,7 @@ fn product<B: Builder>(b: &mut B, signed: bool, w: Width, x: B::V, y: B::V) -> (
 }
 
 fn set_product_flags<B: Builder>(b: &mut B, w: Width, lo: B::V, over: B::C) {
-    let v = b.from_cond(over, w);
+    let v = b.cond_value(over, w);
     b.set_flags(ARITH, FlagOp::Mul, w, lo, v, lo);
 }
 

@@ -216,7 +216,7 @@ pub(super) fn rotate_carry<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Sto
     let of = if left {
         first_two_differ(b, w, a)
     } else {
-        let c = b.from_cond(carry, w);
+        let c = b.cond_value(carry, w);
         ends_differ(b, w, c, a)
     };
     let (r, out) = if w == B8 {
@@ -241,7 +241,7 @@ fn rotate_narrow<B: Builder>(
 ) -> (B::V, B::V) {
     let bits = u64::from(w.bits());
     let wide = b.zext(w, B8, a);
-    let c = b.from_cond(carry, B8);
+    let c = b.cond_value(carry, B8);
     let top = b.imm(B8, bits);
     let c = b.bin(Bin::Shl, B8, c, top);
     let v = b.bin(Bin::Or, B8, c, wide);
@@ -265,7 +265,7 @@ fn rotate_65<B: Builder>(b: &mut B, left: bool, carry: B::C, a: B::V, n: B::V) -
     let before = b.bin(Bin::Sub, B8, n, one);
     let before = b.bin(Bin::And, B8, before, last);
     let rest = b.bin(Bin::Sub, B8, last, before);
-    let c = b.from_cond(carry, B8);
+    let c = b.cond_value(carry, B8);
     let (main, back) = if left {
         (Bin::Shl, Bin::Shr)
     } else {

@@ -25,7 +25,9 @@ impl Lower<'_, '_> {
         if self.flags.dirty() {
             let record = self.flags_record(sevlab_cpu::flags::ARITH);
             for (k, v) in record.into_iter().enumerate() {
-                self.fb.ins().store(state_flags(), v, p, layout::CC + 8 * k as i32);
+                self.fb
+                    .ins()
+                    .store(state_flags(), v, p, layout::CC + 8 * k as i32);
             }
         }
     }
@@ -200,7 +202,10 @@ impl Lower<'_, '_> {
         let zero = self.iconst(types::I64, 0);
         self.call_helper(layout::H_STEP, [n, zero, zero]);
         let p = self.pinned();
-        let ok = self.fb.ins().load(types::I64, state_flags(), p, layout::RET);
+        let ok = self
+            .fb
+            .ins()
+            .load(types::I64, state_flags(), p, layout::RET);
         // All is in memory, so this way out has only the count to add.
         let (leave, go) = (self.fb.create_block(), self.fb.create_block());
         self.fb.set_cold_block(leave);
@@ -208,7 +213,10 @@ impl Lower<'_, '_> {
         self.fb.switch_to_block(leave);
         let p = self.pinned();
         let count = self.retired_so_far();
-        let old = self.fb.ins().load(types::I64, state_flags(), p, layout::RETIRED);
+        let old = self
+            .fb
+            .ins()
+            .load(types::I64, state_flags(), p, layout::RETIRED);
         let new = self.fb.ins().iadd(old, count);
         self.fb.ins().store(state_flags(), new, p, layout::RETIRED);
         self.ret(exit::LEAVE);
@@ -238,7 +246,9 @@ impl Lower<'_, '_> {
         if (uses.flags || uses.reads_flags) && self.flags.dirty() {
             let record = self.flags_record(sevlab_cpu::flags::ARITH);
             for (k, v) in record.into_iter().enumerate() {
-                self.fb.ins().store(state_flags(), v, p, layout::CC + 8 * k as i32);
+                self.fb
+                    .ins()
+                    .store(state_flags(), v, p, layout::CC + 8 * k as i32);
             }
             self.flags.written_back();
         }
@@ -246,7 +256,10 @@ impl Lower<'_, '_> {
         let zero = self.iconst(types::I64, 0);
         self.call_helper(layout::H_THUNK, [n, zero, zero]);
         let p = self.pinned();
-        let ok = self.fb.ins().load(types::I64, state_flags(), p, layout::RET);
+        let ok = self
+            .fb
+            .ins()
+            .load(types::I64, state_flags(), p, layout::RET);
         let leave = self.leave_block();
         let go = self.fb.create_block();
         self.fb.ins().brif(ok, go, &[], leave, &[]);
@@ -259,7 +272,10 @@ impl Lower<'_, '_> {
         for r in 0..16 {
             if writes.gprs_out >> r & 1 != 0 {
                 self.written.gprs |= 1 << r;
-                self.gprs[r] = super::Gpr { full: Home::Memory, low: None };
+                self.gprs[r] = super::Gpr {
+                    full: Home::Memory,
+                    low: None,
+                };
             }
             if writes.vecs_out >> r & 1 != 0 {
                 self.written.vecs |= 1 << r;

@@ -55,7 +55,13 @@ impl FlagState {
     /// The state at the start of a block that several ways lead to: one record, of a kind that is not known here, in
     /// the block's incoming variables.
     pub(super) fn at_block_start(dirty: bool) -> Self {
-        Self { src: [Some(Src::Incoming); 6], dirty, untouched: true, in_memory: !dirty, ..Self::default() }
+        Self {
+            src: [Some(Src::Incoming); 6],
+            dirty,
+            untouched: true,
+            in_memory: !dirty,
+            ..Self::default()
+        }
     }
 
     /// The state after a helper has written the record in state memory.

@@ -163,7 +163,7 @@ impl Builder for Lower<'_, '_> {
         self.fb.ins().select(c, a, b)
     }
 
-    fn from_cond(&mut self, c: Value, w: Width) -> Value {
+    fn cond_value(&mut self, c: Value, w: Width) -> Value {
         if w == Width::B1 {
             c
         } else {

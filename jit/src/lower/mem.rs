@@ -65,6 +65,11 @@ impl Lower<'_, '_> {
 
     /// The host address of `bytes` bytes at `va`, readable (and, for `rmw`, writable).
     pub(super) fn host_address(&mut self, va: Value, bytes: u32, rmw: bool) -> Value {
+        self.host_address_or_copy(va, bytes, rmw, false)
+    }
+
+    /// As [`Self::host_address`]; with `copy` the address may be that of a copy in the scratch space.
+    fn host_address_or_copy(&mut self, va: Value, bytes: u32, rmw: bool, copy: bool) -> Value {
         let (hit, host) = self.probe(va, bytes, if rmw { For::Store } else { For::Load });
         let (merge, cold) = (self.fb.create_block(), self.fb.create_block());
         self.fb.set_cold_block(cold);
@@ -75,7 +80,8 @@ impl Lower<'_, '_> {
         self.fb.switch_to_block(cold);
         let n = self.iconst(types::I64, u64::from(bytes));
         let helper = if rmw { layout::H_RMW } else { layout::H_LOAD };
-        self.call_helper(helper, [va, n, n]);
+        let copy = self.iconst(types::I64, u64::from(copy));
+        self.call_helper(helper, [va, n, copy]);
         let p = self.pinned();
         let got = self
             .fb
@@ -161,6 +167,11 @@ impl Lower<'_, '_> {
     }
 
     pub(super) fn load_rmw_int(&mut self, w: Width, va: Value) -> Value {
+        if self.options.uncached {
+            // The store behind it does its own probe.
+            let host = self.host_address_or_copy(va, w.bytes(), true, true);
+            return self.fb.ins().load(ty(w), guest_flags(), host, 0);
+        }
         let host = self.host_address(va, w.bytes(), true);
         self.rmw_host = Some((va, host));
         self.fb.ins().load(ty(w), guest_flags(), host, 0)

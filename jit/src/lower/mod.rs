@@ -203,7 +203,12 @@ pub(crate) fn lower(
         .iter()
         .copied()
         .fold(vector::Uses::default(), vector::Uses::then);
-    let leaves = region.blocks.iter().flat_map(|b| &b.insns).filter(|i| liveness::may_fault(i)).count();
+    let leaves = region
+        .blocks
+        .iter()
+        .flat_map(|b| &b.insns)
+        .filter(|i| liveness::may_fault(i))
+        .count();
     let eager = leaves > options.lazy_accesses;
     let dirty = dirty_in(region, &uses, eager);
     let needed = needed_in(region, &uses, &dirty);
@@ -446,7 +451,10 @@ impl Lower<'_, '_> {
     fn constant(&self, v: Value) -> Option<u64> {
         let inst = self.fb.func.dfg.value_def(v).inst()?;
         match self.fb.func.dfg.insts[inst] {
-            ir::InstructionData::UnaryImm { opcode: ir::Opcode::Iconst, imm } => Some(imm.bits() as u64),
+            ir::InstructionData::UnaryImm {
+                opcode: ir::Opcode::Iconst,
+                imm,
+            } => Some(imm.bits() as u64),
             _ => None,
         }
     }
@@ -460,7 +468,10 @@ impl Lower<'_, '_> {
             return self.iconst(types::I64, c.wrapping_add(k));
         }
         if let Some(inst) = self.fb.func.dfg.value_def(v).inst()
-            && let ir::InstructionData::Binary { opcode: ir::Opcode::Iadd, args: [x, y] } = self.fb.func.dfg.insts[inst]
+            && let ir::InstructionData::Binary {
+                opcode: ir::Opcode::Iadd,
+                args: [x, y],
+            } = self.fb.func.dfg.insts[inst]
             && let Some(c) = self.constant(y)
         {
             let k = c.wrapping_add(k);
@@ -598,8 +609,8 @@ impl Lower<'_, '_> {
         }
         if live_flags != 0 && !self.flags.untouched() {
             let record = self.flags_record(live_flags);
-            for k in 0..4 {
-                self.fb.def_var(self.cc_var[k], record[k]);
+            for (var, value) in self.cc_var.into_iter().zip(record) {
+                self.fb.def_var(var, value);
             }
         }
         let count = self.retired_so_far();

@@ -104,6 +104,13 @@ impl Rig {
         Verdict::Agree
     }
 
+    /// Regions that could not be translated. There is no reason for one: an instruction used a register that the
+    /// translator did not expect of it.
+    pub fn refused(&self) -> u64 {
+        let stats = |m: &Machine| m.engine.as_ref().expect("made with one").stats();
+        self.others.iter().map(|o| stats(&o.2).refused).sum()
+    }
+
     /// What the engines did.
     pub fn summary(&self) -> String {
         let mut out = String::new();
@@ -163,12 +170,25 @@ const NAMES: [&str; 16] = [
 
 /// A listing, what the start was and what differs.
 pub fn report(start: &Start, kind: Kind, d: &Difference) -> String {
-    let mut out = format!("engine `{}`, run {}, {kind:?} memory\n{}", d.engine, d.run, listing(&start.code));
+    let mut out = format!(
+        "engine `{}`, run {}, {kind:?} memory\n{}",
+        d.engine,
+        d.run,
+        listing(&start.code)
+    );
     let (e, g) = (&d.expected, &d.got);
-    let _ = writeln!(out, "  {:8}{:>20}{:>20}{:>20}", "", "start", "interpreter", "translated");
+    let _ = writeln!(
+        out,
+        "  {:8}{:>20}{:>20}{:>20}",
+        "", "start", "interpreter", "translated"
+    );
     for (n, name) in NAMES.iter().enumerate() {
         let mark = if e.gpr[n] == g.gpr[n] { ' ' } else { '!' };
-        let _ = writeln!(out, "{mark} {name:8}{:20x}{:20x}{:20x}", start.gpr[n], e.gpr[n], g.gpr[n]);
+        let _ = writeln!(
+            out,
+            "{mark} {name:8}{:20x}{:20x}{:20x}",
+            start.gpr[n], e.gpr[n], g.gpr[n]
+        );
     }
     let mut line = |name: &str, a: u64, b: u64, c: u64| {
         let mark = if b == c { ' ' } else { '!' };
@@ -234,9 +254,13 @@ fn directory() -> PathBuf {
 pub fn save(seed: u64, kind: Kind, start: &Start) -> String {
     let path = directory().join(format!("{seed:x}.txt"));
     let code: String = start.code.iter().map(|b| format!("{b:02x}")).collect();
-    let comment: String = listing(&start.code).lines().map(|l| format!("# {}\n", l.trim())).collect();
+    let comment: String = listing(&start.code)
+        .lines()
+        .map(|l| format!("# {}\n", l.trim()))
+        .collect();
     let text = format!("{comment}memory {kind:?}\nseed {seed:x}\ncode {code}\n");
-    if let Err(e) = std::fs::create_dir_all(directory()).and_then(|()| std::fs::write(&path, text)) {
+    if let Err(e) = std::fs::create_dir_all(directory()).and_then(|()| std::fs::write(&path, text))
+    {
         return format!("(not saved: {e})");
     }
     path.display().to_string()
@@ -250,7 +274,10 @@ pub fn regressions() -> Vec<(String, Kind, Start)> {
     };
     let mut files: Vec<_> = files.flatten().map(|f| f.path()).collect();
     files.sort();
-    for path in files.iter().filter(|p| p.extension().is_some_and(|e| e == "txt")) {
+    for path in files
+        .iter()
+        .filter(|p| p.extension().is_some_and(|e| e == "txt"))
+    {
         let text = std::fs::read_to_string(path).expect("a readable file");
         let field = |name: &str| {
             text.lines()

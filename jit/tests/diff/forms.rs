@@ -203,7 +203,10 @@ pub fn shifts_by_cl(i: &Instruction) -> bool {
     let n = i.op_count();
     n > 1 && i.op_kind(n - 1) == OpKind::Register && i.op_register(n - 1) == Register::CL && {
         use Op::*;
-        matches!(table::row(i.code()).op, Shl | Shr | Sar | Rol | Ror | Rcl | Rcr | Shld | Shrd)
+        matches!(
+            table::row(i.code()).op,
+            Shl | Shr | Sar | Rol | Ror | Rcl | Rcr | Shld | Shrd
+        )
     }
 }
 

@@ -197,7 +197,11 @@ impl Start {
         // Half of the x87 stack is in use.
         fx[2..4].copy_from_slice(&(4u16 << 11).to_le_bytes());
         fx[4] = 0xf0;
-        let mxcsr = if r.one_in(4) { r.pick(&MXCSRS[..5]) } else { 0x1f80 };
+        let mxcsr = if r.one_in(4) {
+            r.pick(&MXCSRS[..5])
+        } else {
+            0x1f80
+        };
         Self {
             gpr,
             flags: 0x202 | r.next() & sevlab_cpu::flags::ARITH,
@@ -285,7 +289,11 @@ impl Machine {
                 ..VcpuConfig::default()
             },
         );
-        let c = if mode.encrypted() { vcpu.c_bit_mask() } else { 0 };
+        let c = if mode.encrypted() {
+            vcpu.c_bit_mask()
+        } else {
+            0
+        };
         for page in 0..SIZE / PAGE {
             let at = Spa(page * PAGE);
             vcpu.mem.zero_page(domain(kind), at).expect("in range");
@@ -323,7 +331,11 @@ impl Machine {
 
     /// Maps `va`'s page to frame `to` with these entry bits (0: not present) and forgets the old mapping.
     pub fn remap(&mut self, va: u64, to: u64, bits: u64) {
-        let c = if self.vcpu.mode.encrypted() { self.vcpu.c_bit_mask() } else { 0 };
+        let c = if self.vcpu.mode.encrypted() {
+            self.vcpu.c_bit_mask()
+        } else {
+            0
+        };
         let mut tables = Tables {
             mem: Arc::clone(&self.vcpu.mem),
             domain: self.domain(),
@@ -414,7 +426,11 @@ impl Machine {
             xmm: s.xmm.map(|l| l.0),
             ymmh: s.ymmh.map(|l| l.0),
             mxcsr: s.mxcsr,
-            x87: s.fx.0[..24].iter().chain(&s.fx.0[32..160]).copied().collect(),
+            x87: s.fx.0[..24]
+                .iter()
+                .chain(&s.fx.0[32..160])
+                .copied()
+                .collect(),
             bases: [s.seg[4].base, s.seg[5].base],
             retired: s.retired,
             memory,

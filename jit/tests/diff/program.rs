@@ -161,12 +161,72 @@ impl<'f> Generator<'f> {
     /// The program that belongs to the seed.
     pub fn program(mut self) -> Program {
         let mix = match self.r.below(6) {
-            0 => Mix { integer: 10, flags: 10, stack: 1, vector: 0, x87: 0, complex: 0, control: 5, strings: 0, patches: 0 },
-            1 => Mix { integer: 3, flags: 2, stack: 1, vector: 20, x87: 0, complex: 0, control: 2, strings: 0, patches: 0 },
-            2 => Mix { integer: 6, flags: 6, stack: 4, vector: 3, x87: 1, complex: 2, control: 4, strings: 2, patches: 1 },
-            3 => Mix { integer: 5, flags: 20, stack: 0, vector: 0, x87: 0, complex: 0, control: 8, strings: 0, patches: 0 },
-            4 => Mix { integer: 8, flags: 6, stack: 3, vector: 3, x87: 0, complex: 0, control: 6, strings: 1, patches: 3 },
-            _ => Mix { integer: 8, flags: 8, stack: 2, vector: 8, x87: 1, complex: 1, control: 3, strings: 1, patches: 0 },
+            0 => Mix {
+                integer: 10,
+                flags: 10,
+                stack: 1,
+                vector: 0,
+                x87: 0,
+                complex: 0,
+                control: 5,
+                strings: 0,
+                patches: 0,
+            },
+            1 => Mix {
+                integer: 3,
+                flags: 2,
+                stack: 1,
+                vector: 20,
+                x87: 0,
+                complex: 0,
+                control: 2,
+                strings: 0,
+                patches: 0,
+            },
+            2 => Mix {
+                integer: 6,
+                flags: 6,
+                stack: 4,
+                vector: 3,
+                x87: 1,
+                complex: 2,
+                control: 4,
+                strings: 2,
+                patches: 1,
+            },
+            3 => Mix {
+                integer: 5,
+                flags: 20,
+                stack: 0,
+                vector: 0,
+                x87: 0,
+                complex: 0,
+                control: 8,
+                strings: 0,
+                patches: 0,
+            },
+            4 => Mix {
+                integer: 8,
+                flags: 6,
+                stack: 3,
+                vector: 3,
+                x87: 0,
+                complex: 0,
+                control: 6,
+                strings: 1,
+                patches: 3,
+            },
+            _ => Mix {
+                integer: 8,
+                flags: 8,
+                stack: 2,
+                vector: 8,
+                x87: 1,
+                complex: 1,
+                control: 3,
+                strings: 1,
+                patches: 0,
+            },
         };
         let length = 3 + self.r.below(28) as usize;
         while self.items.len() < length {
@@ -178,7 +238,11 @@ impl<'f> Generator<'f> {
             for _ in 0..1 + self.r.below(4) {
                 self.simple(&mix);
             }
-            let code = if self.r.one_in(4) { Code::Retnq_imm16 } else { Code::Retnq };
+            let code = if self.r.one_in(4) {
+                Code::Retnq_imm16
+            } else {
+                Code::Retnq
+            };
             let ret = if code == Code::Retnq {
                 Instruction::with(code)
             } else {
@@ -194,8 +258,15 @@ impl<'f> Generator<'f> {
             }
         }
         // Now and then the code crosses a page.
-        let at = if self.r.one_in(8) { PAGE - 10 - self.r.below(60) } else { 0 };
-        Program { items: self.items, at }
+        let at = if self.r.one_in(8) {
+            PAGE - 10 - self.r.below(60)
+        } else {
+            0
+        };
+        Program {
+            items: self.items,
+            at,
+        }
     }
 
     fn push(&mut self, i: Instruction) {
@@ -203,7 +274,14 @@ impl<'f> Generator<'f> {
     }
 
     fn stop(&mut self) {
-        let code = self.r.pick(&[Code::Cpuid, Code::Cpuid, Code::Syscall, Code::Vmmcall, Code::Hlt, Code::Ud2]);
+        let code = self.r.pick(&[
+            Code::Cpuid,
+            Code::Cpuid,
+            Code::Syscall,
+            Code::Vmmcall,
+            Code::Hlt,
+            Code::Ud2,
+        ]);
         self.push(Instruction::with(code));
     }
 
@@ -213,7 +291,9 @@ impl<'f> Generator<'f> {
             return self.push(i);
         }
         let total = mix.integer + mix.flags + mix.stack + mix.vector + mix.x87 + mix.complex;
-        let n = self.r.below(total + mix.control + mix.strings + mix.patches);
+        let n = self
+            .r
+            .below(total + mix.control + mix.strings + mix.patches);
         if n < total {
             return self.simple(mix);
         }
@@ -248,11 +328,17 @@ impl<'f> Generator<'f> {
                 form = group[self.r.below(group.len() as u64) as usize];
             }
             if super::forms::shifts_by_cl(&form) && self.r.one_in(2) {
-                let count = self.r.pick(&[0u32, 0, 1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64]);
-                self.push(Instruction::with2(Code::Mov_r32_imm32, Register::ECX, count).expect("MOV"));
+                let count = self
+                    .r
+                    .pick(&[0u32, 0, 1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64]);
+                self.push(
+                    Instruction::with2(Code::Mov_r32_imm32, Register::ECX, count).expect("MOV"),
+                );
             }
             if super::forms::divides(&form) && !self.r.one_in(4) {
-                self.push(Instruction::with2(Code::Mov_r32_imm32, Register::EDX, 0u32).expect("MOV"));
+                self.push(
+                    Instruction::with2(Code::Mov_r32_imm32, Register::EDX, 0u32).expect("MOV"),
+                );
             }
             let i = self.instance(&form);
             self.push(i);
@@ -288,10 +374,16 @@ impl<'f> Generator<'f> {
                     self.items.push(Item::Branch(cc, out));
                 }
                 let (i, cc) = match self.r.below(4) {
-                    0 => (Instruction::with2(Code::Sub_rm64_imm8, Register::R15, 1), 0xf),
+                    0 => (
+                        Instruction::with2(Code::Sub_rm64_imm8, Register::R15, 1),
+                        0xf,
+                    ),
                     1 => (Instruction::with1(Code::Dec_rm32, Register::R15D), 0xf),
                     2 => (Instruction::with1(Code::Dec_rm64, Register::R15), 0x9),
-                    _ => (Instruction::with2(Code::Add_rm32_imm8, Register::R15D, -1), 0xf),
+                    _ => (
+                        Instruction::with2(Code::Add_rm32_imm8, Register::R15D, -1),
+                        0xf,
+                    ),
                 };
                 self.push(i.expect("a counter's step"));
                 self.items.push(Item::Branch(cc, top));
@@ -327,7 +419,10 @@ impl<'f> Generator<'f> {
     fn string(&mut self) {
         let n = self.r.pick(&[0u32, 1, 2, 3, 7, 16, 40, 300]);
         self.push(Instruction::with2(Code::Mov_r32_imm32, Register::ECX, n).expect("MOV"));
-        for (r, base) in [(Register::RSI, Register::RBX), (Register::RDI, Register::RBP)] {
+        for (r, base) in [
+            (Register::RSI, Register::RBX),
+            (Register::RDI, Register::RBP),
+        ] {
             let m = MemoryOperand::with_base_displ(base, self.r.below(0x700) as i64 - 0x200);
             self.push(Instruction::with2(Code::Lea_r64_m, r, m).expect("LEA"));
         }
@@ -434,7 +529,10 @@ impl<'f> Generator<'f> {
         }
         let info = self.info.info(i);
         !info.used_registers().iter().any(|u| {
-            let writes = !matches!(u.access(), OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess);
+            let writes = !matches!(
+                u.access(),
+                OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess
+            );
             let r = u.register();
             writes && r.is_gpr() && {
                 let n = r.full_register().number();
@@ -451,9 +549,15 @@ impl<'f> Generator<'f> {
             0 => READ_ONLY + self.r.below(PAGE),
             1 => UNMAPPED + self.r.below(PAGE),
             // Across two good pages.
-            2..=8 => DATA + PAGE * (1 + self.r.below(DATA_PAGES - 1)) - 1 - self.r.below(size.max(2) - 1),
+            2..=8 => {
+                DATA + PAGE * (1 + self.r.below(DATA_PAGES - 1)) - 1 - self.r.below(size.max(2) - 1)
+            }
             // From good to bad ones.
-            9 => self.r.pick(&[data_end, UNMAPPED, ISLAND + PAGE]) - 1 - self.r.below(size.max(2) - 1),
+            9 => {
+                self.r.pick(&[data_end, UNMAPPED, ISLAND + PAGE])
+                    - 1
+                    - self.r.below(size.max(2) - 1)
+            }
             10 => CODE + self.r.below(0x80),
             11 => ALIAS + self.r.below(0x80),
             12 => 0x8000_0000_0000 - self.r.below(16),
@@ -558,7 +662,10 @@ pub fn listing(code: &[u8]) -> String {
         let mut text = String::new();
         f.format(&i, &mut text);
         let at = (i.ip() - CODE) as usize;
-        let bytes: String = code[at..at + i.len()].iter().map(|b| format!("{b:02x}")).collect();
+        let bytes: String = code[at..at + i.len()]
+            .iter()
+            .map(|b| format!("{b:02x}"))
+            .collect();
         out += &format!("  {:6x}  {bytes:24}  {text}\n", i.ip());
     }
     out

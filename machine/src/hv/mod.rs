@@ -55,6 +55,9 @@ pub struct Hypervisor {
     asid: Asid,
     /// The guest's nested page tables.
     pub npt: Npt,
+    /// SNP: which 2 MiB regions of private memory have been given to the guest. The others are, when it
+    /// first asks for them.
+    given: Vec<bool>,
     cpuid: Arc<CpuModel>,
     ghcb: GhcbState,
     /// Proxied system calls.
@@ -78,7 +81,12 @@ impl Hypervisor {
         let mut npt = Npt::new(Arc::clone(&mem), layout.tables.clone())?;
         npt.map_range(layout.private(), layout.guest)?;
         npt.map_range(layout.shared_window(), layout.shared)?;
+        let regions = match mode {
+            SevMode::Snp => layout.memory / LARGE_PAGE,
+            _ => 0,
+        };
         Ok(Self {
+            given: vec![false; regions as usize],
             calls: HostCalls::new(Arc::clone(&mem), layout.clone())?,
             ghcb: GhcbState::new(mode),
             exits: Exits::default(),
@@ -227,6 +235,9 @@ impl Hypervisor {
         let Some((spa, leaf)) = self.npt.lookup(gpa)? else {
             return Err(unresolved);
         };
+        if bits.contains(NpfError::ENC) && self.give_region(gpa)? {
+            return Ok(());
+        }
         let entry = self.mem.rmp().lookup(spa);
         let large = entry.is_some_and(|e| e.assigned() && e.is_2m());
         // The only violation that is the hypervisor's to mend is a disagreement of page sizes.
@@ -261,6 +272,25 @@ impl Hypervisor {
         Ok(())
     }
 
+    /// Gives the guest the 2 MiB around `gpa`, if they are private memory that it never had. True if that
+    /// is done now.
+    fn give_region(&mut self, gpa: Gpa) -> Result<bool, Error> {
+        let region = (gpa.0 / LARGE_PAGE) as usize;
+        if self.given.get(region) != Some(&false) {
+            return Ok(false);
+        }
+        let head = Gpa(gpa.0 & !(LARGE_PAGE - 1));
+        self.assign(head, PageSize::Size2M, true, false)?;
+        Ok(true)
+    }
+
+    /// Notes that the 2 MiB around `gpa` are given to the guest by whoever calls this.
+    pub fn mark_given(&mut self, gpa: Gpa) {
+        if let Some(given) = self.given.get_mut((gpa.0 / LARGE_PAGE) as usize) {
+            *given = true;
+        }
+    }
+
     /// RMPUPDATE of a guest page: to the guest at its own address, or back to the hypervisor.
     ///
     /// # Errors
@@ -280,8 +310,12 @@ impl Hypervisor {
                 status: RmpStatus::FAIL_INPUT,
             });
         };
-        if size == PageSize::Size4K {
-            self.smash_if_large(gpa, spa)?;
+        match size {
+            PageSize::Size4K => {
+                self.give_region(gpa)?;
+                self.smash_if_large(gpa, spa)?;
+            }
+            PageSize::Size2M => self.mark_given(gpa),
         }
         let update = RmpUpdate {
             gpa: if assigned { gpa.0 } else { 0 },

@@ -83,11 +83,7 @@ impl Frames {
     ///
     /// # Errors
     /// The frame can't be accepted.
-    pub fn alloc(
-        &mut self,
-        hw: &mut dyn Hw,
-        wish: Option<Gpa>,
-    ) -> Result<Option<Gpa>, Error> {
+    pub fn alloc(&mut self, hw: &mut dyn Hw, wish: Option<Gpa>) -> Result<Option<Gpa>, Error> {
         if self.free == 0 {
             return Ok(None);
         }

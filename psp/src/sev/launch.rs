@@ -88,7 +88,7 @@ impl State {
         }
         let cert: Certificate = self.dram.get(Spa(cert))?;
         let session: Session = self.dram.get(Spa(session))?;
-        TransportKeys::unwrap(&self.chip.pdh, &cert, &session, policy)
+        TransportKeys::unwrap(&self.chip().pdh, &cert, &session, policy)
     }
 
     /// The checks that LAUNCH_UPDATE_DATA and LAUNCH_UPDATE_VMSA share: guest, ASID, range.

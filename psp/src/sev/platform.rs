@@ -89,7 +89,7 @@ impl State {
             self.dram.put(buf, &c)?;
             return Err(Status::INVALID_LENGTH);
         }
-        let chain = cert::export(&self.config, &self.chip);
+        let chain = cert::export(&self.config, self.chip());
         let (pdh, rest) = (Spa(c.pdh_cert_address), Spa(c.cert_chain_address));
         self.output(pdh, u64::from(one))?;
         self.output(rest, 3 * u64::from(one))?;
@@ -103,7 +103,7 @@ impl State {
 
     pub(crate) fn get_id(&mut self, buf: Spa) -> Result<(), Status> {
         let mut c: GetId = self.dram.get(buf)?;
-        let id = self.chip.chip_id;
+        let id = self.chip().chip_id;
         if ({ c.len } as usize) < id.len() {
             self.output(buf, GetId::SIZE as u64)?;
             c.len = id.len() as u32;

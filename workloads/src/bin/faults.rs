@@ -20,11 +20,12 @@ extern "C" fn report(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_
             c.uc_mcontext.gregs[libc::REG_ERR as usize],
         )
     };
-    // Addresses of code and stack differ from run to run natively; say only where in the page.
-    let shown = if address < 0x1_0000_0000 {
-        address
-    } else {
-        address & 0xfff
+    let shown = match (code, address) {
+        // Sent by a process: these bytes are its number.
+        (..=0, _) => 0,
+        (_, ..0x1_0000_0000) => address,
+        // Addresses of code and stack differ from run to run natively; say only where in the page.
+        _ => address & 0xfff,
     };
     let line =
         format!("signal {signal} code {code} address {shown:#x} trap {trap} error {error:#x}\n");
@@ -122,7 +123,9 @@ pub unsafe extern "C" fn main(argc: c_int, argv: *const *const c_char) -> c_int 
                 asm!("movaps xmm0, [{0}]", in(reg) (args.as_ptr() as usize & !15) + 1, out("xmm0") _)
             }
             "abort" => libc::abort(),
-            "stack" => return overflow(1) as c_int,
+            // From a page boundary down, so that the address does not depend on where the stack began.
+            "stack" => asm!("and rsp, -4096", "2: push 0", "jmp 2b", options(noreturn)),
+            "recursion" => return overflow(1) as c_int,
             "raise" => {
                 libc::raise(libc::SIGTERM);
             }

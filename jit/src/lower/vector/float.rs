@@ -75,10 +75,10 @@ impl Lower<'_, '_> {
             M::Ucomisd | M::Vucomisd => self.compare_scalar(v, f64, false),
             M::Comiss | M::Vcomiss => self.compare_scalar(v, f32, true),
             M::Comisd | M::Vcomisd => self.compare_scalar(v, f64, true),
-            M::Cvtsi2ss | M::Vcvtsi2ss => self.from_int(v, f32),
-            M::Cvtsi2sd | M::Vcvtsi2sd => self.from_int(v, f64),
-            M::Cvttss2si | M::Vcvttss2si => self.to_int(v, f32),
-            M::Cvttsd2si | M::Vcvttsd2si => self.to_int(v, f64),
+            M::Cvtsi2ss | M::Vcvtsi2ss => self.int_to_float(v, f32),
+            M::Cvtsi2sd | M::Vcvtsi2sd => self.int_to_float(v, f64),
+            M::Cvttss2si | M::Vcvttss2si => self.float_to_int(v, f32),
+            M::Cvttsd2si | M::Vcvttsd2si => self.float_to_int(v, f64),
             M::Cvtss2sd | M::Vcvtss2sd => self.convert(v, f32, f64),
             M::Cvtsd2ss | M::Vcvtsd2ss => self.convert(v, f64, f32),
             M::Cvtdq2ps | M::Vcvtdq2ps => self.map1(v, types::I32X4, |l, a| {
@@ -186,7 +186,7 @@ impl Lower<'_, '_> {
         true
     }
 
-    fn from_int(&mut self, v: &V, t: Type) -> bool {
+    fn int_to_float(&mut self, v: &V, t: Type) -> bool {
         let (s1, s2) = v.sources();
         let x = if v.is_reg(s2) {
             let r = v.ins.op_register(s2);
@@ -207,7 +207,7 @@ impl Lower<'_, '_> {
     }
 
     /// Truncating conversion: what does not fit gives the integer indefinite value, 1 << (n - 1).
-    fn to_int(&mut self, v: &V, t: Type) -> bool {
+    fn float_to_int(&mut self, v: &V, t: Type) -> bool {
         let x = self.read_scalar(v, 1, t);
         let (r, is64) = v.gpr(0);
         let (int, w) = if is64 {

@@ -98,6 +98,10 @@ pub(crate) fn uses(i: &Insn) -> Uses {
     ) {
         return Uses::ALL;
     }
+    // RDSSP writes a register where there are shadow stacks.
+    if i.op == Op::Nop {
+        return Uses::default();
+    }
     let ins = iced(i);
     let mut factory = InstructionInfoFactory::new();
     let info = factory.info(&ins);
@@ -134,6 +138,16 @@ pub(crate) fn uses(i: &Insn) -> Uses {
                 u.highs_out |= u16::from(writes) << n;
                 u.highs_in |= u16::from(!kills) << n;
             }
+        }
+    }
+    // The operand information knows that the difference of a register and itself is zero; what runs it reads it.
+    for n in 1..ins.op_count() {
+        let reg = ins.op_register(n);
+        if ins.op_kind(n) == OpKind::Register && reg.is_vector_register() && reg.number() < 16 {
+            u.vecs |= 1 << reg.number();
+            u.vecs_in |= 1 << reg.number();
+            u.highs |= u16::from(!reg.is_xmm()) << reg.number();
+            u.highs_in |= u16::from(!reg.is_xmm()) << reg.number();
         }
     }
     if ins.encoding() != EncodingKind::Legacy {

@@ -591,7 +591,11 @@ impl AddressSpace {
         start: u64,
         area: &Vma,
     ) -> Result<Option<Gpa>, Error> {
-        let run = if area.end - start >= LARGE_RUN { LARGE_RUN } else { SMALL_RUN };
+        let run = if area.end - start >= LARGE_RUN {
+            LARGE_RUN
+        } else {
+            SMALL_RUN
+        };
         let base = page & !(run - 1);
         let set_aside = match self.runs.get(&(base, run)) {
             Some(&gpa) => Some(gpa),

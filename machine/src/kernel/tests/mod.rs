@@ -136,7 +136,7 @@ fn run_with(argv: &[&str], envp: &[&str], size: u64, bounce: usize) -> Run {
     let mut vcpu = machine(&image, size);
     let mut kernel = image.kernel;
     let mut out = Direct::new(bounce);
-    let mut engine = Exec::new(&Engine::Interpreter).expect("engine");
+    let mut engine = Exec::new(&Engine::Interpreter, false).expect("engine");
     let mut exec = |v: &mut Vcpu| -> Stop { engine.run(v) };
     let end = kernel
         .run(&mut vcpu, &mut out, &mut exec)
