@@ -29,7 +29,7 @@ def inputs(folder, quick):
     with open(script, "w") as f:
         f.write(
             "import json, re, hashlib, zlib, sys\n"
-            "data = [{'id': i, 'name': 'n%d' % i, 'v': [j * i for j in range(10)]} for i in range(%d)]\n"
+            "data = [{'id': i, 'name': 'n' + str(i), 'v': [j * i for j in range(10)]} for i in range(%d)]\n"
             "text = json.dumps(data)\n"
             "back = json.loads(text)\n"
             "assert back == data\n"

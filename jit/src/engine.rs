@@ -15,15 +15,13 @@ use crate::{Error, JitOptions};
 use rustc_hash::{FxHashMap, FxHashSet};
 use sevlab_arch::Va;
 use sevlab_cpu::insn::Insn;
+use sevlab_cpu::interp::Dispatched;
 use sevlab_cpu::thunk::mxcsr;
 use sevlab_cpu::{CpuState, Stop, Vcpu, decode, interp};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
-
-/// Entries of the hotness table (untagged: a collision only makes a block look hotter).
-const HEAT: usize = 1 << 16;
 
 /// What the translator did.
 #[derive(Clone, Copy, Debug, Default)]
@@ -88,7 +86,10 @@ pub struct Engine {
     steps: Vec<StepSite>,
     pending: FxHashMap<u64, Pending>,
     next_ticket: u64,
-    heat: Box<[u32; HEAT]>,
+    /// The exit slot that translated code last came out of, if it is to be linked to where it led.
+    unlinked: Option<u32>,
+    /// Regions that came or went since the blocks' words were last brought up to date: address and word.
+    words: Vec<(u64, u64)>,
     jump_cache: Box<[[u64; 2]; JUMP_CACHE_ENTRIES]>,
     refused: FxHashSet<u64>,
     stats: JitStats,
@@ -130,10 +131,6 @@ impl Engine {
         } else {
             Worker::Foreground(Box::new(compiler))
         };
-        let heat = vec![0u32; HEAT]
-            .into_boxed_slice()
-            .try_into()
-            .expect("length is HEAT");
         let cache: Box<[_]> = (0..JUMP_CACHE_ENTRIES).map(empty_entry).collect();
         Ok(Self {
             options,
@@ -146,7 +143,8 @@ impl Engine {
             steps: Vec::new(),
             pending: FxHashMap::default(),
             next_ticket: 0,
-            heat,
+            unlinked: None,
+            words: Vec::new(),
             jump_cache: cache.try_into().expect("length is JUMP_CACHE_ENTRIES"),
             refused: FxHashSet::default(),
             stats: JitStats::default(),
@@ -174,14 +172,13 @@ impl Engine {
                 self.drop_pages(vcpu);
             }
             self.collect();
-            let rip = vcpu.state.rip;
+            for (rip, word) in self.words.drain(..) {
+                vcpu.interp.set_translated(rip, word);
+            }
             let result = if interpret_only(&vcpu.state) {
                 self.interpret(vcpu, interp::run_block)
-            } else if let Some(address) = self.find(rip) {
-                self.run_translated(vcpu, address)
             } else {
-                self.warm(vcpu, rip);
-                self.interpret(vcpu, interp::run_block)
+                self.dispatch(vcpu)
             };
             if let Err(stop) = result {
                 return stop;
@@ -200,15 +197,41 @@ impl Engine {
         result
     }
 
-    /// The code for `rip`, through the jump cache.
-    fn find(&mut self, rip: u64) -> Option<usize> {
-        let entry = &mut self.jump_cache[rip as usize & (JUMP_CACHE_ENTRIES - 1)];
-        if entry[0] == rip {
-            return Some(entry[1] as usize);
+    /// Runs what is at RIP: its translation, or the block in the interpreter, which may ask for one.
+    fn dispatch(&mut self, vcpu: &mut Vcpu) -> Result<(), Stop> {
+        let before = vcpu.state.retired;
+        let slot = self.unlinked.take();
+        match interp::dispatch(vcpu) {
+            Ok(Dispatched::Translated(address)) => {
+                let rip = vcpu.state.rip;
+                self.jump_cache[rip as usize & (JUMP_CACHE_ENTRIES - 1)] = [rip, address];
+                if let Some(slot) = slot.filter(|_| self.options.chaining)
+                    && let Some(live) = self.regions.get_mut(&rip)
+                {
+                    self.shared.slots.link(slot, live.code.address);
+                    live.incoming.push(slot);
+                }
+                self.run_translated(vcpu, address as usize)
+            }
+            Ok(Dispatched::Ran { rip, hits }) => {
+                self.stats.interpreted += vcpu.state.retired - before;
+                if hits == 1 {
+                    // A new block at an old address: it may have been dropped for another page's sake.
+                    if let Some(live) = self.regions.get(&rip) {
+                        vcpu.interp.set_translated(rip, live.code.address as u64);
+                    }
+                } else if hits >= self.options.threshold
+                    && hits % self.options.threshold.max(2) == 0
+                {
+                    self.request(vcpu, rip);
+                }
+                Ok(())
+            }
+            Err(stop) => {
+                self.stats.interpreted += vcpu.state.retired - before;
+                Err(stop)
+            }
         }
-        let address = self.regions.get(&rip)?.code.address;
-        *entry = [rip, address as u64];
-        Some(address)
     }
 
     fn run_translated(&mut self, vcpu: &mut Vcpu, address: usize) -> Result<(), Stop> {
@@ -227,12 +250,7 @@ impl Engine {
                 let slot = slot as u32;
                 let target = self.slot_target[slot as usize];
                 vcpu.state.rip = target;
-                if self.options.chaining
-                    && let Some(live) = self.regions.get_mut(&target)
-                {
-                    self.shared.slots.link(slot, live.code.address);
-                    live.incoming.push(slot);
-                }
+                self.unlinked = Some(slot);
                 Ok(())
             }
             exit::INDIRECT => Ok(()),
@@ -241,38 +259,22 @@ impl Engine {
         }
     }
 
-    /// Counts an interpreted block and asks for its translation when it is hot.
-    fn warm(&mut self, vcpu: &mut Vcpu, rip: u64) {
-        let heat = &mut self.heat[heat_index(rip)];
-        *heat += 1;
-        if *heat < self.options.threshold || self.full || self.pending.contains_key(&rip) {
-            return;
-        }
-        *heat = self.options.threshold / 2;
-        if self.refused.contains(&rip) {
-            return;
-        }
-        self.request(vcpu, rip);
-    }
-
+    /// Has the region at a hot block translated.
     fn request(&mut self, vcpu: &mut Vcpu, rip: u64) {
-        let heat = &self.heat;
+        if self.full || self.pending.contains_key(&rip) || self.refused.contains(&rip) {
+            return;
+        }
         let warm = (self.options.threshold / 16).max(1);
         // Cold code is left to the interpreter; code that has a region of its own is chained to; and no block is
         // translated too often: every return address is an entry, and behind each the same blocks follow.
         let (regions, pending, copies) = (&self.regions, &self.pending, &self.copies);
         let most = self.options.max_copies;
-        let region = Region::form(
-            rip,
-            &self.options,
-            |at| decode_at(vcpu, at),
-            |at| {
-                heat[heat_index(at)] >= warm
-                    && !regions.contains_key(&at)
-                    && !pending.contains_key(&at)
-                    && copies.get(&at).is_none_or(|&n| n < most)
-            },
-        );
+        let region = Region::form(rip, &self.options, vcpu, decode_at, |vcpu, at| {
+            interp::hits(vcpu, at) >= warm
+                && !regions.contains_key(&at)
+                && !pending.contains_key(&at)
+                && copies.get(&at).is_none_or(|&n| n < most)
+        });
         let Some(region) = region else {
             self.refused.insert(rip);
             return;
@@ -369,6 +371,7 @@ impl Engine {
         for &p in &pending.pages {
             self.by_page.entry(p).or_default().push(done.entry);
         }
+        self.words.push((done.entry, code.address as u64));
         self.regions.insert(
             done.entry,
             Live {
@@ -399,6 +402,7 @@ impl Engine {
                 let Some(live) = self.regions.remove(&entry) else {
                     continue;
                 };
+                self.words.push((entry, 0));
                 self.stats.dropped += 1;
                 self.forget_copies(&live.blocks);
                 for slot in live.incoming {
@@ -421,6 +425,10 @@ impl Engine {
     /// Throws all translations away and starts with an empty buffer.
     fn flush(&mut self) {
         self.stats.flushes += 1;
+        self.words.clear();
+        self.words
+            .extend(self.regions.keys().map(|&entry| (entry, 0)));
+        self.unlinked = None;
         self.regions.clear();
         self.copies.clear();
         self.steps.clear();
@@ -429,7 +437,6 @@ impl Engine {
         for (index, entry) in self.jump_cache.iter_mut().enumerate() {
             *entry = empty_entry(index);
         }
-        self.heat.fill(0);
         self.shared.slots.reset();
         self.shared.next_step.store(0, Ordering::Relaxed);
         self.shared.code.truncate(self.shared.keep);
@@ -438,7 +445,7 @@ impl Engine {
 
     /// The CLIF that the region at `rip` becomes; for reading and for tests. Needs a foreground engine.
     pub fn clif(&mut self, vcpu: &mut Vcpu, rip: u64) -> Option<String> {
-        let region = Region::form(rip, &self.options, |at| decode_at(vcpu, at), |_| true)?;
+        let region = Region::form(rip, &self.options, vcpu, decode_at, |_, _| true)?;
         match &mut self.worker {
             Worker::Foreground(c) => c.clif(&region).ok(),
             Worker::Background { .. } => None,
@@ -462,10 +469,6 @@ pub(crate) fn interpret_only(state: &CpuState) -> bool {
 /// A jump-cache entry that no address matches: its low bits would lead to another entry.
 fn empty_entry(index: usize) -> [u64; 2] {
     [!(index as u64), 0]
-}
-
-fn heat_index(rip: u64) -> usize {
-    (rip.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48) as usize
 }
 
 /// Decodes the instruction at `at`, if it can be fetched now without a fault.

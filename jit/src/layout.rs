@@ -43,7 +43,7 @@ pub const fn word(offset: i32) -> usize {
 }
 
 /// Entries of the jump cache.
-pub const JUMP_CACHE_ENTRIES: usize = 4096;
+pub const JUMP_CACHE_ENTRIES: usize = 16384;
 
 /// Return values of translated code other than a slot number.
 pub mod exit {

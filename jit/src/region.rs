@@ -59,12 +59,13 @@ impl Region {
     }
 
     /// Forms the region at `entry`. `decode` gives the instruction at an address (None: can't be fetched or
-    /// decoded now), `seen` says whether the interpreter has run a block there. None if nothing could be decoded.
-    pub fn form(
+    /// decoded now), `seen` says whether a block there is to be taken in. None if nothing could be decoded.
+    pub fn form<C>(
         entry: u64,
         options: &JitOptions,
-        mut decode: impl FnMut(u64) -> Option<Insn>,
-        seen: impl Fn(u64) -> bool,
+        context: &mut C,
+        decode: impl Fn(&mut C, u64) -> Option<Insn>,
+        seen: impl Fn(&C, u64) -> bool,
     ) -> Option<Self> {
         let mut region = Self {
             blocks: Vec::new(),
@@ -81,7 +82,7 @@ impl Region {
             {
                 break;
             }
-            let block = decode_block(rip, &mut decode);
+            let block = decode_block(rip, |at| decode(context, at));
             if block.insns.is_empty() {
                 continue;
             }
@@ -93,7 +94,7 @@ impl Region {
                     Some(Control::Call(_))
                 )
             {
-                queue.extend(block.successors().filter(|&t| seen(t)));
+                queue.extend(block.successors().filter(|&t| seen(context, t)));
             }
             region.blocks.push(block);
         }
@@ -114,7 +115,7 @@ impl Region {
     }
 }
 
-fn decode_block(rip: u64, decode: &mut impl FnMut(u64) -> Option<Insn>) -> Block {
+fn decode_block(rip: u64, mut decode: impl FnMut(u64) -> Option<Insn>) -> Block {
     let mut insns = Vec::new();
     let mut at = rip;
     while insns.len() < BLOCK_INSNS {

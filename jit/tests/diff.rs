@@ -122,10 +122,12 @@ fn random(kind: Kind, cases: u64, seed: u64) {
 fn regressions_stay_fixed() {
     let mut failed = 0;
     for (name, kind, start) in regressions() {
-        if let Verdict::Differ(d) = Rig::new(kind).check(&start) {
+        let mut rig = Rig::new(kind);
+        if let Verdict::Differ(d) = rig.check(&start) {
             failed += 1;
             eprintln!("{name}:\n{}", compare::report(&start, kind, &d));
         }
+        assert_eq!(rig.refused(), 0, "{name}: refused");
     }
     assert_eq!(failed, 0, "regressions");
 }
@@ -134,14 +136,14 @@ fn regressions_stay_fixed() {
 fn random_programs_agree() {
     random(
         Kind::Plain,
-        variable("SEVLAB_DIFF_CASES").unwrap_or(1500),
+        variable("SEVLAB_DIFF_CASES").unwrap_or(2500),
         first_seed(),
     );
 }
 
 #[test]
 fn random_programs_agree_in_encrypted_memory() {
-    let cases = variable("SEVLAB_DIFF_CASES").unwrap_or(1500);
+    let cases = variable("SEVLAB_DIFF_CASES").unwrap_or(2500);
     random(Kind::Private, cases / 8, first_seed() ^ 0x1_0000_0000_0000);
     random(Kind::Uncached, cases / 8, first_seed() ^ 0x2_0000_0000_0000);
 }

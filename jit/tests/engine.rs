@@ -13,7 +13,8 @@ mod program;
 use compare::{Rig, Verdict, engines, report};
 use iced_x86::code_asm::*;
 use machine::{
-    CODE, DATA, ISLAND, Kind, Machine, Outcome, PAGE, READ_ONLY, STACK, Start, UNMAPPED,
+    CODE, DATA, ISLAND, Kind, Machine, Outcome, PAGE, READ_ONLY, STACK, Start, UNMAPPED, WIDE,
+    WIDE_PAGES,
 };
 use sevlab_arch::Va;
 use sevlab_cpu::stop::{InterceptKind, Stop};
@@ -530,6 +531,44 @@ fn addresses_that_no_code_has() {
             a.ret()
         });
         agree(Kind::Plain, &code);
+    }
+}
+
+#[test]
+fn pages_are_pushed_out_under_a_running_region() {
+    // Each turn goes through more pages than may be decrypted at a time, writing and reading back.
+    let code = assemble(|a| {
+        let (mut turn, mut page) = (a.create_label(), a.create_label());
+        a.mov(r15d, 6)?;
+        a.set_label(&mut turn)?;
+        a.mov(esi, WIDE as u32)?;
+        a.mov(ecx, WIDE_PAGES as u32)?;
+        a.set_label(&mut page)?;
+        a.add(rax, qword_ptr(rsi))?;
+        a.add(qword_ptr(rsi), rcx)?;
+        a.mov(qword_ptr(rsi + 0x800), rax)?;
+        a.xor(rax, qword_ptr(rbx))?;
+        a.lock().inc(qword_ptr(rbx))?;
+        a.movups(xmm1, xmmword_ptr(rsi + 0x7f8))?;
+        a.paddd(xmm2, xmm1)?;
+        a.movups(xmmword_ptr(rsi + 0xfec), xmm2)?;
+        a.add(rsi, 0x1000)?;
+        a.dec(ecx)?;
+        a.jne(page)?;
+        a.dec(r15d)?;
+        a.jne(turn)?;
+        a.cpuid()
+    });
+    let mut rig = Rig::new(Kind::Scarce);
+    for seed in 0..4 {
+        let start = Start::new(seed, &code);
+        match rig.check_with(&start, |m| {
+            m.poke(WIDE, &vec![7; (WIDE_PAGES * PAGE) as usize]);
+        }) {
+            Verdict::Agree => {}
+            Verdict::Endless => panic!("endless"),
+            Verdict::Differ(d) => panic!("{}", report(&start, Kind::Scarce, &d)),
+        }
     }
 }
 

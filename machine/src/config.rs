@@ -46,6 +46,9 @@ pub struct MachineConfig {
     /// Whether host signals are forwarded to the guest while it runs. One machine of a process at a time
     /// can have them.
     pub host_signals: bool,
+    /// Whether DRAM can be looked at after the run. If not, the plaintext that is left at the guest's end
+    /// is dropped instead of encrypted, which spares a large guest some time and the host some memory.
+    pub keep_dram: bool,
     /// The program file.
     pub program: PathBuf,
     /// Its arguments, with its name first.
@@ -77,6 +80,7 @@ impl MachineConfig {
             snp_policy: SnpPolicy::SMT | SnpPolicy::RESERVED_MUST_BE_ONE,
             host_data: [0; 32],
             host_signals: true,
+            keep_dram: true,
             argv: vec![program.clone().into_os_string()],
             envp: Vec::new(),
             program,

@@ -41,6 +41,36 @@ pub struct Launched {
     pub nonce: Vec<u8>,
     /// Pages placed.
     pub pages: u64,
+    /// What the firmware knows the guest by.
+    pub(crate) guest: Option<FirmwareGuest>,
+}
+
+/// A guest as the firmware's commands name it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FirmwareGuest {
+    /// SEV and SEV-ES: its handle.
+    Sev(u32),
+    /// SNP: its context page.
+    Snp(Spa),
+}
+
+impl Launched {
+    /// Has the firmware forget the guest: its key is wiped, and the ASID may be used again.
+    pub(crate) fn retire(&self, driver: &Driver) -> Result<(), Error> {
+        match self.guest {
+            Some(FirmwareGuest::Sev(handle)) => {
+                driver.deactivate(handle)?;
+                driver.df_flush()?;
+                driver.decommission(handle)?;
+            }
+            Some(FirmwareGuest::Snp(gctx)) => {
+                driver.snp_decommission(gctx)?;
+                driver.snp_df_flush()?;
+            }
+            None => {}
+        }
+        Ok(())
+    }
 }
 
 /// What a launch works on.
@@ -132,6 +162,7 @@ impl Launch<'_> {
             digest: digest.to_vec(),
             nonce: m.mnonce.to_vec(),
             pages: 0,
+            guest: Some(FirmwareGuest::Sev(handle)),
         })
     }
 
@@ -196,6 +227,7 @@ impl Launch<'_> {
         }
         Ok(Launched {
             measurement: expected.value().to_vec(),
+            guest: Some(FirmwareGuest::Snp(gctx)),
             ..Launched::default()
         })
     }

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use corosensei::stack::DefaultStack;
 use corosensei::{Coroutine, CoroutineResult};
 use sevlab_arch::exit::ExitCode;
+use sevlab_arch::rmp::RmpUpdate;
 use sevlab_arch::{Asid, Gpa};
 use sevlab_cpu::svm::{self, VmExit};
 use sevlab_cpu::{SevMode, Vcpu, VcpuConfig};
@@ -28,7 +29,7 @@ use crate::error::Error;
 use crate::exec::Exec;
 use crate::fence::{Fence, GuestExit, Regions};
 use crate::host::{self, Forwarding};
-use crate::hv::Hypervisor;
+use crate::hv::{self, Hypervisor};
 use crate::hv::cpuid::{C_BIT, CpuModel};
 use crate::kernel::image::{self, ImageConfig};
 use crate::kernel::{GuestEnd, Kernel};
@@ -182,10 +183,26 @@ impl Machine {
         let elapsed = start.elapsed();
         drop(forwarding);
         let exit = end?;
-        Ok(RunOutcome {
-            exit,
-            stats: self.stats(&kernel, &exec, elapsed),
-        })
+        let stats = self.stats(&kernel, &exec, elapsed);
+        self.retire()?;
+        Ok(RunOutcome { exit, stats })
+    }
+
+    /// Gives the guest up: what is left of its plaintext is encrypted, then its key is wiped.
+    fn retire(&mut self) -> Result<(), Error> {
+        if !self.config.keep_dram {
+            self.mem.discard(self.asid);
+        }
+        self.launched.retire(&self.driver)?;
+        if self.config.sev == SevMode::Snp {
+            // The context page is the hypervisor's again.
+            let page = self.layout.context();
+            self.driver.snp_page_reclaim(page)?;
+            let free = RmpUpdate::default();
+            let status = self.mem.rmp().rmpupdate(page, &free);
+            hv::rmp_result("RMPUPDATE", Gpa(page.0), status)?;
+        }
+        Ok(())
     }
 
     /// The loop of world switches: `guest` is what the guest half does, from its first instruction to

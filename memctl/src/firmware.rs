@@ -30,15 +30,26 @@ impl MemCtl {
         meta.keys.remove(a);
     }
 
+    /// Drops what is resident under `a` without writing it back, as a power cut would: DRAM keeps what was written back last.
+    /// For a guest that is over and whose memory nobody will look at.
+    pub fn discard(&self, a: Asid) {
+        let mut meta = self.lock();
+        for pfn in self.owned(&meta, a) {
+            self.states.set_dirty(pfn, false);
+            self.evict(&mut meta, pfn);
+        }
+    }
+
     fn evict_owned(&self, meta: &mut crate::ctl::Meta, a: Asid) {
-        let pages: Vec<u64> = meta
-            .residency
-            .iter()
-            .filter(|&p| self.states.of(p).owner() == Some(a))
-            .collect();
-        for pfn in pages {
+        for pfn in self.owned(meta, a) {
             self.evict(meta, pfn);
         }
+    }
+
+    /// The pages resident under `a`.
+    fn owned(&self, meta: &crate::ctl::Meta, a: Asid) -> Vec<u64> {
+        let owned = |p: &u64| self.states.of(*p).owner() == Some(a);
+        meta.residency.iter().filter(owned).collect()
     }
 
     /// Encrypts what DRAM holds in the page under the key of `a`, in place: the firmware's launch commands.

@@ -405,3 +405,29 @@ fn the_limit_drops_tags_too() {
     assert_eq!(tlb.lookup_read(Va(0), 1), None);
     assert!(tlb.lookup_read(Va(999 << 12), 1).is_some());
 }
+
+#[test]
+fn what_is_discarded_is_neither_written_back_nor_reachable() {
+    let m = machine(config(CipherKind::Aes128Xex, CacheMode::Page));
+    let tlb = Arc::new(FastTlb::new());
+    m.attach_tlb(Arc::clone(&tlb));
+    m.write(ONE, Spa(0x3000), &[1; 4096]).expect("write");
+    m.write_back_all().expect("write-back");
+    let mut before = [0; 4096];
+    m.bus_read(Spa(0x3000), &mut before);
+    m.fill_tlb(&tlb, Va(0x9000), ONE, Spa(0x3000), Perms::RW)
+        .expect("page");
+    m.write(ONE, Spa(0x3000), &[2; 64]).expect("write");
+    m.write(Domain::Shared, Spa(0x5000), &[3; 64])
+        .expect("write");
+    let encrypted = m.stats().pages_encrypted;
+    m.discard(Asid(1));
+    assert_eq!((m.stats().resident, tlb.occupied()), (0, 0));
+    assert_eq!(m.stats().pages_encrypted, encrypted);
+    let mut after = [0; 4096];
+    m.bus_read(Spa(0x3000), &mut after);
+    assert!(before == after, "DRAM is what was written back last");
+    m.read(Domain::Shared, Spa(0x5000), &mut after[..64])
+        .expect("read");
+    assert_eq!(after[..64], [3; 64], "others are untouched");
+}

@@ -13,7 +13,7 @@ use crate::thunk::{Thunk, ThunkCache};
 pub const MAX_BLOCK: usize = 64;
 
 /// Entries of the direct-mapped front.
-const FRONT: usize = 8192;
+const FRONT: usize = 32768;
 
 /// A decoded basic block.
 #[derive(Debug)]
@@ -28,6 +28,8 @@ pub struct Block {
     pub(super) falls_through: bool,
     /// How often the block was entered.
     pub hits: Cell<u32>,
+    /// A word for an engine above the interpreter: where its translation of this block is, 0 if there is none.
+    pub(super) translated: Cell<u64>,
     /// Thunks of the instructions, filled when first run; empty if none is a thunk.
     pub(super) thunks: Box<[Cell<Option<&'static Thunk>>]>,
 }
@@ -46,6 +48,7 @@ impl Block {
             insns: insns.into_boxed_slice(),
             falls_through,
             hits: Cell::new(0),
+            translated: Cell::new(0),
             thunks,
         })
     }
@@ -143,6 +146,17 @@ impl Cache {
     #[must_use]
     pub fn block(&self, rip: u64) -> Option<&Block> {
         self.blocks.get(&rip).map(|b| &**b)
+    }
+
+    /// Notes where the translation of the block at `rip` is (0: nowhere). False if there is no such block.
+    pub fn set_translated(&mut self, rip: u64, word: u64) -> bool {
+        match self.blocks.get(&rip) {
+            Some(b) => {
+                b.translated.set(word);
+                true
+            }
+            None => false,
+        }
     }
 
     /// How often the block at `rip` has run.

@@ -174,6 +174,43 @@ pub fn run_block(v: &mut Vcpu) -> Result<(), Stop> {
     run(v, block)
 }
 
+/// What [`dispatch`] did.
+#[derive(Clone, Copy, Debug)]
+pub enum Dispatched {
+    /// Nothing: the block at `state.rip` has a translation there.
+    Translated(u64),
+    /// Ran the block at this address, which has now been run so often.
+    Ran {
+        /// Guest address of the block.
+        rip: u64,
+        /// How often it has run, this time included.
+        hits: u32,
+    },
+}
+
+/// As [`run_block`], for an engine that keeps a word with each block it has translated
+/// ([`Cache::set_translated`]): a block with a word is not run. The caller has seen to the exit request and TF.
+///
+/// # Errors
+/// Why it stopped; the state is precise.
+#[inline]
+pub fn dispatch(v: &mut Vcpu) -> Result<Dispatched, Stop> {
+    if !v.dropped_blocks.is_empty() {
+        drain(v);
+    }
+    let block = find(v)?;
+    // SAFETY: as in `run_block`.
+    let block = unsafe { &*block };
+    if block.translated.get() != 0 {
+        return Ok(Dispatched::Translated(block.translated.get()));
+    }
+    let hits = block.hits.get().saturating_add(1);
+    block.hits.set(hits);
+    let rip = block.rip;
+    run(v, block)?;
+    Ok(Dispatched::Ran { rip, hits })
+}
+
 /// Runs up to `blocks` blocks.
 ///
 /// # Errors

@@ -118,6 +118,10 @@ impl Lower<'_, '_> {
         self.fb.set_cold_block(leave);
         self.fb.switch_to_block(leave);
         let (gprs, vecs, flags) = (self.gprs, self.vecs, self.flags.clone());
+        if self.live_in[self.at] == 0 {
+            // Nobody reads the flags from here on: carrying their record round a loop would only be for this.
+            self.flags.written_back();
+        }
         self.leave_with(exit::LEAVE);
         (self.gprs, self.vecs, self.flags) = (gprs, vecs, flags);
         self.fb.switch_to_block(here);

@@ -76,6 +76,11 @@ impl FlagState {
         }
     }
 
+    /// The value of one flag at the block's start is known apart from the record.
+    pub(super) fn know(&mut self, f: Flag, v: Value) {
+        self.src[f as usize] = Some(Src::Bit(v));
+    }
+
     /// Whether the sources are those the block began with.
     pub(super) fn untouched(&self) -> bool {
         self.untouched

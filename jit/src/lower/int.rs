@@ -211,13 +211,7 @@ impl Builder for Lower<'_, '_> {
             bad = self.fb.ins().bor(bad, m);
         }
         self.leave_if(bad);
-        let (q, r) = if signed {
-            let q = self.fb.ins().sdiv(dividend, d);
-            (q, self.fb.ins().srem(dividend, d))
-        } else {
-            let q = self.fb.ins().udiv(dividend, d);
-            (q, self.fb.ins().urem(dividend, d))
-        };
+        let (q, r) = self.quotient(signed, dividend, d);
         let q_low = self.fb.ins().ireduce(ty(w), q);
         let back = self.to64(signed, q_low);
         let overflow = self.fb.ins().icmp(IntCC::NotEqual, back, q);
@@ -423,6 +417,17 @@ impl Lower<'_, '_> {
         }
     }
 
+    /// Quotient and remainder, of which the second is cheaper by multiplication than by a second division.
+    fn quotient(&mut self, signed: bool, n: Value, d: Value) -> (Value, Value) {
+        let q = if signed {
+            self.fb.ins().sdiv(n, d)
+        } else {
+            self.fb.ins().udiv(n, d)
+        };
+        let whole = self.fb.ins().imul(q, d);
+        (q, self.fb.ins().isub(n, whole))
+    }
+
     /// 128 by 64 bits: inline where the high half only extends the low one, else by helper.
     fn div64(&mut self, signed: bool, hi: Value, lo: Value, d: Value) -> (Value, Value) {
         let zero = self.iconst(types::I64, 0);
@@ -450,13 +455,7 @@ impl Lower<'_, '_> {
         let r = self.fb.append_block_param(merge, types::I64);
         self.fb.ins().brif(simple, fast, &[], slow, &[]);
         self.fb.switch_to_block(fast);
-        let (fq, fr) = if signed {
-            let q = self.fb.ins().sdiv(lo, d);
-            (q, self.fb.ins().srem(lo, d))
-        } else {
-            let q = self.fb.ins().udiv(lo, d);
-            (q, self.fb.ins().urem(lo, d))
-        };
+        let (fq, fr) = self.quotient(signed, lo, d);
         self.fb
             .ins()
             .jump(merge, &[BlockArg::Value(fq), BlockArg::Value(fr)]);

@@ -26,8 +26,8 @@ use cranelift_codegen::ir::{
 use cranelift_codegen::isa::{CallConv, TargetIsa};
 use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext, Variable};
 use flags::FlagState;
-use sevlab_cpu::Width;
 use sevlab_cpu::insn::Insn;
+use sevlab_cpu::{Flag, Width};
 
 /// Sets of registers, a bit each.
 #[derive(Clone, Copy, Default, PartialEq)]
@@ -92,6 +92,7 @@ pub(crate) struct Lower<'a, 'f> {
     vec_var: [Variable; 16],
     vech_var: [Variable; 16],
     cc_var: [Variable; 4],
+    bit_var: [Variable; 6],
     count_var: Variable,
     /// Registers whose variables exist at a block's entry: used anywhere in the region.
     used_gprs: u16,
@@ -99,6 +100,8 @@ pub(crate) struct Lower<'a, 'f> {
     used_highs: u16,
     /// Registers whose value at a block's start somebody may read.
     needed: Vec<Written>,
+    /// Flags that are carried to a block's start by themselves, too.
+    wanted: Vec<u64>,
     /// The block being translated.
     at: usize,
     // per guest block
@@ -179,6 +182,7 @@ pub(crate) fn lower(
     let vec_var: [Variable; 16] = declare(types::I8X16);
     let vech_var: [Variable; 16] = declare(types::I8X16);
     let cc_var: [Variable; 4] = std::array::from_fn(|_| fb.declare_var(types::I64));
+    let bit_var: [Variable; 6] = std::array::from_fn(|_| fb.declare_var(types::I8));
     let count_var = fb.declare_var(types::I64);
     let entry = fb.create_block();
     let blocks: Vec<ClifBlock> = region.blocks.iter().map(|_| fb.create_block()).collect();
@@ -247,13 +251,12 @@ pub(crate) fn lower(
             .load(types::I64, state_flags(), pinned, layout::CC + 8 * k as i32);
         fb.def_var(var, v);
     }
-    fb.ins().jump(blocks[0], &[]);
-
     let live_in = if options.dead_flags {
         liveness::live_in(region)
     } else {
         vec![sevlab_cpu::flags::ARITH; region.blocks.len()]
     };
+    let wanted = liveness::wanted_in(region, &live_in);
     let sole_predecessor = sole_predecessors(region);
     let back_edges = back_edge_targets(region);
     let insn = region.blocks[0].insns[0];
@@ -267,11 +270,13 @@ pub(crate) fn lower(
         vec_var,
         vech_var,
         cc_var,
+        bit_var,
         count_var,
         used_gprs: all.gprs,
         used_vecs: all.vecs,
         used_highs: all.highs,
         needed,
+        wanted,
         at: 0,
         gprs: [Gpr {
             full: Home::Var,
@@ -301,6 +306,10 @@ pub(crate) fn lower(
         sig_helper,
         sig_region,
     };
+    l.flags = FlagState::at_block_start(false);
+    l.define_bits(l.wanted[0]);
+    let first = l.blocks[0];
+    l.fb.ins().jump(first, &[]);
     for n in 0..region.blocks.len() {
         l.block(n, dirty[n], sole_predecessor[n], back_edges[n]);
     }
@@ -432,6 +441,10 @@ fn back_edge_targets(region: &Region) -> Vec<bool> {
     header
 }
 
+fn wanted_flags(mask: u64) -> impl Iterator<Item = Flag> {
+    Flag::ALL.into_iter().filter(move |f| mask & f.bit() != 0)
+}
+
 impl Lower<'_, '_> {
     fn pinned(&mut self) -> Value {
         self.fb.ins().get_pinned_reg(types::I64)
@@ -517,7 +530,13 @@ impl Lower<'_, '_> {
         // Where only one block leads here its flag records are at hand, with values that dominate this block.
         self.flags = match before.and_then(|p| self.flags_out[p].clone()) {
             Some(flags) => flags,
-            None => FlagState::at_block_start(dirty.flags),
+            None => {
+                let mut flags = FlagState::at_block_start(dirty.flags);
+                for f in wanted_flags(self.wanted[n]) {
+                    flags.know(f, self.fb.use_var(self.bit_var[f as usize]));
+                }
+                flags
+            }
         };
         self.count = Some(self.fb.use_var(self.count_var));
         self.done = 0;
@@ -613,8 +632,21 @@ impl Lower<'_, '_> {
                 self.fb.def_var(var, value);
             }
         }
+        let wanted = self.region.blocks[self.at]
+            .successors()
+            .filter_map(|t| self.region.index.get(&t))
+            .fold(0, |mask, &s| mask | self.wanted[s]);
+        self.define_bits(wanted);
         let count = self.retired_so_far();
         self.fb.def_var(self.count_var, count);
+    }
+
+    /// Defines the variables of flags that are carried by themselves.
+    fn define_bits(&mut self, wanted: u64) {
+        for f in wanted_flags(wanted) {
+            let v = self.flag_bit(f);
+            self.fb.def_var(self.bit_var[f as usize], v);
+        }
     }
 
     /// Instructions retired since the region was entered, as of the current instruction's start (or the block's end).

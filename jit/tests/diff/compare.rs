@@ -77,13 +77,20 @@ impl Rig {
     }
 
     pub fn check(&mut self, start: &Start) -> Verdict {
+        self.check_with(start, |_| {})
+    }
+
+    /// With `prepare` done to each machine after its state is put in place.
+    pub fn check_with(&mut self, start: &Start, prepare: impl Fn(&mut Machine)) -> Verdict {
         self.reference.reset(start);
+        prepare(&mut self.reference);
         let Some(expected) = self.reference.run() else {
             return Verdict::Endless;
         };
         for (name, sticky, machine) in &mut self.others {
             for run in 0..RUNS {
                 machine.reset(start);
+                prepare(machine);
                 if run == 2 {
                     machine.forget_mappings();
                 }
@@ -287,6 +294,7 @@ pub fn regressions() -> Vec<(String, Kind, Start)> {
         };
         let kind = match field("memory") {
             "Private" => Kind::Private,
+            "Scarce" => Kind::Scarce,
             "Uncached" => Kind::Uncached,
             _ => Kind::Plain,
         };

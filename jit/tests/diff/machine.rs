@@ -29,14 +29,15 @@ pub const UNMAPPED: u64 = READ_ONLY + PAGE;
 pub const ISLAND: u64 = UNMAPPED + PAGE;
 pub const STACK: u64 = 0x50_0000;
 pub const STACK_PAGES: u64 = 2;
+/// Many more writable pages, which no outcome shows; only with [`Kind::Scarce`].
+pub const WIDE: u64 = 0x60_0000;
+pub const WIDE_PAGES: u64 = 256;
 /// What FS points at.
 pub const FS_BASE: u64 = DATA + 0x1000;
 
 const ROOT: u64 = 0x1000;
 const SIZE: u64 = 8 << 20;
 const ASID: Asid = Asid(3);
-/// Blocks that the interpreter may run before a program counts as endless.
-const BUDGET: u64 = 50_000;
 
 /// Frames whose contents are part of a result.
 pub const WATCHED: [(u64, u64); 4] = [
@@ -239,6 +240,8 @@ pub enum Kind {
     Plain,
     /// SEV, pages decrypted whole.
     Private,
+    /// The same, with fewer pages held decrypted than [`WIDE`] has.
+    Scarce,
     /// SEV, nothing ever held decrypted: no access has a host address.
     Uncached,
 }
@@ -249,6 +252,8 @@ pub struct Machine {
     watchdog: Watchdog,
     pub engine: Option<Engine>,
     pub vcpu: Box<Vcpu>,
+    /// Blocks that the interpreter may run before a program counts as endless.
+    pub budget: u64,
 }
 
 fn domain(kind: Kind) -> Domain {
@@ -269,7 +274,7 @@ impl Machine {
             } else {
                 CacheMode::Page
             },
-            resident: None,
+            resident: (kind == Kind::Scarce).then_some(64),
             tweak_seed: 1,
             snp: false,
         })
@@ -313,6 +318,10 @@ impl Machine {
         }
         tables.map(READ_ONLY, READ_ONLY, 5);
         tables.map(ISLAND, ISLAND, 7);
+        let wide = if kind == Kind::Scarce { WIDE_PAGES } else { 0 };
+        for p in 0..wide {
+            tables.map(WIDE + p * PAGE, WIDE + p * PAGE, 7);
+        }
         for p in 0..STACK_PAGES {
             tables.map(STACK + p * PAGE, STACK + p * PAGE, 7);
         }
@@ -322,6 +331,7 @@ impl Machine {
             watchdog,
             engine: options.map(|o| Engine::new(o).expect("the host runs translated code")),
             vcpu,
+            budget: 50_000,
         }
     }
 
@@ -392,7 +402,9 @@ impl Machine {
         let guest = self.vcpu.state.mxcsr;
         mxcsr::load(&mut self.vcpu.state, guest);
         let stop = match &mut self.engine {
-            None => interp::run_blocks(&mut self.vcpu, BUDGET).expect_err("it never just returns"),
+            None => {
+                interp::run_blocks(&mut self.vcpu, self.budget).expect_err("it never just returns")
+            }
             Some(engine) => {
                 self.watchdog.arm();
                 let stop = engine.run(&mut self.vcpu);

@@ -658,7 +658,13 @@ pub fn listing(code: &[u8]) -> String {
     let mut f = IntelFormatter::new();
     f.options_mut().set_rip_relative_addresses(true);
     let mut out = String::new();
+    let mut filler = false;
     for i in Decoder::with_ip(64, code, CODE, DecoderOptions::NONE) {
+        // What fills a page up is shown by its first byte only.
+        let fills = i.code() == Code::Int3;
+        if std::mem::replace(&mut filler, fills) && fills {
+            continue;
+        }
         let mut text = String::new();
         f.format(&i, &mut text);
         let at = (i.ip() - CODE) as usize;

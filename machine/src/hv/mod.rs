@@ -340,7 +340,8 @@ impl Hypervisor {
     }
 }
 
-fn rmp_result(instruction: &'static str, gpa: Gpa, status: RmpStatus) -> Result<(), Error> {
+/// A status of an RMP instruction as a result.
+pub(crate) fn rmp_result(instruction: &'static str, gpa: Gpa, status: RmpStatus) -> Result<(), Error> {
     if status == RmpStatus::SUCCESS {
         Ok(())
     } else {

@@ -115,6 +115,15 @@ impl Hw for Pages {
     fn accept(&mut self, _: Gpa, _: u64) -> Result<(), Error> {
         Ok(())
     }
+    fn share(&mut self, _: Gpa, _: u64, _: bool) -> Result<(), Error> {
+        Ok(())
+    }
+    fn read_shared(&mut self, gpa: Gpa, out: &mut [u8]) -> Result<(), Error> {
+        self.read(gpa, out)
+    }
+    fn write_shared(&mut self, gpa: Gpa, data: &[u8]) -> Result<(), Error> {
+        self.write(gpa, data)
+    }
     fn invalidate(&mut self, _: Va) {}
     fn flush(&mut self) {}
     fn drop_code(&mut self, _: Va, _: Va) {}

@@ -16,6 +16,7 @@ use sevlab_psp::SnpDigest;
 use super::*;
 use crate::config::Engine;
 use crate::kernel;
+use crate::kernel::mm::{AddressSpace, Backing, Cx, Fault, Place, Prot, Vma};
 use crate::kernel::outside::{HostCall, Outside};
 
 const MODES: [SevMode; 4] = [SevMode::Off, SevMode::Sev, SevMode::Es, SevMode::Snp];
@@ -536,4 +537,110 @@ fn pages_are_shared_and_taken_back() {
     let events = m.hv.exits.events.get(&ExitCode::PSC.0);
     assert_eq!(events, Some(&2));
     assert!(m.hv.exits.codes.contains_key(&ExitCode::NPF.0));
+}
+
+#[test]
+fn a_process_shares_pages_and_takes_them_back() {
+    const SECRET: u64 = u64::from_le_bytes(*b"SECRET-1");
+    for mode in MODES {
+        let ((), m) = with_guest(mode, move |vcpu, fence, layout| {
+            let private = vcpu.c_bit_mask();
+            let c_mask = if mode.encrypted() { private } else { 0 };
+            let memory = Gpa(layout.memory - 0x40_0000)..Gpa(layout.memory);
+            let mut cx = Cx { vcpu, out: fence };
+            let mut mm = AddressSpace::new(&mut cx, memory, c_mask).expect("tables");
+            cx.vcpu.set_cr3(mm.cr3());
+            let area = Vma {
+                end: 0,
+                prot: Prot::RW,
+                shared: false,
+                backing: Backing::Anon(""),
+            };
+            let place = Place::Fixed(0x1000_0000);
+            let at = mm.map(&mut cx, place, 0x8000, area, false).expect("mmap");
+            let fault = mm.fault(&mut cx, at, true, false).expect("a fault");
+            assert_eq!(fault, Fault::Fixed);
+            cx.vcpu.write_u64(at, SECRET).expect("a write");
+            let seen = |cx: &mut Cx<'_>, va: u64| {
+                let access = sevlab_cpu::Access::Read;
+                let t = cx.vcpu.translate(sevlab_arch::Va(va), access);
+                let t = t.expect("a translation");
+                assert_eq!(t.gpa.page().0 & 0xfff, 0);
+                let mut raw = [0; 8];
+                cx.vcpu.mem.bus_read(t.spa, &mut raw);
+                u64::from_le_bytes(raw)
+            };
+            assert_eq!(seen(&mut cx, at) == SECRET, !mode.encrypted(), "{mode:?}");
+            for round in 0..3 {
+                mm.share(&mut cx, at, at + 0x3000, true).expect("shared");
+                assert_eq!(cx.vcpu.read_u64(at).expect("a read"), SECRET + round);
+                cx.vcpu.write_u64(at, SECRET + round + 1).expect("a write");
+                assert_eq!(seen(&mut cx, at), SECRET + round + 1, "{mode:?}: in the open");
+                mm.share(&mut cx, at, at + 0x3000, false).expect("private");
+                assert_eq!(cx.vcpu.read_u64(at).expect("a read"), SECRET + round + 1);
+                let open = seen(&mut cx, at) == SECRET + round + 1;
+                assert_eq!(open, !mode.encrypted(), "{mode:?}: hidden again");
+            }
+            // What is unmapped while shared is private when it is used again.
+            mm.share(&mut cx, at, at + 0x8000, true).expect("shared");
+            if mode.encrypted() {
+                cx.vcpu.write_u64(at + 0x7000, 5).expect("a write");
+            }
+            mm.unmap(&mut cx, at, at + 0x8000).expect("munmap");
+            assert!(cx.vcpu.read_u64(at).is_err());
+            let area = Vma {
+                end: 0,
+                prot: Prot::RW,
+                shared: false,
+                backing: Backing::Anon(""),
+            };
+            mm.map(&mut cx, place, 0x8000, area, false).expect("mmap");
+            for page in (at..at + 0x8000).step_by(0x1000) {
+                let fault = mm.fault(&mut cx, page, true, false).expect("a fault");
+                assert_eq!(fault, Fault::Fixed);
+                assert_eq!(cx.vcpu.read_u64(page).expect("a read"), 0);
+                cx.vcpu.write_u64(page, SECRET).expect("a write");
+                assert_eq!(seen(&mut cx, page) == SECRET, !mode.encrypted());
+            }
+        });
+        let changes = m.hv.exits.events.get(&ExitCode::PSC.0).copied();
+        assert_eq!(changes.is_some(), mode == SevMode::Snp);
+    }
+}
+
+#[test]
+fn the_key_goes_with_the_guest() {
+    use sevlab_arch::psp::Command;
+    for mode in MODES {
+        for keep_dram in [true, false] {
+            let (said, m, _) = tell(|p| MachineConfig {
+                keep_dram,
+                ..config(mode, p)
+            });
+            assert_eq!(said, MESSAGE);
+            let log = m.launch_log();
+            assert!(log.iter().all(|e| e.status.is_success()), "{log:?}");
+            let last: &[Command] = match mode {
+                SevMode::Off => &[],
+                SevMode::Sev | SevMode::Es => &[
+                    Command::DEACTIVATE,
+                    Command::DF_FLUSH,
+                    Command::DECOMMISSION,
+                ],
+                SevMode::Snp => &[
+                    Command::SNP_DECOMMISSION,
+                    Command::SNP_DF_FLUSH,
+                    Command::SNP_PAGE_RECLAIM,
+                ],
+            };
+            let names: Vec<Command> = log.iter().map(|e| e.command).collect();
+            assert!(names.ends_with(last), "{names:?}");
+            if mode.encrypted() {
+                let gone = m.mem().read(Domain::Private(m.asid), Spa(0x40_0000), &mut [0]);
+                assert!(matches!(gone, Err(sevlab_memctl::Error::NoKey { .. })));
+                assert_eq!(markers(&m), 0);
+                assert_eq!(m.mem().stats().resident, 0);
+            }
+        }
+    }
 }

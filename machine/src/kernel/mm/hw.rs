@@ -32,6 +32,21 @@ pub trait Hw {
     /// # Errors
     /// As [`Outside::accept`].
     fn accept(&mut self, gpa: Gpa, pages: u64) -> Result<(), Error>;
+    /// Makes pages shared with the hypervisor, or private again. Their content is void then.
+    ///
+    /// # Errors
+    /// As [`Outside::share`].
+    fn share(&mut self, gpa: Gpa, pages: u64, shared: bool) -> Result<(), Error>;
+    /// [`Hw::read`] of a shared page.
+    ///
+    /// # Errors
+    /// As [`Hw::read`].
+    fn read_shared(&mut self, gpa: Gpa, out: &mut [u8]) -> Result<(), Error>;
+    /// [`Hw::write`] to a shared page.
+    ///
+    /// # Errors
+    /// As [`Hw::read`].
+    fn write_shared(&mut self, gpa: Gpa, data: &[u8]) -> Result<(), Error>;
     /// Forgets the translation of a page.
     fn invalidate(&mut self, va: Va);
     /// Forgets all translations.
@@ -86,11 +101,11 @@ pub struct Cx<'a> {
 }
 
 impl Cx<'_> {
-    fn spa(&mut self, gpa: Gpa, write: bool) -> Result<(Domain, Spa), Error> {
-        let domain = self.vcpu.domain(true);
+    fn spa(&mut self, gpa: Gpa, private: bool, write: bool) -> Result<(Domain, Spa), Error> {
+        let domain = self.vcpu.domain(private);
         let access = if write { Access::Write } else { Access::Read };
         for _ in 0..3 {
-            match self.vcpu.gpa_to_spa(gpa, true, access) {
+            match self.vcpu.gpa_to_spa(gpa, private, access) {
                 Ok(spa) => return Ok((domain, spa)),
                 Err(Stop::NestedFault { gpa, error }) => {
                     self.out.nested_fault(self.vcpu, gpa, error)?;
@@ -125,19 +140,30 @@ fn count(ret: i64, max: usize, what: &str) -> Result<Result<usize, Errno>, Error
 
 impl Hw for Cx<'_> {
     fn read(&mut self, gpa: Gpa, out: &mut [u8]) -> Result<(), Error> {
-        let (domain, spa) = self.spa(gpa, false)?;
+        let (domain, spa) = self.spa(gpa, true, false)?;
         Ok(self.vcpu.mem.read(domain, spa, out)?)
     }
     fn write(&mut self, gpa: Gpa, data: &[u8]) -> Result<(), Error> {
-        let (domain, spa) = self.spa(gpa, true)?;
+        let (domain, spa) = self.spa(gpa, true, true)?;
         Ok(self.vcpu.mem.write(domain, spa, data)?)
     }
     fn zero(&mut self, gpa: Gpa) -> Result<(), Error> {
-        let (domain, spa) = self.spa(gpa.page(), true)?;
+        let (domain, spa) = self.spa(gpa.page(), true, true)?;
         Ok(self.vcpu.mem.zero_page(domain, spa)?)
     }
     fn accept(&mut self, gpa: Gpa, pages: u64) -> Result<(), Error> {
         self.out.accept(self.vcpu, gpa, pages)
+    }
+    fn share(&mut self, gpa: Gpa, pages: u64, shared: bool) -> Result<(), Error> {
+        self.out.share(self.vcpu, gpa, pages, shared)
+    }
+    fn read_shared(&mut self, gpa: Gpa, out: &mut [u8]) -> Result<(), Error> {
+        let (domain, spa) = self.spa(gpa, false, false)?;
+        Ok(self.vcpu.mem.read(domain, spa, out)?)
+    }
+    fn write_shared(&mut self, gpa: Gpa, data: &[u8]) -> Result<(), Error> {
+        let (domain, spa) = self.spa(gpa, false, true)?;
+        Ok(self.vcpu.mem.write(domain, spa, data)?)
     }
     fn invalidate(&mut self, va: Va) {
         self.vcpu.invlpg(va);

@@ -9,6 +9,8 @@
 //!    call returns.
 //! 4. Pages of shared writable files are written back when their area goes, on `msync`, and at exit,
 //!    if the D bit says that they changed.
+//! 5. An entry without C-bit (where memory is encrypted) is a page that the process shares with the
+//!    hypervisor; its frame is made private before it is free.
 //!
 //! There is one process and one thread, so there is no copy-on-write; a shared mapping that is only
 //! read is a private one.
@@ -16,6 +18,7 @@
 mod fault;
 mod hw;
 pub mod paging;
+mod share;
 mod vma;
 
 use core::ops::Range;
@@ -83,8 +86,12 @@ pub struct AddressSpace {
     areas: Areas,
     tables: Tables,
     frames: Frames,
-    /// Runs of frames set aside, by the aligned address and length of the part of the address space they are for.
-    runs: HashMap<(u64, u64), Gpa>,
+    /// Runs of frames, by the aligned address and length of the part of the address space they are for.
+    runs: HashMap<(u64, u64), Run>,
+    /// When `runs` has so many entries, those without an area go.
+    sweep_at: usize,
+    /// The page behind the one that was given a frame last.
+    next: u64,
     brk_start: u64,
     brk: u64,
     /// Soft `RLIMIT_STACK`.
@@ -94,6 +101,20 @@ pub struct AddressSpace {
     stats: MmStats,
 }
 
+/// What is set aside for a part of the address space.
+#[derive(Clone, Copy, Default)]
+struct Run {
+    /// The first frame, once there is reason to set frames aside.
+    frames: Option<Gpa>,
+    /// Pages that were given a frame.
+    given: u64,
+}
+
+/// So many pages of a large part get frames from anywhere, unless they come in a row: what is touched
+/// here and there only would take large pages of the host's for single ones of its own.
+const SPARSE: u64 = 16;
+/// Fewest entries of `runs` worth looking through.
+const SWEEP: usize = 4096;
 /// Bytes of a run of frames in areas that are at least as long.
 const LARGE_RUN: u64 = 2 << 20;
 /// Bytes of a run of frames in shorter areas.
@@ -113,6 +134,8 @@ impl AddressSpace {
             tables,
             frames,
             runs: HashMap::new(),
+            sweep_at: SWEEP,
+            next: 0,
             brk_start: 0,
             brk: 0,
             stack_limit: 8 << 20,
@@ -253,9 +276,14 @@ impl AddressSpace {
     fn zap(&mut self, hw: &mut dyn Hw, start: u64, end: u64, code: bool) -> Result<(), Error> {
         let (frames, stats) = (&mut self.frames, &mut self.stats);
         let by_flush = (end - start) / PAGE_SIZE > FLUSH_ABOVE;
-        let mut any = false;
-        self.tables.visit(hw, start, end, |hw, va, _, frame| {
-            frames.release(frame);
+        let (mut any, mut shared) = (false, Vec::new());
+        let c_mask = self.tables.c_mask();
+        self.tables.visit(hw, start, end, |hw, va, entry, frame| {
+            if entry & c_mask == c_mask {
+                frames.release(frame);
+            } else {
+                shared.push(frame);
+            }
             stats.resident -= 1;
             any = true;
             if !by_flush {
@@ -269,7 +297,7 @@ impl AddressSpace {
         if any && code {
             hw.drop_code(Va(start), Va(end));
         }
-        Ok(())
+        self.unshare(hw, shared)
     }
 
     /// Writes the changed pages of a shared file area back.
@@ -591,23 +619,26 @@ impl AddressSpace {
         start: u64,
         area: &Vma,
     ) -> Result<Option<Gpa>, Error> {
-        let run = if area.end - start >= LARGE_RUN {
+        let bytes = if area.end - start >= LARGE_RUN {
             LARGE_RUN
         } else {
             SMALL_RUN
         };
-        let base = page & !(run - 1);
-        let set_aside = match self.runs.get(&(base, run)) {
-            Some(&gpa) => Some(gpa),
-            None => {
-                let gpa = self.frames.reserve(run / PAGE_SIZE);
-                if let Some(gpa) = gpa {
-                    self.runs.insert((base, run), gpa);
-                }
-                gpa
-            }
-        };
-        let wish = set_aside.map(|gpa| gpa.plus(page - base));
+        let base = page & !(bytes - 1);
+        let dense = bytes == SMALL_RUN || page == self.next;
+        self.next = page + PAGE_SIZE;
+        if self.runs.len() >= self.sweep_at {
+            let areas = &self.areas;
+            self.runs
+                .retain(|(base, bytes), _| !areas.is_free(*base, base + bytes));
+            self.sweep_at = (2 * self.runs.len()).max(SWEEP);
+        }
+        let run = self.runs.entry((base, bytes)).or_default();
+        run.given += 1;
+        if run.frames.is_none() && (dense || run.given > SPARSE) {
+            run.frames = self.frames.reserve(bytes / PAGE_SIZE);
+        }
+        let wish = run.frames.map(|gpa| gpa.plus(page - base));
         self.frames.alloc(hw, wish)
     }
 

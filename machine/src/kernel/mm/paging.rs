@@ -67,6 +67,28 @@ impl Tables {
         Gpa(entry & ADDRESS & !self.c_mask)
     }
 
+    /// The C-bit that entries of private pages carry; 0 if memory is not encrypted.
+    #[must_use]
+    pub fn c_mask(&self) -> u64 {
+        self.c_mask
+    }
+
+    /// Whether an entry maps a page that is shared with the hypervisor.
+    #[must_use]
+    pub fn is_shared(&self, entry: u64) -> bool {
+        entry & self.c_mask != self.c_mask
+    }
+
+    /// An entry made shared or private.
+    #[must_use]
+    pub fn with_shared(&self, entry: u64, shared: bool) -> u64 {
+        if shared {
+            entry & !self.c_mask
+        } else {
+            entry | self.c_mask
+        }
+    }
+
     /// The entry that maps `frame` with the rights `prot`.
     #[must_use]
     pub fn entry(&self, frame: Gpa, prot: Prot) -> u64 {

@@ -270,28 +270,47 @@ pub fn mincore(call: &mut Call<'_>) -> SysResult {
     DONE
 }
 
-/// madvise(2): MADV_DONTNEED is done, hints are accepted and ignored.
+/// Advice of sevlab's own: whole pages of private anonymous memory become shared with the hypervisor.
+pub const MADV_SEV_SHARE: u64 = 0x5345_5601;
+/// Undoes [`MADV_SEV_SHARE`].
+pub const MADV_SEV_UNSHARE: u64 = 0x5345_5602;
+
+/// madvise(2): MADV_DONTNEED is done, hints are accepted and ignored. [`MADV_SEV_SHARE`] and
+/// [`MADV_SEV_UNSHARE`] change page states and keep the content.
 ///
 /// # Errors
 /// As Linux; EINVAL for advice that is not a hint and not done.
 pub fn madvise(call: &mut Call<'_>) -> SysResult {
     let (start, end) = aligned(call.args[0], call.args[1]).map_err(|_| Errno::EINVAL)?;
-    let advised = call_advice(call.args[2]);
+    let advised = advice(call.args[2]);
     let (kernel, mut cx) = call.cx();
     match advised {
-        Some(true) => kernel.mm.discard(&mut cx, start, end)?,
-        Some(false) if kernel.mm.areas().covers(start, end) => {}
-        Some(false) => return Err(Errno::ENOMEM.into()),
+        Some(Advice::Discard) => kernel.mm.discard(&mut cx, start, end)?,
+        Some(Advice::Share(shared)) => kernel.mm.share(&mut cx, start, end, shared)?,
+        Some(Advice::Hint) if kernel.mm.areas().covers(start, end) => {}
+        Some(Advice::Hint) => return Err(Errno::ENOMEM.into()),
         None => return Err(Errno::EINVAL.into()),
     }
     DONE
 }
 
-/// Whether advice means that pages go now; `None`: unknown.
-fn call_advice(advice: u64) -> Option<bool> {
-    match advice {
-        4 => Some(true),                                   // DONTNEED
-        0..=3 | 8 | 10..=19 | 20 | 21 | 25 => Some(false), // RANDOM.., FREE, DONTFORK.., COLLAPSE
+/// What advice asks for.
+enum Advice {
+    /// Pages go now.
+    Discard,
+    /// Pages become shared with the hypervisor, or private.
+    Share(bool),
+    /// Nothing that must be done.
+    Hint,
+}
+
+/// What a number of madvise(2) means; `None`: unknown.
+fn advice(number: u64) -> Option<Advice> {
+    match number {
+        4 => Some(Advice::Discard), // DONTNEED
+        0..=3 | 8 | 10..=19 | 20 | 21 | 25 => Some(Advice::Hint), // RANDOM.., FREE, DONTFORK.., COLLAPSE
+        MADV_SEV_SHARE => Some(Advice::Share(true)),
+        MADV_SEV_UNSHARE => Some(Advice::Share(false)),
         _ => None,
     }
 }

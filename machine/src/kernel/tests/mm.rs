@@ -22,11 +22,18 @@ struct Model {
     closed: Vec<i32>,
     invalidated: Vec<u64>,
     dropped: Vec<(u64, u64)>,
+    /// Frames that are shared with the hypervisor.
+    shared: std::collections::HashSet<u64>,
 }
 
 impl Model {
     fn page(&mut self, gpa: Gpa) -> &mut [u8; 4096] {
         assert!(self.accepted.contains(&gpa.pfn()), "{gpa} was not accepted");
+        assert!(!self.shared.contains(&gpa.pfn()), "{gpa} is shared");
+        self.pages.entry(gpa.pfn()).or_insert([0xcc; 4096])
+    }
+    fn shared_page(&mut self, gpa: Gpa) -> &mut [u8; 4096] {
+        assert!(self.shared.contains(&gpa.pfn()), "{gpa} is private");
         self.pages.entry(gpa.pfn()).or_insert([0xcc; 4096])
     }
     /// What the hardware's walk finds at `va`: frame and entry.
@@ -40,8 +47,9 @@ impl Model {
             if entry & 1 == 0 {
                 return None;
             }
-            assert!(entry >> 51 & 1 == 1, "C-bit missing");
             table = Gpa(entry & 0x0007_ffff_ffff_f000);
+            let shared = self.shared.contains(&table.pfn());
+            assert_eq!(entry >> 51 & 1 == 0, shared, "C-bit");
         }
         Some((table, entry))
     }
@@ -66,6 +74,29 @@ impl Hw for Model {
         for pfn in gpa.pfn()..gpa.pfn() + pages {
             assert!(self.accepted.insert(pfn), "accepted twice");
         }
+        Ok(())
+    }
+    fn share(&mut self, gpa: Gpa, pages: u64, shared: bool) -> Result<(), Error> {
+        for pfn in gpa.pfn()..gpa.pfn() + pages {
+            assert!(self.accepted.contains(&pfn));
+            let changed = if shared {
+                self.shared.insert(pfn)
+            } else {
+                self.shared.remove(&pfn)
+            };
+            assert!(changed, "frame {pfn:#x} was so already");
+            self.pages.insert(pfn, [0xdd; 4096]);
+        }
+        Ok(())
+    }
+    fn read_shared(&mut self, gpa: Gpa, out: &mut [u8]) -> Result<(), Error> {
+        let at = gpa.offset() as usize;
+        out.copy_from_slice(&self.shared_page(gpa)[at..at + out.len()]);
+        Ok(())
+    }
+    fn write_shared(&mut self, gpa: Gpa, data: &[u8]) -> Result<(), Error> {
+        let at = gpa.offset() as usize;
+        self.shared_page(gpa)[at..at + data.len()].copy_from_slice(data);
         Ok(())
     }
     fn invalidate(&mut self, va: Va) {
@@ -462,4 +493,73 @@ fn discarded_pages_read_zero_and_mincore_sees_it() {
     mm.discard(&mut hw, at, at + 4 * P).unwrap();
     assert_eq!(mm.resident(&mut hw, at, at + 4 * P).unwrap(), [0; 4]);
     assert_eq!(errno(mm.discard(&mut hw, at, at + 5 * P)), Errno::ENOMEM);
+}
+
+#[test]
+fn pages_are_shared_on_purpose_and_come_back_private() {
+    let mut hw = Model::default();
+    let mut mm = space(&mut hw, 4);
+    let free = mm.frames().free();
+    let at = mm.map(&mut hw, ANY, 8 * P, anon(Prot::RW), false).unwrap();
+    mm.fault(&mut hw, at, true, false).unwrap();
+    let (frame, _) = hw.walk(mm.cr3(), at).unwrap();
+    hw.page(frame)[7] = 42;
+    // One page that is there and two that are not.
+    mm.share(&mut hw, at, at + 3 * P, true).unwrap();
+    assert_eq!(hw.shared.len(), 3);
+    assert_eq!(hw.walk(mm.cr3(), at).unwrap().0, frame, "in its place");
+    assert_eq!(hw.shared_page(frame)[7], 42);
+    let (second, _) = hw.walk(mm.cr3(), at + P).unwrap();
+    assert_eq!(hw.shared_page(second), &[0; 4096]);
+    assert!(hw.invalidated.contains(&at));
+    mm.share(&mut hw, at, at + 3 * P, true).unwrap(); // no change, no page state change
+    // Rights change, the state does not.
+    mm.protect(&mut hw, at, at + P, Prot(1)).unwrap();
+    mm.protect(&mut hw, at, at + P, Prot::RW).unwrap();
+    hw.walk(mm.cr3(), at).unwrap();
+    hw.shared_page(frame)[8] = 43;
+    mm.share(&mut hw, at, at + P, false).unwrap();
+    assert_eq!(hw.page(frame)[7..9], [42, 43]);
+    hw.walk(mm.cr3(), at).unwrap();
+    // A moved page stays what it is, and whatever goes is private before it is free.
+    let to = mm.remap(&mut hw, at + P, P, 4 * P, true, None).unwrap();
+    assert_eq!(hw.walk(mm.cr3(), to).unwrap().0, second);
+    mm.discard(&mut hw, to, to + P).unwrap();
+    assert!(!hw.shared.contains(&second.pfn()));
+    mm.unmap(&mut hw, at, at + 8 * P).unwrap();
+    assert!(hw.shared.is_empty());
+    mm.unmap(&mut hw, to, to + 4 * P).unwrap();
+    assert!(mm.frames().free() >= free - 4, "all but page tables");
+}
+
+#[test]
+fn only_private_anonymous_memory_is_shared() {
+    let mut hw = Model::default();
+    let mut mm = space(&mut hw, 1);
+    let at = mm.map(&mut hw, ANY, P, anon(Prot::RW), false).unwrap();
+    let end = at + 2 * P;
+    assert_eq!(errno(mm.share(&mut hw, at, end, true)), Errno::ENOMEM);
+    let area = Vma {
+        shared: true,
+        ..anon(Prot::RW)
+    };
+    let at = mm.map(&mut hw, ANY, P, area, false).unwrap();
+    assert_eq!(errno(mm.share(&mut hw, at, at + P, true)), Errno::EINVAL);
+    let area = Vma {
+        backing: Backing::File {
+            file: Rc::new(File {
+                fd: 3,
+                writable: false,
+                name: String::new(),
+            }),
+            offset: 0,
+        },
+        ..anon(Prot::RW)
+    };
+    let at = mm.map(&mut hw, ANY, P, area, false).unwrap();
+    assert_eq!(errno(mm.share(&mut hw, at, at + P, true)), Errno::EINVAL);
+    // More than there is: an error, and what was there stays private.
+    let at = mm.map(&mut hw, ANY, 1 << 20, anon(Prot::RW), true).unwrap();
+    assert_eq!(errno(mm.share(&mut hw, at, at + (1 << 20), true)), Errno::ENOMEM);
+    assert!(hw.shared.is_empty());
 }
