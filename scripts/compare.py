@@ -44,14 +44,14 @@ def inputs(folder, quick):
     c = os.path.join(folder, "unit.i")
     with open(c, "w") as f:
         f.write("typedef unsigned long u64;\nextern int printf(const char *, ...);\n")
-        for i in range(60 if quick else 700):
+        for i in range(60 if quick else 300):
             f.write(
                 f"static u64 f{i}(u64 a, u64 b) {{\n  u64 s = {i};\n"
                 "  for (u64 i = 0; i < a; i++) {\n    s = s * 31 + (i ^ b);\n"
                 f"    if (s % 7 == {i % 7}) s += a << 3; else s -= b;\n  }}\n  return s;\n}}\n"
             )
         f.write("int main(void) {\n  u64 s = 0;\n")
-        for i in range(60 if quick else 700):
+        for i in range(60 if quick else 300):
             f.write(f"  s += f{i}(s & 15, {i});\n")
         f.write('  printf("%lu\\n", s);\n  return 0;\n}\n')
     cc1 = subprocess.run(["gcc", "-print-prog-name=cc1"], capture_output=True, text=True, check=False).stdout.strip()
@@ -61,7 +61,7 @@ def inputs(folder, quick):
         "sha256sum": ["sha256sum", text, text, text, text],
         "python3": [python, "-S", script],
         "cc1": [cc1, "-quiet", "-O1", "-fpreprocessed", c, "-o", "-"],
-        "chase": ["target/release/chase", "16" if quick else "64", "400000" if quick else "20000000"],
+        "chase": ["target/release/chase", "16" if quick else "64", "400000" if quick else "5000000"],
         "stencil": ["target/release/stencil", "64" if quick else "160", "4" if quick else "40"],
     }
     return {k: [shutil.which(v[0]) or v[0], *v[1:]] for k, v in programs.items() if v[0]}

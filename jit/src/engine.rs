@@ -199,13 +199,14 @@ impl Engine {
 
     /// Runs what is at RIP: its translation, or the block in the interpreter, which may ask for one.
     fn dispatch(&mut self, vcpu: &mut Vcpu) -> Result<(), Stop> {
-        let before = vcpu.state.retired;
+        let (rip, before) = (vcpu.state.rip, vcpu.state.retired);
         let slot = self.unlinked.take();
         match interp::dispatch(vcpu) {
             Ok(Dispatched::Translated(address)) => {
-                let rip = vcpu.state.rip;
                 self.jump_cache[rip as usize & (JUMP_CACHE_ENTRIES - 1)] = [rip, address];
+                // Whoever runs the vCPU may have sent it elsewhere meanwhile.
                 if let Some(slot) = slot.filter(|_| self.options.chaining)
+                    && self.slot_target.get(slot as usize) == Some(&rip)
                     && let Some(live) = self.regions.get_mut(&rip)
                 {
                     self.shared.slots.link(slot, live.code.address);
@@ -213,24 +214,32 @@ impl Engine {
                 }
                 self.run_translated(vcpu, address as usize)
             }
-            Ok(Dispatched::Ran { rip, hits }) => {
+            Ok(Dispatched::Ran { hits, .. }) => {
                 self.stats.interpreted += vcpu.state.retired - before;
-                if hits == 1 {
-                    // A new block at an old address: it may have been dropped for another page's sake.
-                    if let Some(live) = self.regions.get(&rip) {
-                        vcpu.interp.set_translated(rip, live.code.address as u64);
-                    }
-                } else if hits >= self.options.threshold
-                    && hits % self.options.threshold.max(2) == 0
-                {
-                    self.request(vcpu, rip);
-                }
+                self.count(vcpu, rip, hits);
                 Ok(())
             }
             Err(stop) => {
                 self.stats.interpreted += vcpu.state.retired - before;
+                // What comes before the stop may be worth it.
+                let hits = interp::hits(vcpu, rip);
+                self.count(vcpu, rip, hits);
                 Err(stop)
             }
+        }
+    }
+
+    /// Asks for the translation of a block that has run so often.
+    fn count(&mut self, vcpu: &mut Vcpu, rip: u64, hits: u32) {
+        if hits == 1 {
+            // A new block at an old address: it may have been dropped for another page's sake.
+            if let Some(live) = self.regions.get(&rip) {
+                vcpu.interp.set_translated(rip, live.code.address as u64);
+            }
+        } else if hits >= self.options.threshold
+            && hits.is_multiple_of(self.options.threshold.max(2))
+        {
+            self.request(vcpu, rip);
         }
     }
 
@@ -425,7 +434,8 @@ impl Engine {
     /// Throws all translations away and starts with an empty buffer.
     fn flush(&mut self) {
         self.stats.flushes += 1;
-        self.words.clear();
+        // Regions that were dropped just now are not in the list any more, but their blocks may still be there.
+        self.words.retain(|w| w.1 == 0);
         self.words
             .extend(self.regions.keys().map(|&entry| (entry, 0)));
         self.unlinked = None;

@@ -39,14 +39,14 @@ fn first_seed() -> u64 {
 }
 
 /// Drops items as long as the program still disagrees on fresh machines.
-fn shrink(program: &Program, seed: u64, kind: Kind) -> Program {
+fn shrink(program: &Program, seed: u64, kind: Kind, variation: u64) -> Program {
     let mut best = program.clone();
     if best.at > 0 {
         let p = Program {
             at: 0,
             ..best.clone()
         };
-        if disagrees(&p, seed, kind) {
+        if disagrees(&p, seed, kind, variation) {
             best = p;
         }
     }
@@ -58,7 +58,7 @@ fn shrink(program: &Program, seed: u64, kind: Kind) -> Program {
             n -= 1;
             // The last instruction of all stops the program; it may go too, what is behind faults.
             let p = best.without(n);
-            if disagrees(&p, seed, kind) {
+            if disagrees(&p, seed, kind, variation) {
                 best = p;
             }
             if started.elapsed() > Duration::from_secs(60) {
@@ -71,18 +71,27 @@ fn shrink(program: &Program, seed: u64, kind: Kind) -> Program {
     }
 }
 
-fn disagrees(p: &Program, seed: u64, kind: Kind) -> bool {
+fn disagrees(p: &Program, seed: u64, kind: Kind, variation: u64) -> bool {
     let start = Start::new(seed, &p.assemble());
-    matches!(Rig::new(kind).check(&start), Verdict::Differ(_))
+    matches!(Rig::new(kind, variation).check(&start), Verdict::Differ(_))
 }
+
+/// Programs that run in the same engines, one after the other.
+const PROGRAMS: u64 = 400;
 
 /// Runs `cases` programs from `seed` on.
 fn random(kind: Kind, cases: u64, seed: u64) {
     let forms = Forms::new();
-    let mut rig = Rig::new(kind);
+    let mut variation = seed;
+    let mut rig = Rig::new(kind, variation);
     let (mut endless, mut failed, mut refused) = (0, 0, 0);
     for case in 0..cases {
         let seed = seed + case;
+        if case % PROGRAMS == PROGRAMS - 1 {
+            refused += rig.refused();
+            variation = seed;
+            rig = Rig::new(kind, variation);
+        }
         let program = Generator::new(&forms, seed).program();
         let start = Start::new(seed, &program.assemble());
         match rig.check(&start) {
@@ -90,11 +99,11 @@ fn random(kind: Kind, cases: u64, seed: u64) {
             Verdict::Endless => endless += 1,
             Verdict::Differ(first) => {
                 failed += 1;
-                let small = shrink(&program, seed, kind);
+                let small = shrink(&program, seed, kind, variation);
                 let start = Start::new(seed, &small.assemble());
-                match Rig::new(kind).check(&start) {
+                match Rig::new(kind, variation).check(&start) {
                     Verdict::Differ(d) => {
-                        let path = compare::save(seed, kind, &start);
+                        let path = compare::save(seed, kind, variation, &start);
                         eprintln!("{}\nsaved as {path}", compare::report(&start, kind, &d));
                     }
                     _ => eprintln!(
@@ -103,7 +112,7 @@ fn random(kind: Kind, cases: u64, seed: u64) {
                     ),
                 }
                 refused += rig.refused();
-                rig = Rig::new(kind);
+                rig = Rig::new(kind, variation);
                 if failed == 5 {
                     break;
                 }
@@ -111,7 +120,7 @@ fn random(kind: Kind, cases: u64, seed: u64) {
         }
     }
     eprintln!(
-        "{kind:?}: {cases} programs from seed {seed:#x}, {endless} endless, {failed} differ; {}",
+        "{kind:?}: {cases} programs from seed {seed:#x}, {endless} endless, {failed} differ; in the last engines: {}",
         rig.summary()
     );
     assert_eq!(failed, 0, "programs differ");
@@ -121,8 +130,8 @@ fn random(kind: Kind, cases: u64, seed: u64) {
 #[test]
 fn regressions_stay_fixed() {
     let mut failed = 0;
-    for (name, kind, start) in regressions() {
-        let mut rig = Rig::new(kind);
+    for (name, kind, variation, start) in regressions() {
+        let mut rig = Rig::new(kind, variation);
         if let Verdict::Differ(d) = rig.check(&start) {
             failed += 1;
             eprintln!("{name}:\n{}", compare::report(&start, kind, &d));

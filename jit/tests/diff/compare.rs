@@ -1,14 +1,15 @@
 //! Running a program every way there is, and saying how the results differ.
 #![allow(dead_code)] // each test file uses its part
 
-use crate::machine::{CODE, CODE_PAGES, Kind, Machine, Outcome, PAGE, Start, WATCHED};
+use crate::machine::{CODE, CODE_PAGES, Kind, Machine, Outcome, PAGE, Rng, Start, WATCHED};
 use crate::program::listing;
 use sevlab_jit::{JitOptions, OptLevel};
 use std::fmt::Write;
 use std::path::PathBuf;
 
-/// The engines that are held against the interpreter.
-pub fn engines() -> [(&'static str, JitOptions); 3] {
+/// The engines that are held against the interpreter. What the last one may do follows from `variation`.
+pub fn engines(variation: u64) -> [(&'static str, JitOptions); 4] {
+    let mut r = Rng::new(variation);
     let small = JitOptions {
         threshold: 2,
         opt_level: OptLevel::Speed,
@@ -32,6 +33,22 @@ pub fn engines() -> [(&'static str, JitOptions); 3] {
                 threshold: 1,
                 // Registers are stored before what may leave, and not on the ways out.
                 lazy_accesses: 0,
+                ..small.clone()
+            },
+        ),
+        (
+            "mixed",
+            JitOptions {
+                threshold: 1 + r.below(3) as u32,
+                opt_level: r.pick(&[OptLevel::None, OptLevel::Speed]),
+                regions: !r.one_in(4),
+                chaining: !r.one_in(3),
+                jump_cache: !r.one_in(3),
+                dead_flags: !r.one_in(3),
+                vectors: !r.one_in(4),
+                lazy_accesses: r.pick(&[0, 1, 3, 16]),
+                max_blocks: r.pick(&[1, 2, 3, 5, 24]),
+                max_insns: r.pick(&[1, 4, 10, 128]),
                 ..small
             },
         ),
@@ -60,19 +77,22 @@ pub enum Verdict {
 pub struct Rig {
     reference: Machine,
     others: Vec<(&'static str, Sticky, Machine)>,
+    /// Guest instructions of all last runs, and how many of them the interpreter ran.
+    last_runs: (u64, u64),
 }
 
 /// Runs in each engine: until the program is translated, and a few times more.
-const RUNS: usize = 4;
+const RUNS: usize = 5;
 
 impl Rig {
-    pub fn new(kind: Kind) -> Self {
+    pub fn new(kind: Kind, variation: u64) -> Self {
         Self {
             reference: Machine::new(kind, None),
-            others: engines()
+            others: engines(variation)
                 .into_iter()
                 .map(|(name, o)| (name, Sticky::of(&o), Machine::new(kind, Some(o))))
                 .collect(),
+            last_runs: (0, 0),
         }
     }
 
@@ -91,10 +111,15 @@ impl Rig {
             for run in 0..RUNS {
                 machine.reset(start);
                 prepare(machine);
-                if run == 2 {
+                if run == 3 {
                     machine.forget_mappings();
                 }
+                let before = interpreted(machine);
                 let got = machine.run().expect("an engine has no budget");
+                if run == RUNS - 1 {
+                    self.last_runs.0 += got.retired;
+                    self.last_runs.1 += interpreted(machine) - before;
+                }
                 if !same(&expected, &got, *sticky) {
                     let engine = machine.engine.as_mut().expect("made with one");
                     let clif = engine.clif(&mut machine.vcpu, CODE);
@@ -120,7 +145,11 @@ impl Rig {
 
     /// What the engines did.
     pub fn summary(&self) -> String {
-        let mut out = String::new();
+        let (all, interpreted) = self.last_runs;
+        let mut out = format!(
+            "{:.1}% of the last runs translated; ",
+            100.0 - 100.0 * interpreted as f64 / all.max(1) as f64
+        );
         for (name, _, m) in &self.others {
             let s = m.engine.as_ref().expect("made with one").stats();
             let _ = write!(
@@ -131,6 +160,14 @@ impl Rig {
         }
         out
     }
+}
+
+fn interpreted(m: &Machine) -> u64 {
+    m.engine
+        .as_ref()
+        .expect("made with one")
+        .stats()
+        .interpreted
 }
 
 /// What an engine promises of MXCSR's sticky exception flags.
@@ -258,14 +295,15 @@ fn directory() -> PathBuf {
 }
 
 /// Writes a regression case; returns where. The start state follows from the seed.
-pub fn save(seed: u64, kind: Kind, start: &Start) -> String {
+pub fn save(seed: u64, kind: Kind, variation: u64, start: &Start) -> String {
     let path = directory().join(format!("{seed:x}.txt"));
     let code: String = start.code.iter().map(|b| format!("{b:02x}")).collect();
     let comment: String = listing(&start.code)
         .lines()
         .map(|l| format!("# {}\n", l.trim()))
         .collect();
-    let text = format!("{comment}memory {kind:?}\nseed {seed:x}\ncode {code}\n");
+    let text =
+        format!("{comment}memory {kind:?}\noptions {variation}\nseed {seed:x}\ncode {code}\n");
     if let Err(e) = std::fs::create_dir_all(directory()).and_then(|()| std::fs::write(&path, text))
     {
         return format!("(not saved: {e})");
@@ -274,7 +312,7 @@ pub fn save(seed: u64, kind: Kind, start: &Start) -> String {
 }
 
 /// All regression cases.
-pub fn regressions() -> Vec<(String, Kind, Start)> {
+pub fn regressions() -> Vec<(String, Kind, u64, Start)> {
     let mut cases = Vec::new();
     let Ok(files) = std::fs::read_dir(directory()) else {
         return cases;
@@ -298,13 +336,19 @@ pub fn regressions() -> Vec<(String, Kind, Start)> {
             "Uncached" => Kind::Uncached,
             _ => Kind::Plain,
         };
+        let variation = field("options").parse().expect("a number");
         let seed = u64::from_str_radix(field("seed"), 16).expect("a hexadecimal seed");
         let hex = field("code");
         let code: Vec<u8> = (0..hex.len() / 2)
             .map(|k| u8::from_str_radix(&hex[2 * k..2 * k + 2], 16).expect("hexadecimal code"))
             .collect();
         assert!(code.len() as u64 <= CODE_PAGES * PAGE);
-        cases.push((path.display().to_string(), kind, Start::new(seed, &code)));
+        cases.push((
+            path.display().to_string(),
+            kind,
+            variation,
+            Start::new(seed, &code),
+        ));
     }
     cases
 }

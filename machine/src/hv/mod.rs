@@ -341,7 +341,11 @@ impl Hypervisor {
 }
 
 /// A status of an RMP instruction as a result.
-pub(crate) fn rmp_result(instruction: &'static str, gpa: Gpa, status: RmpStatus) -> Result<(), Error> {
+pub(crate) fn rmp_result(
+    instruction: &'static str,
+    gpa: Gpa,
+    status: RmpStatus,
+) -> Result<(), Error> {
     if status == RmpStatus::SUCCESS {
         Ok(())
     } else {

@@ -242,8 +242,8 @@ impl Kernel {
                 Fault::Bus => SigInfo::fault(SIGBUS, 2, va), // BUS_ADRERR
                 Fault::OutOfMemory => {
                     self.stats.out_of_memory = true;
-                    let frames = self.mm.frames().total();
-                    tracing::error!(frames, "out of memory: the guest is killed");
+                    let mib = self.mm.frames().total() >> 8;
+                    tracing::error!("the guest's {mib} MiB of memory are used up: it is killed");
                     return Ok(Some(GuestEnd::Killed(SIGKILL)));
                 }
             }

@@ -19,6 +19,9 @@ use crate::kernel;
 use crate::kernel::mm::{AddressSpace, Backing, Cx, Fault, Place, Prot, Vma};
 use crate::kernel::outside::{HostCall, Outside};
 
+mod hostile;
+mod limits;
+
 const MODES: [SevMode; 4] = [SevMode::Off, SevMode::Sev, SevMode::Es, SevMode::Snp];
 const MARKER: &[u8; 16] = b"SEVLAB-MARKER-16";
 const MESSAGE: &[u8] = b"told through the fence\n";
@@ -575,7 +578,11 @@ fn a_process_shares_pages_and_takes_them_back() {
                 mm.share(&mut cx, at, at + 0x3000, true).expect("shared");
                 assert_eq!(cx.vcpu.read_u64(at).expect("a read"), SECRET + round);
                 cx.vcpu.write_u64(at, SECRET + round + 1).expect("a write");
-                assert_eq!(seen(&mut cx, at), SECRET + round + 1, "{mode:?}: in the open");
+                assert_eq!(
+                    seen(&mut cx, at),
+                    SECRET + round + 1,
+                    "{mode:?}: in the open"
+                );
                 mm.share(&mut cx, at, at + 0x3000, false).expect("private");
                 assert_eq!(cx.vcpu.read_u64(at).expect("a read"), SECRET + round + 1);
                 let open = seen(&mut cx, at) == SECRET + round + 1;
@@ -636,7 +643,9 @@ fn the_key_goes_with_the_guest() {
             let names: Vec<Command> = log.iter().map(|e| e.command).collect();
             assert!(names.ends_with(last), "{names:?}");
             if mode.encrypted() {
-                let gone = m.mem().read(Domain::Private(m.asid), Spa(0x40_0000), &mut [0]);
+                let gone = m
+                    .mem()
+                    .read(Domain::Private(m.asid), Spa(0x40_0000), &mut [0]);
                 assert!(matches!(gone, Err(sevlab_memctl::Error::NoKey { .. })));
                 assert_eq!(markers(&m), 0);
                 assert_eq!(m.mem().stats().resident, 0);

@@ -32,7 +32,7 @@ pub use hw::{Cx, Hw, write_run};
 pub use vma::{Areas, Backing, File, Prot, Vma};
 
 use super::error::{Errno, Error, Fail};
-use super::frames::Frames;
+use super::frames::{Frames, LARGE, SMALL};
 use paging::{ACCESSED, DIRTY, Tables};
 
 /// End of the addresses a process may use.
@@ -88,8 +88,6 @@ pub struct AddressSpace {
     frames: Frames,
     /// Runs of frames, by the aligned address and length of the part of the address space they are for.
     runs: HashMap<(u64, u64), Run>,
-    /// When `runs` has so many entries, those without an area go.
-    sweep_at: usize,
     /// The page behind the one that was given a frame last.
     next: u64,
     brk_start: u64,
@@ -113,12 +111,10 @@ struct Run {
 /// So many pages of a large part get frames from anywhere, unless they come in a row: what is touched
 /// here and there only would take large pages of the host's for single ones of its own.
 const SPARSE: u64 = 16;
-/// Fewest entries of `runs` worth looking through.
-const SWEEP: usize = 4096;
 /// Bytes of a run of frames in areas that are at least as long.
-const LARGE_RUN: u64 = 2 << 20;
+const LARGE_RUN: u64 = LARGE * PAGE_SIZE;
 /// Bytes of a run of frames in shorter areas.
-const SMALL_RUN: u64 = 64 << 10;
+const SMALL_RUN: u64 = SMALL * PAGE_SIZE;
 
 impl AddressSpace {
     /// An empty address space whose frames come from `memory`. `c_mask`: the C-bit that entries for
@@ -134,7 +130,6 @@ impl AddressSpace {
             tables,
             frames,
             runs: HashMap::new(),
-            sweep_at: SWEEP,
             next: 0,
             brk_start: 0,
             brk: 0,
@@ -259,6 +254,7 @@ impl AddressSpace {
             self.zap(hw, at, part.end, part.prot.executes())?;
             Self::release(hw, part)?;
         }
+        self.forget_runs(start, end);
         Ok(())
     }
 
@@ -558,6 +554,7 @@ impl AddressSpace {
             hw.drop_code(Va(old), Va(old + len));
         }
         self.areas.remove(old, old + len);
+        self.forget_runs(old, old + len);
         self.areas.insert(
             to,
             Vma {
@@ -627,12 +624,6 @@ impl AddressSpace {
         let base = page & !(bytes - 1);
         let dense = bytes == SMALL_RUN || page == self.next;
         self.next = page + PAGE_SIZE;
-        if self.runs.len() >= self.sweep_at {
-            let areas = &self.areas;
-            self.runs
-                .retain(|(base, bytes), _| !areas.is_free(*base, base + bytes));
-            self.sweep_at = (2 * self.runs.len()).max(SWEEP);
-        }
         let run = self.runs.entry((base, bytes)).or_default();
         run.given += 1;
         if run.frames.is_none() && (dense || run.given > SPARSE) {
@@ -640,6 +631,30 @@ impl AddressSpace {
         }
         let wish = run.frames.map(|gpa| gpa.plus(page - base));
         self.frames.alloc(hw, wish)
+    }
+
+    /// Gives up the runs for parts of `[start, end)` and around it where no area is left.
+    fn forget_runs(&mut self, start: u64, end: u64) {
+        for bytes in [SMALL_RUN, LARGE_RUN] {
+            let first = start & !(bytes - 1);
+            let parts = (end - first).div_ceil(bytes);
+            let gone = |areas: &Areas, base: u64| areas.is_free(base, base + bytes);
+            let bases: Vec<u64> = if parts < self.runs.len() as u64 {
+                let parts = (first..end).step_by(bytes as usize);
+                parts.filter(|b| gone(&self.areas, *b)).collect()
+            } else {
+                let inside = |(base, n): &&(u64, u64)| *n == bytes && (first..end).contains(base);
+                let bases = self.runs.keys().filter(inside).map(|k| k.0);
+                bases.filter(|b| gone(&self.areas, *b)).collect()
+            };
+            for base in bases {
+                if let Some(run) = self.runs.remove(&(base, bytes))
+                    && let Some(gpa) = run.frames
+                {
+                    self.frames.unreserve(gpa, bytes / PAGE_SIZE);
+                }
+            }
+        }
     }
 
     /// Enters a frame into the tables with its area's rights.

@@ -146,8 +146,7 @@ impl Tables {
             table = if e & PRESENT != 0 {
                 self.frame(e)
             } else {
-                let wish = Some(table.plus(PAGE_SIZE));
-                let Some(new) = frames.alloc(hw, wish)? else {
+                let Some(new) = frames.alloc(hw, None)? else {
                     return Ok(None);
                 };
                 hw.zero(new)?;

@@ -117,6 +117,22 @@ impl Call<'_> {
         Ok(u32::from_le_bytes(mode) & 0o170_000 == 0o100_000)
     }
 
+    /// Whether another read would return at once: a regular file, or poll(2) says that there is more.
+    fn has_more(&mut self, fd: u64) -> Result<bool, Fail> {
+        if self.is_regular(fd)? {
+            return Ok(true);
+        }
+        let mut poll = [0; 8];
+        poll[..4].copy_from_slice(&(fd as u32).to_le_bytes());
+        poll[4] = libc::POLLIN as u8;
+        self.out.bounce_write(self.vcpu, 0, &poll)?;
+        if self.host(7, [0, 1, 0, 0, 0, 0])? != 1 {
+            return Ok(false);
+        }
+        self.out.bounce_read(self.vcpu, 0, &mut poll)?;
+        Ok(poll[6] & libc::POLLIN as u8 != 0)
+    }
+
     /// read, write, pread64 or pwrite64 in pieces.
     fn transfer(&mut self) -> SysResult {
         let mut args = self.args;
@@ -126,18 +142,19 @@ impl Call<'_> {
         args[2] = total.min(chunk);
         let mut ret = self.proxy(&args)?;
         let mut done = ret;
-        if total > chunk && ret == chunk as i64 && (!reads || self.is_regular(args[0])?) {
-            while (done as u64) < total && ret == args[2] as i64 {
-                args[1] = self.args[1].wrapping_add(done as u64);
-                args[2] = (total - done as u64).min(chunk);
-                args[3] = self.args[3].wrapping_add(done as u64);
-                ret = match self.proxy(&args) {
-                    Ok(n) if n > 0 => n,
-                    Ok(_) | Err(Fail::Errno(_)) => break,
-                    Err(e) => return Err(e),
-                };
-                done += ret;
+        while (done as u64) < total && ret > 0 && ret == args[2] as i64 {
+            if reads && !self.has_more(args[0])? {
+                break;
             }
+            args[1] = self.args[1].wrapping_add(done as u64);
+            args[2] = (total - done as u64).min(chunk);
+            args[3] = self.args[3].wrapping_add(done as u64);
+            ret = match self.proxy(&args) {
+                Ok(n) if n > 0 => n,
+                Ok(_) | Err(Fail::Errno(_)) => break,
+                Err(e) => return Err(e),
+            };
+            done += ret;
         }
         if !reads {
             self.broken_pipe(done);
@@ -207,7 +224,6 @@ pub fn readv(call: &mut Call<'_>) -> SysResult {
         .sum::<u64>()
         .min(RW_MAX);
     let chunk = call.out.bounce_len() as u64;
-    let whole = total <= chunk || call.is_regular(fd)?;
     let mut data = Vec::new();
     loop {
         let want = (total - data.len() as u64).min(chunk);
@@ -222,7 +238,8 @@ pub fn readv(call: &mut Call<'_>) -> SysResult {
         let from = data.len();
         data.resize(from + got, 0);
         call.out.bounce_read(call.vcpu, 0, &mut data[from..])?;
-        if got == 0 || (got as u64) < want || !whole || data.len() as u64 == total {
+        let full = got > 0 && got as u64 == want && (data.len() as u64) < total;
+        if !full || !call.has_more(fd)? {
             break;
         }
     }

@@ -307,7 +307,7 @@ enum Advice {
 /// What a number of madvise(2) means; `None`: unknown.
 fn advice(number: u64) -> Option<Advice> {
     match number {
-        4 => Some(Advice::Discard), // DONTNEED
+        4 => Some(Advice::Discard),                               // DONTNEED
         0..=3 | 8 | 10..=19 | 20 | 21 | 25 => Some(Advice::Hint), // RANDOM.., FREE, DONTFORK.., COLLAPSE
         MADV_SEV_SHARE => Some(Advice::Share(true)),
         MADV_SEV_UNSHARE => Some(Advice::Share(false)),

@@ -560,6 +560,75 @@ fn only_private_anonymous_memory_is_shared() {
     assert_eq!(errno(mm.share(&mut hw, at, at + P, true)), Errno::EINVAL);
     // More than there is: an error, and what was there stays private.
     let at = mm.map(&mut hw, ANY, 1 << 20, anon(Prot::RW), true).unwrap();
-    assert_eq!(errno(mm.share(&mut hw, at, at + (1 << 20), true)), Errno::ENOMEM);
+    assert_eq!(
+        errno(mm.share(&mut hw, at, at + (1 << 20), true)),
+        Errno::ENOMEM
+    );
     assert!(hw.shared.is_empty());
+}
+
+/// Highest frame number that was ever handed out, above the first.
+fn reach(hw: &Model) -> u64 {
+    hw.pages.keys().max().map_or(0, |pfn| pfn - 0x100)
+}
+
+#[test]
+fn thousands_of_mappings_come_and_go_in_the_same_frames() {
+    let mut hw = Model::default();
+    let mut mm = space(&mut hw, 256);
+    let mut kept: Vec<(u64, u64)> = Vec::new();
+    let mut rng = 1u64;
+    for i in 0..10_000 {
+        rng = rng.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        let len = (rng >> 33) % 40 * P + if i % 97 == 0 { 2 << 20 } else { P };
+        // Some at addresses that never come again.
+        let place = match i % 5 {
+            0 => Place::Fixed(0x1_0000_0000 + i * 0x100_0000),
+            _ => ANY,
+        };
+        let at = mm.map(&mut hw, place, len, anon(Prot::RW), false).unwrap();
+        for page in (at..at + len).step_by(5 * P as usize) {
+            assert_eq!(mm.fault(&mut hw, page, true, false).unwrap(), Fault::Fixed);
+        }
+        kept.push((at, len));
+        if kept.len() > 16 {
+            let (at, len) = kept.swap_remove((rng >> 40) as usize % 16);
+            mm.unmap(&mut hw, at, at + len).unwrap();
+        }
+    }
+    for (at, len) in kept {
+        mm.unmap(&mut hw, at, at + len).unwrap();
+    }
+    assert_eq!(mm.stats().resident, 0);
+    // Page tables stay: at each of the 2000 addresses that came once, and above. The rest was used again and again.
+    let tables = mm.frames().total() - mm.frames().free();
+    assert!(tables < 2300, "{tables} frames are not free");
+    let reached = reach(&hw);
+    assert!(reached < tables + 4096, "{reached} frames were touched");
+}
+
+#[test]
+fn memory_touched_here_and_there_is_packed() {
+    let mut hw = Model::default();
+    let mut mm = space(&mut hw, 256);
+    let at = mm.map(&mut hw, ANY, 2 << 30, anon(Prot::RW), true).unwrap();
+    for i in 0..1024 {
+        let page = at + i * (2 << 20) + i * 7 % 512 * P;
+        assert_eq!(mm.fault(&mut hw, page, true, false).unwrap(), Fault::Fixed);
+    }
+    // A page and a page table each.
+    assert!(reach(&hw) < 2 * 1024 + 64, "{}", reach(&hw));
+    // What is touched densely after all gets frames in a row.
+    let dense = at + (1 << 30);
+    for i in (0..512).rev() {
+        let page = dense + i * P;
+        if hw.walk(mm.cr3(), page).is_none() {
+            mm.fault(&mut hw, page, true, false).unwrap();
+        }
+    }
+    let frames: Vec<u64> = (0..512)
+        .map(|i| hw.walk(mm.cr3(), dense + i * P).unwrap().0.pfn())
+        .collect();
+    let breaks = frames.windows(2).filter(|w| w[1] != w[0] + 1).count();
+    assert!(breaks < 40, "{breaks} breaks");
 }

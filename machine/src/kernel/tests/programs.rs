@@ -104,3 +104,21 @@ fn memory_that_is_used_up_ends_the_guest() {
     );
     assert!(r.end != GuestEnd::Exited(0), "{:?}", r.end);
 }
+
+#[test]
+fn reads_longer_than_the_bounce_area_are_whole() {
+    let text: Vec<u8> = (0..250_000u32).map(|i| (i / 3) as u8).collect();
+    let file = scratch("read", &text);
+    for (from, length) in [("/dev/zero", 300_000), (file.path(), 250_000)] {
+        let script = format!(
+            "open F, '<', '{from}'; my $n = sysread F, my $x, 300000; print $n, ' ', unpack '%32C*', $x"
+        );
+        let args = ["/usr/bin/perl", "-e", &script];
+        let r = run_with(&args, &[], 64 << 20, 16 << 10);
+        let sum: u32 = match length {
+            300_000 => 0,
+            _ => text.iter().map(|b| u32::from(*b)).sum(),
+        };
+        assert_eq!(r.stdout, format!("{length} {sum}"), "{from}");
+    }
+}
