@@ -140,6 +140,7 @@ fn config(args: &RunArgs) -> Result<MachineConfig, Failure> {
         cache: args.cache.into(),
         memory: args.memory,
         resident: args.resident,
+        keep_dram: args.dump_dram.is_some(),
         engine,
         seed: args.seed,
         argv: args.command.clone(),
