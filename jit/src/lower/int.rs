@@ -1,6 +1,6 @@
 //! The builder of instruction semantics, emitting CLIF.
 
-use super::{Home, Lower, Stopped, Term, ty};
+use super::{Lower, Stopped, Term, ty};
 use crate::layout;
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{AtomicRmwOp, BlockArg, InstBuilder, MemFlagsData, Value, types};
@@ -490,11 +490,5 @@ impl Lower<'_, '_> {
             .jump(merge, &[BlockArg::Value(sq), BlockArg::Value(sr)]);
         self.fb.switch_to_block(merge);
         (q, r)
-    }
-
-    /// Whether the current value of general register `r` is anywhere but in state memory.
-    #[allow(dead_code)]
-    fn in_register(&self, r: u8) -> bool {
-        self.gprs[r as usize].full != Home::Memory
     }
 }

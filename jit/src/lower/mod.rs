@@ -3,8 +3,9 @@
 //! Invariants:
 //! 1. Inside a guest block the current value of each register is in [`Lower::gprs`] / [`Lower::vecs`]; Cranelift
 //!    variables are defined only at the end of a guest block, for the registers it wrote.
-//! 2. `dirty` names the registers whose state-memory copy may be stale: those written on some path from the
-//!    region entry. Every way out of the region writes exactly those back.
+//! 2. `dirty` names the registers whose state-memory copy may be stale. Every way out of the region writes exactly
+//!    those back. In a *lazy* region they are the registers written on some path from the entry; in an *eager* one
+//!    ([`JitOptions::lazy_accesses`]) only those written since the last place that might have left.
 //! 3. A way out taken at an instruction that has not completed (a *leave*) is built from the values before that
 //!    instruction, because semantics do all that can fault before they write anything.
 //! 4. Flags across blocks are one record in four variables ([`flags`]); `flags_dirty` says whether the state's own

@@ -20,13 +20,8 @@ enum Arith {
     Max,
 }
 
-/// `a * b + c` with the given signs, and which operands are a, b and c (the 132, 213, 231 forms).
-#[derive(Clone, Copy)]
-struct Fma {
-    order: [u32; 3],
-    negate_product: bool,
-    negate_addend: bool,
-}
+/// Which operands are a, b and c of `a * b + c`: the 132, 213 and 231 forms.
+type Fma = [u32; 3];
 
 /// Minimum or maximum of a register and itself: it would be simplified away, but it may turn a denormal into zero.
 fn chooses_between_equals(v: &V, op: Arith) -> bool {
@@ -254,7 +249,7 @@ impl Lower<'_, '_> {
             let last = self.read_scalar(v, 2, t);
             [self.read_scalar(v, 0, t), self.read_scalar(v, 1, t), last]
         };
-        let r = self.fma(form, form.order.map(|n| x[n as usize]));
+        let r = self.fma(form.map(|n| x[n as usize]));
         self.write_scalar(v, t, 0, r);
         true
     }
@@ -263,15 +258,12 @@ impl Lower<'_, '_> {
         let t = lanes(t);
         let last = self.read_halves(v, 2);
         let x = [self.read_halves(v, 0), self.read_halves(v, 1), last];
-        let low = form
-            .order
-            .map(|n| x[n as usize].low)
-            .map(|h| self.cast(t, h));
-        let low = self.fma(form, low);
-        let high = match form.order.map(|n| x[n as usize].high) {
+        let low = form.map(|n| x[n as usize].low).map(|h| self.cast(t, h));
+        let low = self.fma(low);
+        let high = match form.map(|n| x[n as usize].high) {
             [Some(a), Some(b), Some(c)] => {
                 let ops = [a, b, c].map(|h| self.cast(t, h));
-                Some(self.fma(form, ops))
+                Some(self.fma(ops))
             }
             _ => None,
         };
@@ -279,8 +271,7 @@ impl Lower<'_, '_> {
         true
     }
 
-    fn fma(&mut self, form: Fma, [a, b, c]: [Value; 3]) -> Value {
-        debug_assert!(!form.negate_product && !form.negate_addend);
+    fn fma(&mut self, [a, b, c]: [Value; 3]) -> Value {
         // In this order the selected VFMADD213 (or 132, where the factor `b` is a load) prefers the NaNs that the
         // guest's form does: those of `a`, then `b`, then `c`.
         self.fb.ins().fma(b, a, c)
@@ -288,20 +279,8 @@ impl Lower<'_, '_> {
 }
 
 /// a = op0 * op2 + op1.
-const FORM_132: Fma = Fma {
-    order: [0, 2, 1],
-    negate_product: false,
-    negate_addend: false,
-};
+const FORM_132: Fma = [0, 2, 1];
 /// a = op1 * op0 + op2.
-const FORM_213: Fma = Fma {
-    order: [1, 0, 2],
-    negate_product: false,
-    negate_addend: false,
-};
+const FORM_213: Fma = [1, 0, 2];
 /// a = op1 * op2 + op0.
-const FORM_231: Fma = Fma {
-    order: [1, 2, 0],
-    negate_product: false,
-    negate_addend: false,
-};
+const FORM_231: Fma = [1, 2, 0];

@@ -10,7 +10,6 @@ mod moves;
 mod shuffle;
 
 use super::Lower;
-use crate::layout;
 use cranelift_codegen::ir::{ConstantData, InstBuilder, MemFlagsData, Type, Value, types};
 use iced_x86::{
     Decoder, DecoderOptions, EncodingKind, Instruction, InstructionInfoFactory, OpAccess, OpKind,
@@ -397,10 +396,6 @@ impl Lower<'_, '_> {
         let va = self.vector_address(v);
         self.load_type(t, va)
     }
-
-    /// The scratch space's word that a helper result passes through (see [`layout`]).
-    #[allow(dead_code)]
-    const RESULT: i32 = layout::RET;
 }
 
 fn is_mmx(r: Register) -> bool {
