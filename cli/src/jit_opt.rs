@@ -91,6 +91,28 @@ const ROWS: &[Row] = &[
     ),
     number!(max_blocks, "most guest blocks in a region"),
     number!(max_insns, "most guest instructions in a region"),
+    number!(
+        max_copies,
+        "most regions that a block is part of, besides the one it begins"
+    ),
+    number!(
+        lazy_accesses,
+        "regions with more accesses store registers before one, not on the way out of a faulting one"
+    ),
+    Row {
+        key: "dump_dir",
+        values: "FOLDER",
+        what: "write each region's guest instructions, CLIF and host code to a file there",
+        set: |o, v| {
+            o.dump_dir = (v != "nowhere").then(|| v.into());
+            Ok(())
+        },
+        get: |o| {
+            o.dump_dir
+                .as_ref()
+                .map_or("nowhere".to_owned(), |d| d.display().to_string())
+        },
+    },
     number!(code_bytes, "bytes of the code buffer"),
 ];
 

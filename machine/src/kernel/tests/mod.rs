@@ -62,6 +62,16 @@ impl Outside for Direct {
             self.stdout.extend_from_slice(&self.bounce[from..from + n]);
             return Ok(n as i64);
         }
+        // The host would move data to the test's own standard output, where that is a file: sendfile, splice,
+        // copy_file_range. Refused as they are for most descriptors, the program writes instead.
+        let target = match call.nr {
+            libc::SYS_sendfile => Some(call.args[0]),
+            libc::SYS_splice | libc::SYS_copy_file_range => Some(call.args[2]),
+            _ => None,
+        };
+        if target == Some(1) {
+            return Ok(-i64::from(libc::EINVAL));
+        }
         if call.nr == 3 && call.args[0] <= 2 {
             return Ok(0); // the test's own
         }
