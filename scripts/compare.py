@@ -11,6 +11,8 @@ import sys
 import tempfile
 
 SEVLAB = "target/release/sevlab"
+# With --quick: how many times qemu's time is a gross regression, on top of a second of start-up and noise.
+GROSS = 15
 
 
 def inputs(folder, quick):
@@ -124,6 +126,9 @@ def main():
                 spread = (max(times[e]) - min(times[e])) / 2 / native
                 cells.append(f"{median[e] / native:.1f}x" + (f" ±{spread:.1f}" if args.runs > 1 else ""))
             print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+            qemu = [median[e] for e in table if e.startswith("qemu")]
+            if args.quick and qemu and median["sevlab off"] > GROSS * min(qemu) + 1:
+                failed.append(f"{name}: {median['sevlab off']:.1f} s is over {GROSS} times qemu's {min(qemu):.1f} s")
     for f in dict.fromkeys(failed):
         print("FAILED:", f, file=sys.stderr)
     sys.exit(1 if failed else 0)
