@@ -1,5 +1,5 @@
 //! The compiler: regions in, code addresses out, on a thread of its own or in the foreground.
-#![allow(unsafe_code)] // reads the thread's clock
+#![allow(unsafe_code)] // reads the thread's clock, makes a zeroed table
 
 use crate::codebuf::CodeBuf;
 use crate::lower::{self, region_signature};
@@ -53,8 +53,10 @@ pub(crate) struct Slots {
 
 impl Slots {
     fn new(stub: usize) -> Self {
-        // Untouched entries cost no memory: the allocation is zeroed lazily by the host.
-        let table = (0..SLOTS).map(|_| AtomicU64::new(0)).collect();
+        // Untouched entries cost no memory: the host gives zeroed pages as they are touched.
+        let table = Box::new_zeroed_slice(SLOTS);
+        // SAFETY: all zeros is a valid `AtomicU64`.
+        let table: Box<[AtomicU64]> = unsafe { table.assume_init() };
         Self {
             table,
             next: AtomicU64::new(0),
