@@ -48,7 +48,7 @@ pub struct JitOptions {
 impl Default for JitOptions {
     fn default() -> Self {
         Self {
-            threshold: 1500,
+            threshold: 4000,
             opt_level: OptLevel::None,
             background: true,
             regions: true,
