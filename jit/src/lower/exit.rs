@@ -10,6 +10,11 @@ impl Lower<'_, '_> {
     fn write_back(&mut self) {
         let p = self.pinned();
         self.write_back_registers(p);
+        self.store_retired(p);
+    }
+
+    /// Adds what has been retired since the region was entered to the state's count.
+    fn store_retired(&mut self, p: Value) {
         let count = self.retired_so_far();
         let old = self
             .fb
@@ -19,16 +24,21 @@ impl Lower<'_, '_> {
         self.fb.ins().store(state_flags(), new, p, layout::RETIRED);
     }
 
+    /// Stores the flags' record.
+    fn store_flags(&mut self, p: Value) {
+        let record = self.flags_record(sevlab_cpu::flags::ARITH);
+        for (k, v) in record.into_iter().enumerate() {
+            self.fb
+                .ins()
+                .store(state_flags(), v, p, layout::CC + 8 * k as i32);
+        }
+    }
+
     /// Writes back the stale registers and flags; nothing changes in what the block knows of them.
     pub(super) fn write_back_registers(&mut self, p: Value) {
         self.write_back_gprs_and_vectors(p);
         if self.flags.dirty() {
-            let record = self.flags_record(sevlab_cpu::flags::ARITH);
-            for (k, v) in record.into_iter().enumerate() {
-                self.fb
-                    .ins()
-                    .store(state_flags(), v, p, layout::CC + 8 * k as i32);
-            }
+            self.store_flags(p);
         }
     }
 
@@ -216,13 +226,7 @@ impl Lower<'_, '_> {
         self.fb.ins().brif(ok, go, &[], leave, &[]);
         self.fb.switch_to_block(leave);
         let p = self.pinned();
-        let count = self.retired_so_far();
-        let old = self
-            .fb
-            .ins()
-            .load(types::I64, state_flags(), p, layout::RETIRED);
-        let new = self.fb.ins().iadd(old, count);
-        self.fb.ins().store(state_flags(), new, p, layout::RETIRED);
+        self.store_retired(p);
         self.ret(exit::LEAVE);
         self.fb.switch_to_block(go);
         self.now_in_memory(writes);
@@ -248,12 +252,7 @@ impl Lower<'_, '_> {
             }
         }
         if (uses.flags || uses.reads_flags) && self.flags.dirty() {
-            let record = self.flags_record(sevlab_cpu::flags::ARITH);
-            for (k, v) in record.into_iter().enumerate() {
-                self.fb
-                    .ins()
-                    .store(state_flags(), v, p, layout::CC + 8 * k as i32);
-            }
+            self.store_flags(p);
             self.flags.written_back();
         }
         let n = self.step_number();
