@@ -15,6 +15,7 @@ use sevlab_memctl::{FastTlb, MemCtl, TlbEntry};
 
 use crate::code::CodeMap;
 use crate::mmu::{Access, Paging};
+use crate::smp::{Cluster, Seat};
 use crate::state::CpuState;
 use crate::stop::{Exception, Stop};
 use crate::svm::World;
@@ -129,6 +130,8 @@ pub struct Vcpu {
     pub interp: crate::interp::Cache,
     pub(crate) paging: Paging,
     pub(crate) code: CodeMap,
+    pub(crate) cluster: Arc<Cluster>,
+    pub(crate) seat: Arc<Seat>,
     pub(crate) world: Option<Box<World>>,
     /// The guest's context is an SNP one: what [`VcpuConfig::mode`] said.
     pub(crate) config_snp: bool,
@@ -139,15 +142,22 @@ pub struct Vcpu {
 unsafe impl Send for Vcpu {}
 
 impl Vcpu {
-    /// A vCPU in [`CpuState::process`] state, attached to `mem`.
+    /// The first vCPU of a machine, in [`CpuState::process`] state, attached to `mem`.
     #[must_use]
     pub fn new(mem: Arc<MemCtl>, config: VcpuConfig) -> Box<Self> {
+        let cluster = Cluster::new(mem.size() / PAGE_SIZE);
+        Self::in_cluster(mem, cluster, config)
+    }
+
+    /// One more vCPU of the machine that `cluster` belongs to.
+    #[must_use]
+    pub fn in_cluster(mem: Arc<MemCtl>, cluster: Arc<Cluster>, config: VcpuConfig) -> Box<Self> {
         let tlb = Arc::new(FastTlb::new());
         mem.attach_tlb(Arc::clone(&tlb));
         let mut state = *CpuState::process();
         state.tlb = tlb.base_ptr();
-        let frames = mem.size() / PAGE_SIZE;
-        Box::new(Self {
+        let seat = cluster.join();
+        let vcpu = Box::new(Self {
             state,
             tlb,
             mem,
@@ -161,11 +171,15 @@ impl Vcpu {
             code_epoch: 0,
             interp: crate::interp::Cache::default(),
             paging: Paging::new(config.c_bit, config.phys_bits),
-            code: CodeMap::new(frames),
+            code: CodeMap::default(),
+            cluster,
+            seat,
             world: None,
             config_snp: config.mode == SevMode::Snp,
             pending_event: EventInjection::default(),
-        })
+        });
+        vcpu.sit_down();
+        vcpu
     }
 
     /// The mask of the C-bit in page-table entries.
