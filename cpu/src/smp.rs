@@ -23,6 +23,7 @@ use std::time::Duration;
 
 use sevlab_arch::{PAGE_SIZE, Spa, Va};
 
+use crate::stop::Stop;
 use crate::vcpu::Vcpu;
 
 /// How long the owner of a coming section waits before it asks the others again.
@@ -33,8 +34,12 @@ const AGAIN: Duration = Duration::from_millis(1);
 enum Mail {
     /// The translations of `[start, end)`, and decoded code there if so said.
     Range { start: Va, end: Va, code: bool },
+    /// Decoded code in `[start, end)`.
+    Drop { start: Va, end: Va },
     /// All translations.
     Flush,
+    /// All translations, and the nested ones.
+    Nested,
     /// What was decoded at this linear page from this frame.
     Code { page: u64, pfn: u64 },
 }
@@ -61,7 +66,19 @@ impl Seat {
         }
     }
     fn send(&self, mail: Mail) {
-        lock(&self.mail).push(mail);
+        let mut letters = lock(&self.mail);
+        match (letters.last_mut(), &mail) {
+            (
+                Some(Mail::Range { end, code, .. }),
+                Mail::Range {
+                    start,
+                    end: last,
+                    code: also,
+                },
+            ) if *end == *start && *code == *also => *end = *last,
+            _ => letters.push(mail),
+        }
+        drop(letters);
         self.has_mail.store(true, Ordering::SeqCst);
     }
 }
@@ -426,7 +443,9 @@ impl Vcpu {
         for letter in letters {
             match letter {
                 Mail::Range { start, end, code } => self.forget_range(start, end, code),
+                Mail::Drop { start, end } => self.drop_code_range(start, end),
                 Mail::Flush => self.flush_tlb_here(),
+                Mail::Nested => self.flush_nested(),
                 Mail::Code { page, pfn } => self.drop_decoded(page, pfn),
             }
         }
@@ -452,10 +471,59 @@ impl Vcpu {
         self.cluster.tell_others(&self.seat, &mail, true);
     }
 
+    /// Drops code decoded in `[start, end)`, on every vCPU.
+    pub fn drop_code_everywhere(&mut self, start: Va, end: Va) {
+        self.drop_code_range(start, end);
+        let mail = Mail::Drop { start, end };
+        self.cluster.tell_others(&self.seat, &mail, true);
+    }
+
+    /// From now on the pages that guest and kernel write are recorded; the fast TLB lets nothing pass
+    /// unseen.
+    pub fn record_writes(&mut self) {
+        self.writes = Some(Vec::new());
+        self.flush_tlb_here();
+    }
+
+    /// Ends the recording: addresses of the pages that were written, each once.
+    pub fn recorded_writes(&mut self) -> Vec<u64> {
+        let mut pages = self.writes.take().unwrap_or_default();
+        pages.sort_unstable();
+        pages.dedup();
+        pages
+    }
+
+    /// Replaces the word at `va` by `new` if it is `old`, atomically against all vCPUs. `va` is a multiple
+    /// of 4.
+    ///
+    /// # Errors
+    /// The page can't be written.
+    pub fn compare_exchange_u32(&mut self, va: u64, old: u32, new: u32) -> Result<bool, Stop> {
+        if let Some(host) = self.host_for_write(va, 4)? {
+            // SAFETY: four aligned bytes of writable guest memory, alive as long as the controller; all
+            // accesses to them that race with this are atomic or the guest's own.
+            let word = unsafe { AtomicU32::from_ptr(host.as_ptr().cast()) };
+            let done = word.compare_exchange(old, new, Ordering::SeqCst, Ordering::SeqCst);
+            return Ok(done.is_ok());
+        }
+        let mut now = [0; 4];
+        self.read(va, &mut now)?;
+        if u32::from_le_bytes(now) != old {
+            return Ok(false);
+        }
+        self.write(va, &new.to_le_bytes())?;
+        Ok(true)
+    }
+
     /// Forgets all guest mappings, on every vCPU.
     pub fn flush_all(&mut self) {
         self.flush_tlb_here();
         self.cluster.tell_others(&self.seat, &Mail::Flush, true);
+    }
+
+    /// Nested tables or the RMP have changed: the other vCPUs forget what they know of them.
+    pub fn flush_nested_elsewhere(&self) {
+        self.cluster.tell_others(&self.seat, &Mail::Nested, true);
     }
 
     /// Leaves the cluster: nothing that this vCPU decoded or mapped counts any more.
@@ -464,8 +532,12 @@ impl Vcpu {
         self.mem.detach_tlb(&self.tlb);
     }
 
-    /// In a clone of the host process: the other vCPUs do not exist here.
-    pub fn alone(&mut self) {
+    /// In a clone of the host process: the other vCPUs do not exist here, and nothing has been counted yet.
+    pub fn forked(&mut self) {
+        self.mem.keep_only_tlb(&self.tlb);
+        self.interp.forked();
+        self.state.retired = 0;
+        self.counters = crate::vcpu::Counters::default();
         let others: Vec<Arc<Seat>> = {
             let state = lock(&self.cluster.state);
             let all = state.seats.iter();

@@ -99,6 +99,20 @@ pub struct Counters {
     pub entries: u64,
 }
 
+impl Counters {
+    /// Adds another vCPU's.
+    pub fn add(&mut self, o: &Self) {
+        self.tlb_fills += o.tlb_fills;
+        self.full_walks += o.full_walks;
+        self.short_walks += o.short_walks;
+        self.nested_walks += o.nested_walks;
+        self.uncached += o.uncached;
+        self.tlb_flushes += o.tlb_flushes;
+        self.code_drops += o.code_drops;
+        self.entries += o.entries;
+    }
+}
+
 /// One virtual CPU. `state` is the first field, so a pointer to it is a pointer to the vCPU.
 #[repr(C)]
 pub struct Vcpu {
@@ -132,6 +146,8 @@ pub struct Vcpu {
     pub(crate) code: CodeMap,
     pub(crate) cluster: Arc<Cluster>,
     pub(crate) seat: Arc<Seat>,
+    /// Pages written, while that is recorded.
+    pub(crate) writes: Option<Vec<u64>>,
     pub(crate) world: Option<Box<World>>,
     /// The guest's context is an SNP one: what [`VcpuConfig::mode`] said.
     pub(crate) config_snp: bool,
@@ -174,6 +190,7 @@ impl Vcpu {
             code: CodeMap::default(),
             cluster,
             seat,
+            writes: None,
             world: None,
             config_snp: config.mode == SevMode::Snp,
             pending_event: EventInjection::default(),

@@ -144,6 +144,13 @@ impl Vcpu {
             && data_domain == t.domain
             && !self.cluster.holds(t.spa)
             && (writing || t.domain == Domain::Shared || self.mem.config().resident.is_none());
+        let mut grant_write = grant_write;
+        if let Some(pages) = &mut self.writes {
+            grant_write &= writing;
+            if writing {
+                pages.push(va.page().0);
+            }
+        }
         let write = writing || grant_write;
         let page = if self.may_cache(&t) {
             // One entry has one addend: where data and fetch use different domains, an entry holds

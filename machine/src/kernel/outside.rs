@@ -26,6 +26,27 @@ pub struct HostCall {
     pub args: [u64; 6],
 }
 
+/// Numbers of a [`HostCall`] that are no system calls: what a guest asks of the machine itself.
+pub mod machine_call {
+    /// Halts until the vCPU's doorbell has rung more often than argument 0 says, a signal comes (1), or the
+    /// [`Deadline`](crate::doorbell::Deadline) in arguments 1 and 2 has passed (0).
+    pub const IDLE: i64 = -1;
+    /// Starts vCPU number argument 0. Its registers are a VMSA image at the start of the bounce area, or
+    /// (SEV-ES) in the save area at the guest physical address in argument 1, or (SNP) in the one that AP
+    /// creation named. The result is the host's thread id.
+    pub const START: i64 = -2;
+    /// Clones the machine: 0 in the clone, its process id in the original. With argument 0 the original
+    /// will ask to wait until the clone lets it go.
+    pub const FORK: i64 = -3;
+    /// Waits until the clone made last lets go, and takes the pages that it gave.
+    pub const VFORK_WAIT: i64 = -4;
+    /// A clone gives its original the content of the pages whose guest physical addresses, argument 0 in
+    /// number, are at the start of the bounce area.
+    pub const VFORK_GIVE: i64 = -5;
+    /// A clone lets its original go.
+    pub const VFORK_DONE: i64 = -6;
+}
+
 /// The world outside the guest, as the guest kernel reaches it.
 pub trait Outside {
     /// Bytes in the shared bounce area; it is contiguous, and a multiple of the page size.
@@ -72,6 +93,20 @@ pub trait Outside {
     /// # Errors
     /// The hypervisor refuses the change.
     fn share(&mut self, vcpu: &mut Vcpu, gpa: Gpa, pages: u64, shared: bool) -> Result<(), Error>;
+
+    /// Lays down what vCPU `cpu` shall start from: `image`, a VMSA. With encrypted state it goes into the
+    /// private frame `frame`, which becomes a save area (RMPADJUST and AP creation under SNP); else it
+    /// goes to the start of the bounce area.
+    ///
+    /// # Errors
+    /// The RMP or the hypervisor refuses.
+    fn create_vcpu(
+        &mut self,
+        vcpu: &mut Vcpu,
+        cpu: usize,
+        frame: Gpa,
+        image: &[u8],
+    ) -> Result<(), Error>;
 
     /// A nested page fault (an automatic exit): the hypervisor maps the page, then the access is
     /// tried again. `error` has the #NPF error-code bits.

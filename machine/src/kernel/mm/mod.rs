@@ -679,6 +679,15 @@ impl AddressSpace {
         Ok(true)
     }
 
+    /// The private frame behind a page, if it has one.
+    ///
+    /// # Errors
+    /// Guest memory can't be read.
+    pub fn private_frame(&mut self, hw: &mut dyn Hw, va: u64) -> Result<Option<Gpa>, Error> {
+        let entry = self.tables.get(hw, Va(va))?;
+        Ok((entry != 0 && !self.tables.is_shared(entry)).then(|| self.tables.frame(entry)))
+    }
+
     /// Adds an area without a fault or a frame; for the launch.
     ///
     /// # Errors

@@ -52,7 +52,7 @@ fn aligned(va: u64, len: u64) -> Result<(u64, u64), Errno> {
 ///
 /// # Errors
 /// As Linux.
-pub fn mmap(call: &mut Call<'_>) -> SysResult {
+pub fn mmap(call: &mut Call<'_, '_>) -> SysResult {
     let [addr, len, prot, flags, fd, offset] = call.args;
     let kind = flags & MAP_TYPE;
     if !(1..=3).contains(&kind) || offset % PAGE_SIZE != 0 || len == 0 {
@@ -110,7 +110,7 @@ pub fn mmap(call: &mut Call<'_>) -> SysResult {
 /// What backs a mapping of descriptor `fd`. If the file can't be kept open its contents are returned
 /// in `eager`, to be copied now.
 fn file_backing(
-    call: &mut Call<'_>,
+    call: &mut Call<'_, '_>,
     fd: u64,
     offset: u64,
     len: u64,
@@ -164,7 +164,7 @@ fn file_backing(
     Ok(Backing::File { file, offset })
 }
 
-fn facts(call: &mut Call<'_>, fd: u64) -> Result<FileFacts, Fail> {
+fn facts(call: &mut Call<'_, '_>, fd: u64) -> Result<FileFacts, Fail> {
     let access = call.host(72, [fd, 3, 0, 0, 0, 0])?; // F_GETFL
     if access < 0 {
         return Err(Errno(access.unsigned_abs() as i32).into());
@@ -188,7 +188,7 @@ fn facts(call: &mut Call<'_>, fd: u64) -> Result<FileFacts, Fail> {
 ///
 /// # Errors
 /// As Linux.
-pub fn mprotect(call: &mut Call<'_>) -> SysResult {
+pub fn mprotect(call: &mut Call<'_, '_>) -> SysResult {
     let (start, end) = aligned(call.args[0], call.args[1])?;
     let prot = Prot::from_arg(call.args[2]);
     let (kernel, mut cx) = call.cx();
@@ -200,7 +200,7 @@ pub fn mprotect(call: &mut Call<'_>) -> SysResult {
 ///
 /// # Errors
 /// As Linux.
-pub fn munmap(call: &mut Call<'_>) -> SysResult {
+pub fn munmap(call: &mut Call<'_, '_>) -> SysResult {
     let (start, end) = aligned(call.args[0], call.args[1]).map_err(|_| Errno::EINVAL)?;
     if start == end {
         return Err(Errno::EINVAL.into());
@@ -214,7 +214,7 @@ pub fn munmap(call: &mut Call<'_>) -> SysResult {
 ///
 /// # Errors
 /// None to the guest: the break it gets says what happened.
-pub fn brk(call: &mut Call<'_>) -> SysResult {
+pub fn brk(call: &mut Call<'_, '_>) -> SysResult {
     let to = call.args[0];
     let (kernel, mut cx) = call.cx();
     Ok(Sys::Ret(kernel.mm.set_brk(&mut cx, to)? as i64))
@@ -224,7 +224,7 @@ pub fn brk(call: &mut Call<'_>) -> SysResult {
 ///
 /// # Errors
 /// As Linux; EINVAL for MREMAP_DONTUNMAP and for duplicating a shared mapping.
-pub fn mremap(call: &mut Call<'_>) -> SysResult {
+pub fn mremap(call: &mut Call<'_, '_>) -> SysResult {
     let [old, len, new_len, flags, to, _] = call.args;
     let (may_move, fixed) = (flags & 1 != 0, flags & 2 != 0);
     if flags & !3 != 0 || (fixed && !may_move) || new_len == 0 || len == 0 {
@@ -248,7 +248,7 @@ pub fn mremap(call: &mut Call<'_>) -> SysResult {
 ///
 /// # Errors
 /// As Linux.
-pub fn msync(call: &mut Call<'_>) -> SysResult {
+pub fn msync(call: &mut Call<'_, '_>) -> SysResult {
     let (start, end) = aligned(call.args[0], call.args[1])?;
     if call.args[2] & !7 != 0 || call.args[2] & 5 == 5 {
         return Err(Errno::EINVAL.into());
@@ -262,7 +262,7 @@ pub fn msync(call: &mut Call<'_>) -> SysResult {
 ///
 /// # Errors
 /// As Linux.
-pub fn mincore(call: &mut Call<'_>) -> SysResult {
+pub fn mincore(call: &mut Call<'_, '_>) -> SysResult {
     let (start, end) = aligned(call.args[0], call.args[1])?;
     let (kernel, mut cx) = call.cx();
     let map = kernel.mm.resident(&mut cx, start, end)?;
@@ -280,7 +280,7 @@ pub const MADV_SEV_UNSHARE: u64 = 0x5345_5602;
 ///
 /// # Errors
 /// As Linux; EINVAL for advice that is not a hint and not done.
-pub fn madvise(call: &mut Call<'_>) -> SysResult {
+pub fn madvise(call: &mut Call<'_, '_>) -> SysResult {
     let (start, end) = aligned(call.args[0], call.args[1]).map_err(|_| Errno::EINVAL)?;
     let advised = advice(call.args[2]);
     let (kernel, mut cx) = call.cx();

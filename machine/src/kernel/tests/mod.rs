@@ -105,6 +105,9 @@ impl Outside for Direct {
     fn share(&mut self, _: &mut Vcpu, _: Gpa, _: u64, _: bool) -> Result<(), Error> {
         Ok(())
     }
+    fn create_vcpu(&mut self, _: &mut Vcpu, _: usize, _: Gpa, _: &[u8]) -> Result<(), Error> {
+        Ok(())
+    }
     fn nested_fault(&mut self, _: &mut Vcpu, gpa: Gpa, error: u64) -> Result<(), Error> {
         Err(Error::NotMapped { gpa, error })
     }
