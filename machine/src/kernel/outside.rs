@@ -45,6 +45,14 @@ pub mod machine_call {
     pub const VFORK_GIVE: i64 = -5;
     /// A clone lets its original go.
     pub const VFORK_DONE: i64 = -6;
+    /// The host thread blocks exactly these of its process's signals.
+    pub const BLOCK: i64 = -7;
+    /// The process's host signal argument 0 is ignored (1), has its default action (2), or is reported (0),
+    /// with these `SA_NOCLDSTOP` and `SA_NOCLDWAIT` in argument 2. For signals whose default action the
+    /// host carries out.
+    pub const ACTION: i64 = -8;
+    /// The process stops by this signal.
+    pub const STOP: i64 = -9;
 }
 
 /// The world outside the guest, as the guest kernel reaches it.

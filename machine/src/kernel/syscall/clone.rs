@@ -187,6 +187,8 @@ fn thread(call: &mut Call<'_, '_>, w: &Wanted) -> SysResult {
         robust: 0,
         comm: parent.comm,
         futex: None,
+        resume: None,
+        host_mask: parent.host_mask,
         vmsa: Some(frame),
     });
     call.kernel.busy[slot] = true;
@@ -281,6 +283,7 @@ impl Locked<'_> {
     pub fn leave(&mut self, vcpu: &mut Vcpu, out: &mut dyn Outside) -> Result<TaskEnd, Error> {
         if let Some(end) = self.ending {
             self.leave_vfork(vcpu, out)?;
+            self.mm.sync_all(&mut Cx { vcpu, out })?;
             return Ok(TaskEnd::Process(end));
         }
         let slot = self.slot();
