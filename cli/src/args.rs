@@ -100,6 +100,11 @@ pub struct RunArgs {
     #[arg(long, value_name = "NUMBER", help_heading = "Machine")]
     pub seed: Option<u64>,
 
+    /// Run the guest's threads one at a time, in turns that are the same in every run. Without it they run in parallel,
+    /// each on a host thread of its own
+    #[arg(long, help_heading = "Machine")]
+    pub deterministic: bool,
+
     /// Translate hot guest code (on), or interpret all of it (off)
     #[arg(
         long,

@@ -143,6 +143,7 @@ fn config(args: &RunArgs) -> Result<MachineConfig, Failure> {
         keep_dram: args.dump_dram.is_some(),
         engine,
         seed: args.seed,
+        deterministic: args.deterministic,
         argv: args.command.clone(),
         envp: environment(),
         ..MachineConfig::new(program::find(name, env::var_os("PATH"))?)

@@ -16,7 +16,7 @@
 
 #![allow(unsafe_code)] // kicks a vCPU through a pointer; zeroed tables
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -26,6 +26,8 @@ use sevlab_arch::{PAGE_SIZE, Spa, Va};
 use crate::stop::Stop;
 use crate::vcpu::Vcpu;
 
+/// Budget of a turn: so many loops and blocks.
+pub const TURN: i64 = 20_000;
 /// How long the owner of a coming section waits before it asks the others again.
 const AGAIN: Duration = Duration::from_millis(1);
 
@@ -86,6 +88,9 @@ impl Seat {
 #[derive(Default)]
 struct State {
     seats: Vec<Arc<Seat>>,
+    /// In turns: whose it is, and who waits, in order.
+    turn: Option<u16>,
+    queue: VecDeque<u16>,
     /// Who has, or waits for, the exclusive section.
     owner: Option<u16>,
     next: u16,
@@ -102,6 +107,8 @@ pub struct Cluster {
     exclusive: AtomicBool,
     /// Number of vCPUs.
     count: AtomicUsize,
+    /// One vCPU runs at a time, in turns that do not depend on the host's scheduling.
+    in_turns: AtomicBool,
     /// One bit a frame: it holds decoded code.
     bits: Box<[AtomicU64]>,
     /// By frame: number of the seat that may have a write tag of it, plus one.
@@ -127,6 +134,7 @@ impl Cluster {
             changed: Condvar::new(),
             exclusive: AtomicBool::new(false),
             count: AtomicUsize::new(0),
+            in_turns: AtomicBool::new(false),
             bits: zeroed(frames.div_ceil(64) as usize),
             writers: zeroed(frames as usize),
             frames: Mutex::default(),
@@ -153,6 +161,10 @@ impl Cluster {
         seat.request.store(std::ptr::null_mut(), Ordering::SeqCst);
         seat.active.store(false, Ordering::SeqCst);
         state.seats.retain(|s| s.id != seat.id);
+        state.queue.retain(|id| *id != seat.id);
+        if state.turn == Some(seat.id) {
+            state.turn = None;
+        }
         self.count.store(state.seats.len(), Ordering::SeqCst);
         let mut frames = lock(&self.frames);
         frames.retain(|pfn, list| {
@@ -172,7 +184,59 @@ impl Cluster {
         self.count.load(Ordering::Relaxed)
     }
 
+    /// From now on the vCPUs run one at a time, each until it waits for something, or its budget
+    /// ([`CpuState::budget`](crate::CpuState::budget)) is used up.
+    pub fn run_in_turns(&self) {
+        self.in_turns.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether they do.
+    #[must_use]
+    pub fn in_turns(&self) -> bool {
+        self.in_turns.load(Ordering::Relaxed)
+    }
+
+    /// Joins the queue, unless `seat` is in it or has the turn.
+    fn enqueue(&self, state: &mut State, id: u16) {
+        if state.turn != Some(id) && !state.queue.contains(&id) {
+            state.queue.push_back(id);
+        }
+    }
+
+    /// Waits for `seat`'s turn.
+    fn take_turn(&self, seat: &Seat) {
+        let mut state = lock(&self.state);
+        self.enqueue(&mut state, seat.id);
+        while state.turn != Some(seat.id) {
+            if state.turn.is_none() && state.queue.front() == Some(&seat.id) {
+                state.queue.pop_front();
+                state.turn = Some(seat.id);
+                break;
+            }
+            state = self
+                .changed
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// `seat` gives its turn up; with `again` it joins the end of the queue.
+    fn give_turn(&self, seat: &Seat, again: bool) {
+        let mut state = lock(&self.state);
+        if state.turn == Some(seat.id) {
+            state.turn = None;
+        }
+        if again {
+            self.enqueue(&mut state, seat.id);
+        }
+        drop(state);
+        self.changed.notify_all();
+    }
+
     fn resume(&self, seat: &Seat) {
+        if self.in_turns() {
+            self.take_turn(seat);
+        }
         loop {
             seat.active.store(true, Ordering::SeqCst);
             if !self.exclusive.load(Ordering::SeqCst) {
@@ -319,7 +383,8 @@ impl Cluster {
         if list.iter().any(|(id, _)| *id != seat.id) {
             let state = lock(&self.state);
             for (id, page) in &list {
-                let Some(other) = state.seats.iter().find(|s| s.id == *id && s.id != seat.id) else {
+                let Some(other) = state.seats.iter().find(|s| s.id == *id && s.id != seat.id)
+                else {
                     continue;
                 };
                 other.send(Mail::Code { page: *page, pfn });
@@ -392,6 +457,33 @@ impl Vcpu {
     /// The opposite: this vCPU does not touch guest memory until it resumes.
     pub fn pause_guest(&self) {
         self.cluster.pause(&self.seat);
+    }
+
+    /// In turns: the vCPU is about to wait for something, so it is another's turn.
+    pub fn give_turn(&self) {
+        if self.cluster.in_turns() {
+            self.cluster.give_turn(&self.seat, false);
+        }
+    }
+
+    /// In turns: the vCPU has waited long enough and joins the queue, which others may rely on.
+    pub fn join_queue(&self) {
+        if self.cluster.in_turns() {
+            let mut state = lock(&self.cluster.state);
+            self.cluster.enqueue(&mut state, self.seat.id);
+            drop(state);
+            self.cluster.changed.notify_all();
+        }
+    }
+
+    /// In turns: another vCPU's turn, and then this one's again. The budget is full afterwards.
+    pub fn next_turn(&mut self) {
+        if self.cluster.in_turns() {
+            self.pause_guest();
+            self.cluster.give_turn(&self.seat, true);
+            self.resume_guest();
+            self.state.budget = TURN;
+        }
     }
 
     /// Lets another vCPU have its exclusive section, if one waits for it, and reads the mail.

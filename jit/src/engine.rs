@@ -18,9 +18,9 @@ use sevlab_cpu::insn::Insn;
 use sevlab_cpu::interp::Dispatched;
 use sevlab_cpu::thunk::mxcsr;
 use sevlab_cpu::{CpuState, Stop, Vcpu, decode, interp};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// What the translator did.
@@ -195,6 +195,12 @@ impl Engine {
         loop {
             if vcpu.state.exit_request.load(Ordering::Acquire) != 0 {
                 return Stop::Requested;
+            }
+            if self.options.budget {
+                vcpu.state.budget -= 1;
+                if vcpu.state.budget < 0 {
+                    return Stop::Budget;
+                }
             }
             if !vcpu.dropped_code.is_empty() {
                 self.drop_pages(vcpu);

@@ -37,6 +37,9 @@ pub struct MachineConfig {
     pub engine: Engine,
     /// Makes keys, nonces, tweaks and the chip's identity repeatable; `None`: random.
     pub seed: Option<u64>,
+    /// vCPUs run one at a time, in turns that depend on nothing but what the guest does; and code is translated at
+    /// a point of the run that does not depend on time either. What comes from outside comes when it comes.
+    pub deterministic: bool,
     /// Policy of an SEV or SEV-ES guest; the ES bit is set as the mode needs it.
     pub sev_policy: SevPolicy,
     /// Policy of an SNP guest.
@@ -63,6 +66,13 @@ impl MachineConfig {
     /// Default bounce area.
     pub const BOUNCE: u64 = 1 << 20;
 
+    /// Whether vCPUs run one at a time: because that is asked for, or because pages are pushed out of the
+    /// simulated caches, which a vCPU that runs at that moment must not be using.
+    #[must_use]
+    pub fn in_turns(&self) -> bool {
+        self.deterministic || self.resident.is_some()
+    }
+
     /// A machine that runs `program` without arguments, environment or protection.
     #[must_use]
     pub fn new(program: impl Into<PathBuf>) -> Self {
@@ -76,6 +86,7 @@ impl MachineConfig {
             bounce: Self::BOUNCE,
             engine: Engine::Jit(JitOptions::default()),
             seed: None,
+            deterministic: false,
             sev_policy: SevPolicy::NODBG | SevPolicy::NOKS,
             snp_policy: SnpPolicy::SMT | SnpPolicy::RESERVED_MUST_BE_ONE,
             host_data: [0; 32],

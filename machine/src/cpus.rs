@@ -15,7 +15,7 @@ use sevlab_cpu::{Vcpu, VcpuConfig, svm};
 use sevlab_memctl::{Domain, MemCtl};
 use zerocopy::IntoBytes;
 
-use crate::config::{CacheMode, MachineConfig};
+use crate::config::MachineConfig;
 use crate::error::Error;
 use crate::exec::Exec;
 use crate::fence::Regions;
@@ -140,6 +140,7 @@ impl Cpus {
             kernel.vcpu_gone(cpu);
         }
         drop(reported);
+        vcpu.give_turn();
         let (end, exec) = ran?;
         self.count(vcpu, hv, &exec);
         Ok(end?)
@@ -248,8 +249,7 @@ impl Cpus {
         start: Start,
         cluster: Arc<sevlab_cpu::smp::Cluster>,
     ) -> Result<(Box<Vcpu>, Hypervisor, Exec), Error> {
-        let mut hv =
-            Hypervisor::for_cpu(Arc::clone(&self.memory), Arc::clone(&self.cpuid), cpu)?;
+        let mut hv = Hypervisor::for_cpu(Arc::clone(&self.memory), Arc::clone(&self.cpuid), cpu)?;
         hv.board = Some(Arc::<Self>::clone(self));
         let root = hv.memory().npt.root();
         let mut vcpu = Vcpu::in_cluster(
@@ -269,14 +269,17 @@ impl Cpus {
         };
         let control = launch::control(self.config.sev, self.asid, root, vmsa);
         let vmcb = hv.vmcb();
-        self.mem
-            .write(Domain::Shared, vmcb, control.as_bytes())?;
+        self.mem.write(Domain::Shared, vmcb, control.as_bytes())?;
         match start {
             Start::Registers(image) => svm::load_registers(&mut vcpu, vmcb, &image)?,
             Start::SaveArea(spa) => vcpu.vmsa_installed(spa)?,
         }
-        let uncached = self.config.cache == CacheMode::None && self.config.sev.encrypted();
-        let exec = Exec::new(&self.config.engine, uncached)?;
+        let exec = Exec::new(&self.config)?;
+        // From here on its turn is settled, whenever the host runs this thread.
+        vcpu.join_queue();
+        if self.config.in_turns() {
+            vcpu.state.budget = sevlab_cpu::smp::TURN;
+        }
         Ok((vcpu, hv, exec))
     }
 }

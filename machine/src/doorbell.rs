@@ -52,7 +52,8 @@ unsafe extern "sysv64" {
 /// For a signal handler: if the thread was about to make an interruptible call, it does not make it.
 pub(crate) fn interrupt(rip: &mut i64) {
     let at = *rip as usize;
-    let gap = sevlab_interruptible_gap as *const () as usize..sevlab_interruptible_end as *const () as usize;
+    let gap = sevlab_interruptible_gap as *const () as usize
+        ..sevlab_interruptible_end as *const () as usize;
     if gap.contains(&at) {
         *rip = sevlab_interruptible_out as *const () as usize as i64;
     }
@@ -111,6 +112,8 @@ pub struct Doorbell {
     thread: AtomicI32,
     /// The thread is in a host system call that may sleep.
     sleeping: AtomicBool,
+    /// The vCPU is halted, and has not joined the queue of those who wait for their turn.
+    halted: AtomicBool,
 }
 
 impl Doorbell {
@@ -159,13 +162,21 @@ impl Doorbell {
         if thread != 0 && self.sleeping.load(Ordering::SeqCst) {
             // SAFETY: a signal to a thread of this process; if it has ended meanwhile, an error.
             unsafe {
-                libc::syscall(
-                    libc::SYS_tgkill,
-                    libc::getpid(),
-                    thread,
-                    kick_signal(),
-                );
+                libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, kick_signal());
             }
+        }
+    }
+
+    /// In turns: the vCPU halts; from now on [`Doorbell::ring_in_turn`] waits for it.
+    pub(crate) fn halt(&self, halted: bool) {
+        self.halted.store(halted, Ordering::SeqCst);
+    }
+
+    /// As [`Doorbell::ring`], and returns only when a vCPU that was halted has joined the queue.
+    pub fn ring_in_turn(&self) {
+        self.ring();
+        while self.halted.load(Ordering::SeqCst) {
+            std::thread::yield_now();
         }
     }
 

@@ -7,7 +7,7 @@ use sevlab_cpu::thunk::mxcsr;
 use sevlab_cpu::{Stop, Vcpu, interp};
 use sevlab_jit::JitStats;
 
-use crate::config::Engine;
+use crate::config::{CacheMode, Engine, MachineConfig};
 use crate::error::Error;
 use crate::kernel::Runner;
 
@@ -20,13 +20,17 @@ pub(crate) enum Exec {
 }
 
 impl Exec {
-    /// `uncached`: most of the guest's memory has no host address.
-    pub(crate) fn new(engine: &Engine, uncached: bool) -> Result<Self, Error> {
+    /// The engine that the configuration asks for.
+    pub(crate) fn new(config: &MachineConfig) -> Result<Self, Error> {
+        let uncached = config.cache == CacheMode::None && config.sev.encrypted();
+        let (engine, budget) = (&config.engine, config.in_turns());
         Ok(match engine {
             Engine::Interpreter => Self::Interpreter,
             Engine::Jit(options) => {
                 let options = sevlab_jit::JitOptions {
                     uncached,
+                    budget,
+                    background: options.background && !config.deterministic,
                     ..options.clone()
                 };
                 Self::Jit(Box::new(sevlab_jit::Engine::new(options)?))
@@ -48,6 +52,10 @@ impl Exec {
         mxcsr::load(&mut vcpu.state, guest);
         let stop = match self {
             Self::Interpreter => loop {
+                vcpu.state.budget = vcpu.state.budget.wrapping_sub(1);
+                if vcpu.state.budget < 0 {
+                    break Stop::Budget;
+                }
                 if let Err(stop) = interp::run_block(vcpu) {
                     break stop;
                 }

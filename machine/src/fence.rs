@@ -18,7 +18,9 @@ use sevlab_cpu::{Access, SevMode, Stop, Vcpu};
 use sevlab_ghcb::guest::{self, Session};
 use sevlab_ghcb::msr::{MsrRequest, MsrResponse};
 use sevlab_ghcb::psc::{PscEntry, PscList, PscOperation};
-use sevlab_ghcb::{ApCreation, ApOperation, Ghcb, HvFeatures, Hypercall, Request, Response, Scratch};
+use sevlab_ghcb::{
+    ApCreation, ApOperation, Ghcb, HvFeatures, Hypercall, Request, Response, Scratch,
+};
 use sevlab_memctl::{PageSize, RmpAdjust};
 use zerocopy::{FromZeros, IntoBytes};
 

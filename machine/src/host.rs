@@ -260,7 +260,11 @@ pub(crate) fn block(set: u64) -> i64 {
         for signo in (1..=LAST).filter(|s| set & bit(*s) != 0) {
             libc::sigaddset(&raw mut mask, signo);
         }
-        -i64::from(libc::pthread_sigmask(libc::SIG_SETMASK, &raw const mask, ptr::null_mut()))
+        -i64::from(libc::pthread_sigmask(
+            libc::SIG_SETMASK,
+            &raw const mask,
+            ptr::null_mut(),
+        ))
     }
 }
 
@@ -271,7 +275,10 @@ pub(crate) fn action(signo: i32, what: u64, flags: u64) -> i64 {
         return -i64::from(libc::EINVAL);
     }
     let done = match what {
-        0 => catch_with(signo, flags as i32 & (libc::SA_NOCLDSTOP | libc::SA_NOCLDWAIT)),
+        0 => catch_with(
+            signo,
+            flags as i32 & (libc::SA_NOCLDSTOP | libc::SA_NOCLDWAIT),
+        ),
         // SAFETY: a plain call.
         1 => unsafe { libc::signal(signo, libc::SIG_IGN) != libc::SIG_ERR },
         // SAFETY: a plain call.
@@ -361,22 +368,22 @@ pub(crate) fn clone_exit_like(end: GuestEnd) -> ! {
 
 fn die_of(signo: i32) -> ! {
     {
-            // SAFETY: plain libc calls on live locals. A core file would be this process's, not the
-            // guest's, so none is written.
-            unsafe {
-                let none = libc::rlimit {
-                    rlim_cur: 0,
-                    rlim_max: 0,
-                };
-                libc::setrlimit(libc::RLIMIT_CORE, &raw const none);
-                libc::signal(signo, libc::SIG_DFL);
-                let mut set: libc::sigset_t = std::mem::zeroed();
-                libc::sigemptyset(&raw mut set);
-                libc::sigaddset(&raw mut set, signo);
-                libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const set, ptr::null_mut());
-                libc::raise(signo);
-            }
-            // Only a signal whose default is to do nothing gets here.
-            std::process::exit(128 + signo)
+        // SAFETY: plain libc calls on live locals. A core file would be this process's, not the
+        // guest's, so none is written.
+        unsafe {
+            let none = libc::rlimit {
+                rlim_cur: 0,
+                rlim_max: 0,
+            };
+            libc::setrlimit(libc::RLIMIT_CORE, &raw const none);
+            libc::signal(signo, libc::SIG_DFL);
+            let mut set: libc::sigset_t = std::mem::zeroed();
+            libc::sigemptyset(&raw mut set);
+            libc::sigaddset(&raw mut set, signo);
+            libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const set, ptr::null_mut());
+            libc::raise(signo);
+        }
+        // Only a signal whose default is to do nothing gets here.
+        std::process::exit(128 + signo)
     }
 }

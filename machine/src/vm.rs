@@ -14,12 +14,13 @@ use sevlab_memctl::MemCtl;
 use sevlab_psp::driver::{Driver, LogEntry};
 use sevlab_psp::{Config as PspConfig, Entropy, Firmware, kdf};
 
-use crate::config::{CacheMode, MachineConfig};
+use crate::config::MachineConfig;
+use crate::cpus::{Cpus, Totals};
 use crate::error::Error;
 use crate::exec::Exec;
-use crate::fence::Regions;
 #[cfg(test)]
 use crate::fence::Fence;
+use crate::fence::Regions;
 use crate::host::{self, Forwarding, catch_kicks};
 use crate::hv::cpuid::{C_BIT, CpuModel};
 use crate::hv::{self, Hypervisor};
@@ -29,7 +30,6 @@ use crate::launch::{Launch, Launched};
 use crate::layout::Layout;
 use crate::report::Report;
 use crate::stats::Stats;
-use crate::cpus::{Cpus, Totals};
 #[cfg(test)]
 use crate::world::Half;
 
@@ -113,6 +113,9 @@ impl Machine {
                 ..VcpuConfig::default()
             },
         );
+        if config.in_turns() {
+            vcpu.cluster().run_in_turns();
+        }
         let image = image::build(&image_config(&config, &layout, &cpuid))?;
         let launched = Launch {
             config: &config,
@@ -129,10 +132,7 @@ impl Machine {
         let extra = [layout.secrets_page(), layout.cpuid_page()];
         let regions = Regions::new(&layout, pages.chain(extra));
         let guest = Guest {
-            exec: Exec::new(
-                &config.engine,
-                config.cache == CacheMode::None && config.sev.encrypted(),
-            )?,
+            exec: Exec::new(&config)?,
             kernel: Box::new(image.kernel),
             regions,
         };
@@ -156,10 +156,14 @@ impl Machine {
     /// The machine can't go on, or has run already. What a guest does to itself is no error.
     pub fn run(&mut self) -> Result<RunOutcome, Error> {
         let Guest {
-            kernel,
+            mut kernel,
             exec,
             regions,
         } = self.guest.take().ok_or(Error::Used)?;
+        kernel.in_turns = self.config.in_turns();
+        if kernel.in_turns {
+            self.vcpu.state.budget = sevlab_cpu::smp::TURN;
+        }
         let process = Arc::new(Process::new(*kernel));
         let regions = Arc::new(Mutex::new(regions));
         let board = Arc::new(Cpus::new(

@@ -306,15 +306,8 @@ impl Vcpu {
     }
 
     /// Sets bits of an entry, atomically against the walks of other vCPUs.
-    fn set_bits(
-        &mut self,
-        spa: u64,
-        bits: u64,
-        domain: sevlab_memctl::Domain,
-    ) -> Result<(), Stop> {
-        self.mem
-            .or_u64(domain, Spa(spa), bits)
-            .map_err(Stop::Host)
+    fn set_bits(&mut self, spa: u64, bits: u64, domain: sevlab_memctl::Domain) -> Result<(), Stop> {
+        self.mem.or_u64(domain, Spa(spa), bits).map_err(Stop::Host)
     }
 
     /// Nested translation of a guest table's address: as a user write (APM vol. 2, 15.25.5), because

@@ -179,12 +179,13 @@ impl Hypervisor {
                 return Ok(Answer::Exception(EventInjection::exception(13, Some(0))));
             }
             Request::HvFeatures => Response::Info(self.ghcb.features.bits()),
-            Request::PageStateChange { list } => Response::Info(self.page_states(vcpu, list, page)?),
+            Request::PageStateChange { list } => {
+                Response::Info(self.page_states(vcpu, list, page)?)
+            }
             Request::ApCreation(ApCreation {
                 apic_id,
                 vmpl: 0,
-                operation:
-                    ApOperation::Create { vmsa, .. } | ApOperation::CreateOnInit { vmsa, .. },
+                operation: ApOperation::Create { vmsa, .. } | ApOperation::CreateOnInit { vmsa, .. },
             }) => match self.layout.spa(vmsa).filter(|_| vmsa.offset() == 0) {
                 Some(spa) => {
                     self.created.insert(apic_id, spa);

@@ -19,8 +19,8 @@ use super::Hypervisor;
 use crate::doorbell::{Deadline, Doorbell, interruptible};
 use crate::error::Error;
 use crate::host;
-use crate::kernel::signal::STOP_SIGNALS;
 use crate::kernel::outside::{HostCall, machine_call};
+use crate::kernel::signal::STOP_SIGNALS;
 use crate::kernel::syscall::marshal;
 use crate::layout::Layout;
 
@@ -198,6 +198,24 @@ pub fn sleeps(nr: i64) -> bool {
     )
 }
 
+/// Whether a call that may sleep will not: the descriptor that it reads or writes is ready, or is a file.
+/// In turns a vCPU keeps its turn then.
+fn ready(call: &HostCall) -> bool {
+    let events = match call.nr {
+        0 | 17 | 19 | 43 | 45 | 47 | 288 | 295 => libc::POLLIN,
+        1 | 18 | 20 | 44 | 46 | 296 => libc::POLLOUT,
+        2 | 72 | 73 | 257 | 437 => return true,
+        _ => return false,
+    };
+    let mut poll = libc::pollfd {
+        fd: call.args[0] as i32,
+        events,
+        revents: 0,
+    };
+    // SAFETY: one live entry.
+    unsafe { libc::poll(&raw mut poll, 1, 0) != 0 }
+}
+
 impl Hypervisor {
     /// Answers the hypercall whose request block is at `gpa`; returns its RAX.
     ///
@@ -210,6 +228,9 @@ impl Hypervisor {
         let result = if call.nr < 0 {
             self.machine_call(vcpu, &call)?
         } else {
+            if sleeps(call.nr) && !ready(&call) {
+                vcpu.give_turn();
+            }
             self.calls.call(&vcpu.state.exit_request, &call)
         };
         self.mem
@@ -224,7 +245,12 @@ impl Hypervisor {
             machine_call::IDLE => {
                 let until = Deadline::decode([a[1], a[2]]);
                 let bell = self.calls.doorbell();
-                i64::from(bell.wait(&vcpu.state.exit_request, a[0] as u32, until))
+                bell.halt(true);
+                vcpu.give_turn();
+                let rung = bell.wait(&vcpu.state.exit_request, a[0] as u32, until);
+                vcpu.join_queue();
+                bell.halt(false);
+                i64::from(rung)
             }
             machine_call::START => {
                 let Some(board) = self.board.clone() else {
@@ -255,7 +281,10 @@ impl Hypervisor {
             machine_call::BLOCK => host::block(a[0] & STOP_SIGNALS),
             machine_call::ACTION => host::action(a[0] as i32, a[1], a[2]),
             machine_call::STOP => host::stop(a[0] as i32),
-            machine_call::VFORK_WAIT => self.vfork_wait(),
+            machine_call::VFORK_WAIT => {
+                vcpu.give_turn();
+                self.vfork_wait()
+            }
             machine_call::VFORK_GIVE => self.vfork_give(a[0]),
             machine_call::VFORK_DONE => {
                 self.clone_pipe = None;

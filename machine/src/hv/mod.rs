@@ -6,8 +6,8 @@
 pub mod cpuid;
 mod ghcb;
 pub mod hostcall;
-mod vfork;
 pub mod npt;
+mod vfork;
 
 use std::collections::BTreeMap;
 use std::fs::File;

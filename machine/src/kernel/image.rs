@@ -16,7 +16,9 @@ use sevlab_arch::{Gpa, PAGE_SIZE, Va};
 use super::Kernel;
 use super::elf::{self, Elf, ElfError};
 use super::error::{Errno, Error};
-use super::mm::{AddressSpace, Backing, File, Hw, MMAP_MIN, MMAP_TOP, Prot, USER_END, Vma, write_run};
+use super::mm::{
+    AddressSpace, Backing, File, Hw, MMAP_MIN, MMAP_TOP, Prot, USER_END, Vma, write_run,
+};
 use super::sigframe::FRAME_MAX;
 use super::stack::{self, Start, at};
 
@@ -197,7 +199,9 @@ impl Source {
             return Ok(None);
         }
         Ok(match self {
-            Self::Bytes(bytes) => bytes.get(at as usize..(at + len) as usize).map(<[u8]>::to_vec),
+            Self::Bytes(bytes) => bytes
+                .get(at as usize..(at + len) as usize)
+                .map(<[u8]>::to_vec),
             Self::File { file, .. } => {
                 let mut out = vec![0; len as usize];
                 let got = hw.pread(file.fd, at, &mut out)?;

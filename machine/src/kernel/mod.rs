@@ -121,6 +121,8 @@ pub struct Kernel {
     spare_vmsas: Vec<Option<sevlab_arch::Gpa>>,
     /// Who waits at which futex.
     futexes: HashMap<u64, VecDeque<Waiter>>,
+    /// The vCPUs run in turns.
+    pub(crate) in_turns: bool,
     /// The process has just been cloned, and this is the clone.
     cloned: bool,
     /// The clone shares its memory with a parent that waits for it (vfork).
@@ -170,6 +172,7 @@ impl Kernel {
             leader_status: 0,
             spare_vmsas: vec![None; MAX_CPUS],
             futexes: HashMap::new(),
+            in_turns: false,
             cloned: false,
             vforked: false,
             template,
@@ -487,6 +490,9 @@ impl Process {
             // Cleared before the kernel looks for what it may stand for.
             vcpu.state.exit_request.store(0, Ordering::SeqCst);
             vcpu.checkpoint();
+            if stop == Stop::Budget {
+                vcpu.next_turn();
+            }
             locked = self.lock(slot, vcpu);
             match Kernel::answer(&mut locked, vcpu, out, stop)? {
                 Some(TaskEnd::Process(_)) => return locked.leave(vcpu, out),

@@ -148,13 +148,17 @@ impl Locked<'_> {
 impl Deref for Locked<'_> {
     type Target = Kernel;
     fn deref(&self) -> &Kernel {
-        self.guard.as_ref().expect("the lock is held between calls of `unlocked`")
+        self.guard
+            .as_ref()
+            .expect("the lock is held between calls of `unlocked`")
     }
 }
 
 impl DerefMut for Locked<'_> {
     fn deref_mut(&mut self) -> &mut Kernel {
-        self.guard.as_mut().expect("the lock is held between calls of `unlocked`")
+        self.guard
+            .as_mut()
+            .expect("the lock is held between calls of `unlocked`")
     }
 }
 
@@ -193,7 +197,11 @@ impl Kernel {
 
     /// Has the vCPU of a task look up.
     pub fn ring(&self, slot: usize) {
-        self.bells[slot].ring();
+        if self.in_turns && slot != self.current {
+            self.bells[slot].ring_in_turn();
+        } else {
+            self.bells[slot].ring();
+        }
     }
 
     /// Has every task look up.

@@ -269,7 +269,11 @@ impl Signals {
     /// What execve does: handlers go, what is ignored stays ignored.
     pub fn exec(&mut self) {
         for action in &mut self.actions {
-            let handler = if action.handler == SIG_IGN { SIG_IGN } else { SIG_DFL };
+            let handler = if action.handler == SIG_IGN {
+                SIG_IGN
+            } else {
+                SIG_DFL
+            };
             *action = Action {
                 handler,
                 ..Action::default()

@@ -315,8 +315,14 @@ fn a_remapped_page_is_noticed_under_snp() {
     let (a, b) = (first, first.plus(4096));
     let spa = |gpa| m.layout.spa(gpa).expect("memory");
     let (at_a, at_b) = (spa(a), spa(b));
-    m.hv.memory().npt.map(a, at_b, PageSize::Size4K).expect("a map");
-    m.hv.memory().npt.map(b, at_a, PageSize::Size4K).expect("a map");
+    m.hv.memory()
+        .npt
+        .map(a, at_b, PageSize::Size4K)
+        .expect("a map");
+    m.hv.memory()
+        .npt
+        .map(b, at_a, PageSize::Size4K)
+        .expect("a map");
     match m.run() {
         Err(Error::NestedFault { gpa, .. }) => assert!(gpa.page() == a || gpa.page() == b),
         other => panic!("{other:?}"),

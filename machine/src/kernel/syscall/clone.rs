@@ -78,7 +78,16 @@ pub fn clone3(call: &mut Call<'_, '_>) -> SysResult {
             return Err(Errno::EINVAL.into());
         }
     }
-    let [flags, _, child_tid, parent_tid, exit_signal, stack, stack_size, tls] = w;
+    let [
+        flags,
+        _,
+        child_tid,
+        parent_tid,
+        exit_signal,
+        stack,
+        stack_size,
+        tls,
+    ] = w;
     if (stack == 0) != (stack_size == 0) || flags & 0xff != 0 {
         return Err(Errno::EINVAL.into());
     }

@@ -1,9 +1,9 @@
 //! execve(2): another program in the same machine. The address space is emptied and filled again; page
 //! tables, accepted frames and the machine's measurement stay what they are.
 
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use sevlab_cpu::CpuState;
 use sevlab_cpu::state::gpr;
@@ -305,4 +305,3 @@ impl Call<'_, '_> {
         Ok(bytes)
     }
 }
-

@@ -142,7 +142,14 @@ impl Call<'_, '_> {
     }
 
     /// FUTEX_WAKE_OP: changes a second word, wakes at the first, and at the second if it was so.
-    fn futex_wake_op(&mut self, first: u64, second: u64, wake: u32, also: u32, op: u32) -> SysResult {
+    fn futex_wake_op(
+        &mut self,
+        first: u64,
+        second: u64,
+        wake: u32,
+        also: u32,
+        op: u32,
+    ) -> SysResult {
         let (kind, test) = (op >> 28 & 7, op >> 24 & 15);
         let sign = |v: u32| ((v << 20) as i32 >> 20) as u32;
         let (mut operand, against) = (sign(op >> 12 & 0xfff), sign(op & 0xfff));

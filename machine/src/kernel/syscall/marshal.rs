@@ -13,8 +13,8 @@ use std::sync::atomic::Ordering;
 
 use super::Call;
 use super::table::{Arg, Len, Row, row};
-use crate::kernel::error::{Errno, Error, Fail};
 use crate::hv::hostcall::sleeps;
+use crate::kernel::error::{Errno, Error, Fail};
 use crate::kernel::outside::{HostCall, NULL, machine_call};
 
 /// Longest path with its NUL.

@@ -267,4 +267,3 @@ pub fn arch_prctl(call: &mut Call<'_, '_>) -> SysResult {
         _ => Err(Errno::EINVAL.into()),
     }
 }
-

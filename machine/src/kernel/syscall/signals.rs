@@ -4,9 +4,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::{Call, DONE, Sys, SysResult};
+use crate::doorbell::Deadline;
 use crate::kernel::error::{Errno, Fail};
 use crate::kernel::mm::USER_END;
-use crate::doorbell::Deadline;
 use crate::kernel::outside::{HostCall, NULL, machine_call};
 use crate::kernel::sigframe;
 use crate::kernel::signal::{

@@ -122,4 +122,3 @@ pub fn poll(call: &mut Call<'_, '_>) -> SysResult {
 pub fn epoll_wait(call: &mut Call<'_, '_>) -> SysResult {
     limited(call, 3, call.args)
 }
-

@@ -120,6 +120,12 @@ struct Run {
     kernel: Kernel,
 }
 
+fn interpreted() -> crate::MachineConfig {
+    let mut config = crate::MachineConfig::new("/bin/true");
+    config.engine = Engine::Interpreter;
+    config
+}
+
 fn machine(image: &Image, size: u64) -> Box<Vcpu> {
     let mem = MemCtl::new(Config {
         size,
@@ -149,7 +155,7 @@ fn run_with(argv: &[&str], envp: &[&str], size: u64, bounce: usize) -> Run {
     let mut vcpu = machine(&image, size);
     let process = Process::new(image.kernel);
     let mut out = Direct::new(bounce);
-    let mut engine = Exec::new(&Engine::Interpreter, false).expect("engine");
+    let mut engine = Exec::new(&interpreted()).expect("engine");
     let end = process
         .run(0, &mut vcpu, &mut out, &mut engine)
         .expect("the machine goes on");
