@@ -146,7 +146,7 @@ impl Vcpu {
         mem.attach_tlb(Arc::clone(&tlb));
         let mut state = *CpuState::process();
         state.tlb = tlb.base_ptr();
-        let frames = mem.size() / PAGE_SIZE;
+        let frames = mem.span() / PAGE_SIZE; // code may lie in the window, too
         Box::new(Self {
             state,
             tlb,
