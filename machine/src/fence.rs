@@ -20,9 +20,9 @@ use sevlab_memctl::PageSize;
 use zerocopy::{FromZeros, IntoBytes};
 
 use crate::hv::cpuid::C_BIT;
-use crate::hv::hostcall;
+use crate::hv::{hostcall, window};
 use crate::kernel::Error;
-use crate::kernel::outside::{HostCall, Outside};
+use crate::kernel::outside::{HostCall, Outside, WindowCall};
 use crate::layout::{LARGE_PAGE, Layout};
 
 /// Small pages in a large one.
@@ -260,6 +260,47 @@ impl<'y> Fence<'y> {
         out
     }
 
+    /// A hypercall with a request block; returns the result in it.
+    fn request(&mut self, vcpu: &mut Vcpu, number: u64, call: &HostCall) -> Result<i64, Error> {
+        let mut block = [0u64; 8];
+        block[0] = call.nr as u64;
+        block[1..7].copy_from_slice(&call.args);
+        block[7] = UNANSWERED as u64;
+        let at = self.request_gpa;
+        self.port.write(vcpu, at, block.as_bytes())?;
+        let rax = match self.session {
+            None => {
+                let input = [number, 0, 0, at.0];
+                self.intercept(vcpu, ExitCode::VMMCALL, 3, input)[0]
+            }
+            Some(session) => {
+                let request = Request::Vmmcall(Hypercall {
+                    rax: number,
+                    cpl: 0,
+                    rbx: Some(at.0),
+                    ..Hypercall::default()
+                });
+                match self.event(vcpu, session, &request)? {
+                    Response::Value(rax) => rax,
+                    _ => return Err(protocol("the hypercall has no result")),
+                }
+            }
+        };
+        if rax != hostcall::DONE {
+            return Err(protocol(&format!("the hypercall was refused: {rax:#x}")));
+        }
+        let mut result = [0; 8];
+        self.port
+            .read(vcpu, at.plus(hostcall::RESULT), &mut result)?;
+        match i64::from_le_bytes(result) {
+            UNANSWERED => Err(protocol("the system call was not executed")),
+            result if result < LOWEST => {
+                Err(protocol(&format!("{result} is no system call's result")))
+            }
+            result => Ok(result),
+        }
+    }
+
     // ---- shared memory ----
 
     fn bounce(&self, off: usize, len: usize) -> Result<Gpa, Error> {
@@ -367,43 +408,7 @@ impl Outside for Fence<'_> {
     }
 
     fn host_call(&mut self, vcpu: &mut Vcpu, call: &HostCall) -> Result<i64, Error> {
-        let mut block = [0u64; 8];
-        block[0] = call.nr as u64;
-        block[1..7].copy_from_slice(&call.args);
-        block[7] = UNANSWERED as u64;
-        let at = self.request_gpa;
-        self.port.write(vcpu, at, block.as_bytes())?;
-        let rax = match self.session {
-            None => {
-                let input = [hostcall::NUMBER, 0, 0, at.0];
-                self.intercept(vcpu, ExitCode::VMMCALL, 3, input)[0]
-            }
-            Some(session) => {
-                let request = Request::Vmmcall(Hypercall {
-                    rax: hostcall::NUMBER,
-                    cpl: 0,
-                    rbx: Some(at.0),
-                    ..Hypercall::default()
-                });
-                match self.event(vcpu, session, &request)? {
-                    Response::Value(rax) => rax,
-                    _ => return Err(protocol("the hypercall has no result")),
-                }
-            }
-        };
-        if rax != hostcall::DONE {
-            return Err(protocol(&format!("the hypercall was refused: {rax:#x}")));
-        }
-        let mut result = [0; 8];
-        self.port
-            .read(vcpu, at.plus(hostcall::RESULT), &mut result)?;
-        match i64::from_le_bytes(result) {
-            UNANSWERED => Err(protocol("the system call was not executed")),
-            result if result < LOWEST => {
-                Err(protocol(&format!("{result} is no system call's result")))
-            }
-            result => Ok(result),
-        }
+        self.request(vcpu, hostcall::NUMBER, call)
     }
 
     fn cpuid(&mut self, vcpu: &mut Vcpu, leaf: u32, subleaf: u32) -> Result<[u32; 4], Error> {
@@ -503,6 +508,10 @@ impl Outside for Fence<'_> {
         }
         self.port.nested_fault(vcpu, gpa, error);
         Ok(())
+    }
+
+    fn window(&mut self, vcpu: &mut Vcpu, call: &WindowCall) -> Result<i64, Error> {
+        self.request(vcpu, window::NUMBER, &call.encode())
     }
 }
 

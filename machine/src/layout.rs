@@ -6,10 +6,11 @@
 //! 0            page 0, unused                      0            launch area: secrets and CPUID pages
 //! 1000         VMCB, VMSA, context page, commands  20_0000      the guest kernel's memory, private
 //! 10_0000      trusted memory region (1 MiB)       memory       shared window: GHCB, request, bounce
-//! 20_0000      nested page tables
+//! 20_0000      nested page tables                  ...          file window
 //! guest        guest physical 0, 2 MiB aligned
 //! shared       shared window, 2 MiB aligned
 //! ...          RMP (placed by the memory controller, at the end)
+//! size         file window: no DRAM, pages of host files
 //! ```
 
 use std::ops::Range;
@@ -30,6 +31,9 @@ const COMMANDS: u64 = 0x4000;
 const TMR: u64 = 0x10_0000;
 const TABLES: u64 = 0x20_0000;
 const _: () = assert!(COMMANDS + AREA_PAGES * PAGE_SIZE <= TMR);
+
+/// Bytes of the file window. It bounds what is mapped at a time, not what a guest may map, and is address space only.
+const FILES: u64 = 16 << 30;
 
 /// Where the guest kernel's memory starts.
 const KERNEL: u64 = LARGE_PAGE;
@@ -58,6 +62,8 @@ pub struct Layout {
     pub tables: Range<Spa>,
     /// Bytes of DRAM.
     pub size: u64,
+    /// Bytes of the file window.
+    pub files_len: u64,
 }
 
 impl Layout {
@@ -69,7 +75,9 @@ impl Layout {
         let shared_len = (BOUNCE + bounce_len).next_multiple_of(LARGE_PAGE);
         // A page table for every 2 MiB if all of them are split, and the upper levels.
         let guest_regions = (memory + shared_len) / LARGE_PAGE;
-        let table_pages = guest_regions + guest_regions.div_ceil(512) + 4;
+        // The file window is mapped by 2 MiB and never split.
+        let file_tables = FILES / LARGE_PAGE / 512 + 2;
+        let table_pages = guest_regions + guest_regions.div_ceil(512) + 4 + file_tables;
         let tables_end = TABLES + table_pages * PAGE_SIZE;
         let guest = tables_end.next_multiple_of(LARGE_PAGE);
         let shared = guest + memory;
@@ -88,6 +96,7 @@ impl Layout {
             bounce_len,
             tables: Spa(TABLES)..Spa(tables_end),
             size: (end + rmp).next_multiple_of(LARGE_PAGE),
+            files_len: FILES,
         }
     }
 
@@ -177,7 +186,22 @@ impl Layout {
         (end <= self.shared_len).then(|| self.shared.plus(offset))
     }
 
-    /// Where the hypervisor keeps a guest page, if it is one.
+    /// The file window as the guest sees it.
+    #[must_use]
+    pub fn file_window(&self) -> Range<Gpa> {
+        let start = self.memory + self.shared_len;
+        Gpa(start)..Gpa(start + self.files_len)
+    }
+
+    /// Where the file window's `gpa` is, if `len` bytes from there lie inside it.
+    #[must_use]
+    pub fn file_spa(&self, gpa: Gpa, len: u64) -> Option<Spa> {
+        let offset = gpa.0.checked_sub(self.file_window().start.0)?;
+        let end = offset.checked_add(len)?;
+        (end <= self.files_len).then(|| Spa(self.size + offset))
+    }
+
+    /// Where the hypervisor keeps a page of the guest's memory or of the shared window, if it is one.
     #[must_use]
     pub fn spa(&self, gpa: Gpa) -> Option<Spa> {
         if gpa.0 < self.memory {
@@ -217,5 +241,13 @@ mod tests {
         assert_eq!(l.shared_spa(Gpa(l.memory), l.shared_len + 1), None);
         assert_eq!(l.shared_spa(Gpa(l.memory - 1), 1), None);
         assert_eq!(l.shared_spa(Gpa(u64::MAX), 2), None);
+        let files = l.file_window();
+        assert_eq!(files.start, l.shared_window().end);
+        assert_eq!(l.file_spa(files.start, 1), Some(Spa(l.size)));
+        assert_eq!(l.file_spa(files.start, l.files_len + 1), None);
+        assert_eq!(l.file_spa(Gpa(files.start.0 - 1), 1), None);
+        assert_eq!(l.file_spa(files.end, 1), None);
+        assert_eq!(l.file_spa(Gpa(u64::MAX), 2), None);
+        assert_eq!(l.spa(files.start), None, "no memory");
     }
 }

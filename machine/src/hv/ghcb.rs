@@ -13,7 +13,7 @@ use sevlab_ghcb::{Request, Response, Scratch};
 use sevlab_memctl::{Domain, PageSize};
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::{Hypervisor, host_tsc, hostcall};
+use super::{Hypervisor, host_tsc};
 use crate::error::Error;
 use crate::hv::cpuid::C_BIT;
 
@@ -141,9 +141,7 @@ impl Hypervisor {
         Ok(Answer::Response(match *request {
             Request::Vmmcall(call) => {
                 let rax = match call.rbx {
-                    Some(block) if call.rax == hostcall::NUMBER && call.cpl == 0 => {
-                        self.calls.execute(Gpa(block))?
-                    }
+                    Some(block) if call.cpl == 0 => self.hypercall(call.rax, Gpa(block))?,
                     _ => u64::MAX,
                 };
                 Response::Value(rax)

@@ -7,6 +7,7 @@ pub mod cpuid;
 mod ghcb;
 pub mod hostcall;
 pub mod npt;
+pub mod window;
 
 use std::collections::BTreeMap;
 use std::mem::offset_of;
@@ -193,11 +194,7 @@ impl Hypervisor {
 
     fn vmmcall(&mut self, vcpu: &mut Vcpu) -> Result<(), Error> {
         let rax = self.rax()?;
-        let result = if rax == hostcall::NUMBER {
-            self.calls.execute(Gpa(vcpu.state.gpr[gpr::RBX as usize]))?
-        } else {
-            u64::MAX
-        };
+        let result = self.hypercall(rax, Gpa(vcpu.state.gpr[gpr::RBX as usize]))?;
         self.set_rax(result)?;
         self.skip()
     }

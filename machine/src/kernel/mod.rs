@@ -195,9 +195,9 @@ impl Kernel {
         out: &mut dyn Outside,
         exec: &mut dyn FnMut(&mut Vcpu) -> Stop,
     ) -> Result<GuestEnd, Error> {
-        let end = loop {
+        loop {
             if let Some(end) = self.deliver(vcpu, out)? {
-                break end;
+                return Ok(end);
             }
             let end = match exec(vcpu) {
                 Stop::Syscall => syscall::dispatch(self, vcpu, out)?,
@@ -218,11 +218,9 @@ impl Kernel {
                 Stop::Host(e) => return Err(e.into()),
             };
             if let Some(end) = end {
-                break end;
+                return Ok(end);
             }
-        };
-        self.mm.sync_all(&mut Cx { vcpu, out })?;
-        Ok(end)
+        }
     }
 
     fn exception(

@@ -79,4 +79,91 @@ pub trait Outside {
     /// # Errors
     /// The hypervisor can't resolve it; the guest can't go on.
     fn nested_fault(&mut self, vcpu: &mut Vcpu, gpa: Gpa, error: u64) -> Result<(), Error>;
+
+    /// Asks the hypervisor for a change of the file window; returns its result, `-errno` on failure.
+    ///
+    /// # Errors
+    /// As [`Outside::host_call`].
+    fn window(&mut self, vcpu: &mut Vcpu, call: &WindowCall) -> Result<i64, Error>;
+}
+
+/// What the guest kernel asks about the file window: guest-physical addresses at which the hypervisor shows pages of
+/// host files, for mappings that are shared. Addresses and lengths are multiples of 2 MiB.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum WindowCall {
+    /// `len` bytes of a file from `offset` on appear at `at`, in place of what is there.
+    Map {
+        /// The guest kernel's descriptor.
+        fd: i32,
+        /// Where in the file.
+        offset: u64,
+        /// Bytes.
+        len: u64,
+        /// Where in the window.
+        at: Gpa,
+        /// What is written there is the file's.
+        writable: bool,
+    },
+    /// What is there goes.
+    Unmap {
+        /// Where in the window.
+        at: Gpa,
+        /// Bytes.
+        len: u64,
+    },
+    /// Whether a file can be mapped so.
+    Check {
+        /// The guest kernel's descriptor.
+        fd: i32,
+        /// As in [`WindowCall::Map`].
+        writable: bool,
+    },
+    /// A new file without a name; the result is the guest kernel's descriptor.
+    Create {
+        /// Its size, bytes.
+        len: u64,
+    },
+}
+
+impl WindowCall {
+    /// As it stands in a request block.
+    #[must_use]
+    pub fn encode(&self) -> HostCall {
+        let (nr, args) = match *self {
+            Self::Map {
+                fd,
+                offset,
+                len,
+                at,
+                writable,
+            } => (1, [fd as u64, offset, len, at.0, u64::from(writable), 0]),
+            Self::Unmap { at, len } => (2, [at.0, len, 0, 0, 0, 0]),
+            Self::Check { fd, writable } => (3, [fd as u64, u64::from(writable), 0, 0, 0, 0]),
+            Self::Create { len } => (4, [len, 0, 0, 0, 0, 0]),
+        };
+        HostCall { nr, args }
+    }
+
+    /// The opposite of [`WindowCall::encode`].
+    #[must_use]
+    pub fn decode(block: &HostCall) -> Option<Self> {
+        let [a, b, c, d, e, _] = block.args;
+        let fd = a as u32 as i32;
+        Some(match block.nr {
+            1 => Self::Map {
+                fd,
+                offset: b,
+                len: c,
+                at: Gpa(d),
+                writable: e != 0,
+            },
+            2 => Self::Unmap { at: Gpa(a), len: b },
+            3 => Self::Check {
+                fd,
+                writable: b != 0,
+            },
+            4 => Self::Create { len: a },
+            _ => return None,
+        })
+    }
 }

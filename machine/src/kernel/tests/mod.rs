@@ -16,7 +16,7 @@ use sevlab_cpu::{Stop, Vcpu, VcpuConfig};
 use sevlab_memctl::{CacheMode, CipherKind, Config, Domain, MemCtl};
 
 use super::error::{Errno, Error};
-use super::outside::{HostCall, Outside};
+use super::outside::{HostCall, Outside, WindowCall};
 use super::syscall::marshal::check;
 use super::{GuestEnd, Image, ImageConfig, Kernel, image};
 use crate::config::Engine;
@@ -107,6 +107,9 @@ impl Outside for Direct {
     }
     fn nested_fault(&mut self, _: &mut Vcpu, gpa: Gpa, error: u64) -> Result<(), Error> {
         Err(Error::NotMapped { gpa, error })
+    }
+    fn window(&mut self, _: &mut Vcpu, _: &WindowCall) -> Result<i64, Error> {
+        Ok(-i64::from(libc::ENODEV))
     }
 }
 
