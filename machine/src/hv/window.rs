@@ -167,3 +167,6 @@ fn create(len: u64) -> Result<i32, i32> {
         Ok(std::os::fd::IntoRawFd::into_raw_fd(own))
     }
 }
+
+#[cfg(test)]
+mod tests;
