@@ -244,6 +244,11 @@ static void refused(int fd)
     map(fd, PAGE, RW, MAP_SHARED, 1);
     map(fd, 0, RW, MAP_SHARED, 0);
     map(999, PAGE, RW, MAP_SHARED, 0);
+    // Where nothing can be, often enough to run out of descriptors that are not given back.
+    int failed = 0;
+    for (int i = 0; i < 10000; i++)
+        failed += mmap((void *)1, PAGE, RW, MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == MAP_FAILED;
+    SHOW("%d", failed);
     map(fd, PAGE, RW, MAP_SHARED, 0x7fffffffffffe000);
     unsigned char *a = map(ro, PAGE, PROT_READ, MAP_SHARED, 0);
     perror_of(mprotect(a, PAGE, RW));

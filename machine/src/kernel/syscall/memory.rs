@@ -113,10 +113,25 @@ pub fn mmap(call: &mut Call<'_>) -> SysResult {
         shared,
         backing,
     };
+    let file = match &area.backing {
+        Backing::File { file, .. } => Some(Arc::clone(file)),
+        _ => None,
+    };
     let (kernel, mut cx) = call.cx();
-    let at = kernel
+    let at = match kernel
         .mm
-        .map(&mut cx, place, len, area, flags & MAP_NORESERVE != 0)?;
+        .map(&mut cx, place, len, area, flags & MAP_NORESERVE != 0)
+    {
+        Ok(at) => at,
+        Err(e) => {
+            // Nobody else has it if it was opened for this.
+            if let Some(Ok(file)) = file.map(Arc::try_unwrap) {
+                cx.close(file.fd)?;
+            }
+            return Err(e);
+        }
+    };
+    drop(file);
     if let Some(data) = eager
         && !kernel.mm.populate(&mut cx, at, &data)?
     {
