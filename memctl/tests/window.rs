@@ -1,4 +1,5 @@
 //! Pages of host files in the window behind DRAM.
+#![allow(unsafe_code)] // a clone of the process
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::AsFd;
@@ -222,4 +223,34 @@ fn no_tlb_entry_outlives_its_mapping() {
             assert_eq!(hit(), None);
         }
     }
+}
+
+#[test]
+fn a_clone_of_the_process_shares_the_window_and_not_dram() {
+    let mem = memory(CacheMode::Page);
+    let at = mem.window().start;
+    let (_path, f) = file(2);
+    mem.map_file(at, 2 * PAGE, f.as_fd(), 0, true)
+        .expect("mapped");
+    let reader = at.plus(16 * PAGE);
+    mem.map_file(reader, 2 * PAGE, f.as_fd(), 0, false)
+        .expect("mapped");
+    let shared = mem.window_ptr(at, PAGE).expect("the window");
+    let dram = mem.host_page(Domain::Shared, Spa(0x5000), true);
+    let dram = dram.expect("memory").expect("it has an address");
+    // SAFETY: the child only stores two bytes where the controller says, and ends; nothing of the harness runs in it.
+    let status = unsafe {
+        let child = libc::fork();
+        if child == 0 {
+            shared.as_ptr().write_volatile(42);
+            dram.as_ptr().write_volatile(42);
+            libc::_exit(7);
+        }
+        let mut status = 0;
+        assert_eq!(libc::waitpid(child, &raw mut status, 0), child);
+        status
+    };
+    assert!(libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 7);
+    assert_eq!((byte(&mem, at), byte(&mem, reader)), (42, 42));
+    assert_eq!(byte(&mem, Spa(0x5000)), 0);
 }
