@@ -12,6 +12,7 @@ pub mod insn;
 pub mod interp;
 pub mod mmu;
 pub mod sem;
+pub mod smp;
 pub mod state;
 pub mod stop;
 pub mod svm;

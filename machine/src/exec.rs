@@ -1,12 +1,15 @@
 #![allow(unsafe_code)] // MXCSR of the host thread
 //! What runs guest code between two stops: the interpreter, or the translator on top of it.
 
+use std::sync::{Arc, Mutex};
+
 use sevlab_cpu::thunk::mxcsr;
 use sevlab_cpu::{Stop, Vcpu, interp};
 use sevlab_jit::JitStats;
 
 use crate::config::Engine;
 use crate::error::Error;
+use crate::kernel::Runner;
 
 /// An execution engine.
 pub(crate) enum Exec {
@@ -31,8 +34,15 @@ impl Exec {
         })
     }
 
-    /// Runs the guest until something stops it.
-    pub(crate) fn run(&mut self, vcpu: &mut Vcpu) -> Stop {
+    /// What must be held while the host process is cloned.
+    pub(crate) fn quiet(&self) -> Option<Arc<Mutex<()>>> {
+        match self {
+            Self::Interpreter => None,
+            Self::Jit(engine) => Some(engine.quiet()),
+        }
+    }
+
+    fn run_guest(&mut self, vcpu: &mut Vcpu) -> Stop {
         let host = read_mxcsr();
         let guest = vcpu.state.mxcsr;
         mxcsr::load(&mut vcpu.state, guest);
@@ -54,6 +64,22 @@ impl Exec {
         match self {
             Self::Interpreter => None,
             Self::Jit(engine) => Some(engine.stats()),
+        }
+    }
+}
+
+impl Runner for Exec {
+    fn run(&mut self, vcpu: &mut Vcpu) -> Stop {
+        self.run_guest(vcpu)
+    }
+
+    fn forked(&mut self, _: &mut Vcpu) {
+        if let Self::Jit(engine) = self
+            && let Err(e) = engine.forked()
+        {
+            // The code buffer is the original's, which goes on using it.
+            tracing::error!("the clone has no code buffer of its own, so it interprets: {e}");
+            *self = Self::Interpreter;
         }
     }
 }

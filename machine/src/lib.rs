@@ -6,6 +6,8 @@
 //! window of unencrypted memory.
 
 mod config;
+mod cpus;
+pub mod doorbell;
 mod error;
 mod exec;
 mod fence;
@@ -17,6 +19,7 @@ mod layout;
 mod report;
 mod stats;
 mod vm;
+mod world;
 
 pub use config::{CacheMode, CipherKind, Engine, MachineConfig, SevMode, mode_name};
 pub use error::Error;

@@ -11,7 +11,7 @@
 //! Locks, in this order: the RMP's, the metadata's, the set of TLBs, a TLB's chains.
 
 use std::ptr::NonNull;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLockReadGuard};
 
 use sevlab_arch::{Asid, PAGE_SHIFT, PAGE_SIZE, Spa};
 
@@ -98,6 +98,13 @@ enum Fill<'a> {
     Data(&'a [u8]),
     /// Zeroes: nothing is decrypted.
     Zero,
+}
+
+/// See [`MemCtl::freeze`].
+pub struct Frozen<'a> {
+    _meta: MutexGuard<'a, Meta>,
+    _rmp: MutexGuard<'a, ()>,
+    _tlbs: RwLockReadGuard<'a, Vec<Arc<FastTlb>>>,
 }
 
 /// The memory controller. See the crate's page.
@@ -328,6 +335,59 @@ impl MemCtl {
             }
             _ => self.write(d, a, &v.to_le_bytes()),
         }
+    }
+
+    /// Sets bits of an aligned little-endian 64-bit number, atomically against other threads that do so: the
+    /// accessed and dirty bits of page-table entries.
+    ///
+    /// # Errors
+    /// As [`MemCtl::write`].
+    pub fn or_u64(&self, d: Domain, a: Spa, bits: u64) -> Result<(), Error> {
+        self.check_range(a, 8)?;
+        if !a.0.is_multiple_of(8) {
+            return Err(Error::Unaligned { spa: a });
+        }
+        match d {
+            Domain::Shared => {
+                self.make_raw(a.pfn());
+                self.dram.mark(a.pfn());
+                self.dram.raw.or(a.0, bits);
+            }
+            Domain::Private(asid) if self.cfg.cache == CacheMode::None => {
+                let meta = self.lock();
+                let engine = meta.keys.engine(asid, a)?;
+                let mut word = [0; 8];
+                uncached::read(engine, &self.dram, &self.counters, a, &mut word);
+                let word = u64::from_le_bytes(word) | bits;
+                let bytes = word.to_le_bytes();
+                uncached::write(engine, &self.dram, &self.counters, a, &bytes);
+            }
+            Domain::Private(asid) => {
+                let mut meta = self.lock();
+                self.bring_in(&mut meta, a.pfn(), asid, true, Fill::Decrypt)?;
+                self.dram.plain().or(a.0, bits);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the write tags of every fast TLB for the host page at `host` away.
+    pub fn drop_write_tags(&self, host: NonNull<u8>) {
+        self.tlbs.drop_write_host(host);
+    }
+
+    /// Keeps the controller's books locked, so that a clone of the host process finds them whole.
+    pub fn freeze(&self) -> Frozen<'_> {
+        Frozen {
+            _meta: self.lock(),
+            _rmp: self.rmp.freeze(),
+            _tlbs: self.tlbs.freeze(),
+        }
+    }
+
+    /// In a clone of the host process: of the attached TLBs only this one has an owner here.
+    pub fn keep_only_tlb(&self, tlb: &Arc<FastTlb>) {
+        self.tlbs.keep_only(tlb);
     }
 
     /// Zeroes the page as `d` sees it. What it held is not decrypted first.

@@ -131,6 +131,12 @@ impl Region {
         self.cell(at).store(v, Ordering::Release);
     }
 
+    /// Sets bits of an aligned 64-bit word; `at` is a multiple of 8.
+    #[inline]
+    pub(crate) fn or(&self, at: u64, bits: u64) {
+        self.cell(at).fetch_or(bits, Ordering::AcqRel);
+    }
+
     #[inline]
     fn cell(&self, at: u64) -> &AtomicU64 {
         assert!(

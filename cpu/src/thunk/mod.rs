@@ -216,6 +216,11 @@ impl ThunkCache {
         })
     }
 
+    /// The host process has been cloned, and this is the clone.
+    pub fn forked(&mut self) {
+        self.code.forked();
+    }
+
     /// Finds or makes the thunk of an instruction that [`route`] accepts.
     ///
     /// # Errors

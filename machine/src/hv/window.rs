@@ -1,26 +1,21 @@
 #![allow(unsafe_code)] // descriptors of the host, named by the guest
-//! The file window: the guest's VMMCALL with RAX = 0x5EB2 asks for a change of what it shows.
+//! The file window: what the guest asks to be shown there ([`WindowCall`]).
 //!
-//! It is how a guest shares pages of the host's page cache, as by the DAX window of virtiofs. The request is a block as for
-//! proxied system calls, see [`WindowCall`]. What is mapped is mapped in the nested tables, in 2 MiB leaves, and nothing else
-//! is; the RMP does not cover it.
+//! It is how a guest shares pages of the host's page cache, as by the DAX window of virtiofs. What is mapped is mapped in the
+//! nested tables, in 2 MiB leaves, and nothing else is; the RMP does not cover it.
 
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::ptr::NonNull;
 
 use sevlab_arch::{Gpa, Spa};
-use sevlab_memctl::{Domain, Error as MemError, MemCtl, PageSize, check_file};
-use zerocopy::IntoBytes;
+use sevlab_cpu::Vcpu;
+use sevlab_memctl::{Error as MemError, MemCtl, PageSize, check_file};
 
 use super::Hypervisor;
-use super::hostcall::{self, BAD_BLOCK, BLOCK, DONE, RESULT};
 use crate::error::Error;
-use crate::kernel::outside::{HostCall, WindowCall};
+use crate::kernel::outside::WindowCall;
 use crate::kernel::syscall::marshal::{GUEST_FDS, KERNEL_FDS_END};
 use crate::layout::{LARGE_PAGE, Layout};
-
-/// RAX of the hypercall.
-pub const NUMBER: u64 = 0x5eb2;
 
 /// Where `len` bytes of the file window from `gpa` on are in the host process's memory. `None` if they are not in the window.
 #[must_use]
@@ -29,36 +24,9 @@ pub fn host_ptr(mem: &MemCtl, layout: &Layout, gpa: Gpa, len: u64) -> Option<Non
 }
 
 impl Hypervisor {
-    /// A hypercall of the guest kernel's with its request block; returns RAX.
-    pub(super) fn hypercall(&mut self, rax: u64, block: Gpa) -> Result<u64, Error> {
-        match rax {
-            hostcall::NUMBER => Ok(self.calls.execute(block)?),
-            NUMBER => self.window_block(block),
-            _ => Ok(u64::MAX),
-        }
-    }
-
-    fn window_block(&mut self, gpa: Gpa) -> Result<u64, Error> {
-        let Some(at) = self.layout.shared_spa(gpa, BLOCK) else {
-            return Ok(BAD_BLOCK);
-        };
-        let mut block = [0u64; 7];
-        self.mem.read(Domain::Shared, at, block.as_mut_bytes())?;
-        let [nr, args @ ..] = block;
-        let nr = nr as i64;
-        let result = match WindowCall::decode(&HostCall { nr, args }) {
-            Some(call) => self.window_call(&call)?,
-            None => Err(libc::ENOSYS),
-        };
-        let result = result.unwrap_or_else(|errno| -i64::from(errno));
-        let bytes = result.to_le_bytes();
-        self.mem.write(Domain::Shared, at.plus(RESULT), &bytes)?;
-        Ok(DONE)
-    }
-
-    /// Answers the guest; the inner error is an error number for it.
-    fn window_call(&mut self, call: &WindowCall) -> Result<Result<i64, i32>, Error> {
-        Ok(match *call {
+    /// Answers a request; the result is for the guest.
+    pub(super) fn window_call(&mut self, vcpu: &mut Vcpu, call: &WindowCall) -> Result<i64, Error> {
+        let result = match *call {
             WindowCall::Map {
                 fd,
                 offset,
@@ -71,23 +39,24 @@ impl Hypervisor {
                     let mapped = self.mem.map_file(spa, len, file, offset, writable);
                     mapped.map(|()| spa).map_err(|e| errno(&e))
                 });
-                match mapped {
-                    Ok(spa) => {
-                        for offset in (0..len).step_by(LARGE_PAGE as usize) {
-                            let (at, spa) = (at.plus(offset), spa.plus(offset));
-                            self.npt.map(at, spa, PageSize::Size2M)?;
-                        }
-                        Ok(0)
+                if let Ok(spa) = mapped {
+                    let mut memory = self.memory();
+                    for offset in (0..len).step_by(LARGE_PAGE as usize) {
+                        let (at, spa) = (at.plus(offset), spa.plus(offset));
+                        memory.npt.map(at, spa, PageSize::Size2M)?;
                     }
-                    Err(errno) => Err(errno),
                 }
+                mapped.map(|_| 0)
             }
             WindowCall::Unmap { at, len } => match self.window_range(at, len) {
                 Ok(spa) => {
+                    let mut memory = self.memory();
                     for offset in (0..len).step_by(LARGE_PAGE as usize) {
-                        self.npt.unmap_large(at.plus(offset))?;
+                        memory.npt.unmap_large(at.plus(offset))?;
                     }
-                    self.flush_guest()?;
+                    drop(memory);
+                    // Nobody finds the way there any more.
+                    self.changed(vcpu)?;
                     self.mem.unmap_file(spa, len)?;
                     Ok(0)
                 }
@@ -98,7 +67,8 @@ impl Hypervisor {
                 fits.map(|()| 0).map_err(|e| errno(&e))
             }),
             WindowCall::Create { len } => create(len).map(i64::from),
-        })
+        };
+        Ok(result.unwrap_or_else(|errno| -i64::from(errno)))
     }
 
     /// The window's part, if it is one and whole large pages.
@@ -164,7 +134,7 @@ fn create(len: u64) -> Result<i32, i32> {
         if libc::ftruncate(own.as_raw_fd(), len) != 0 {
             return Err(last_errno());
         }
-        Ok(std::os::fd::IntoRawFd::into_raw_fd(own))
+        Ok(own.into_raw_fd())
     }
 }
 

@@ -26,6 +26,35 @@ pub struct HostCall {
     pub args: [u64; 6],
 }
 
+/// Numbers of a [`HostCall`] that are no system calls: what a guest asks of the machine itself.
+pub mod machine_call {
+    /// Halts until the vCPU's doorbell has rung more often than argument 0 says, a signal comes (1), or the
+    /// [`Deadline`](crate::doorbell::Deadline) in arguments 1 and 2 has passed (0).
+    pub const IDLE: i64 = -1;
+    /// Starts vCPU number argument 0. Its registers are a VMSA image at the start of the bounce area, or
+    /// (SEV-ES) in the save area at the guest physical address in argument 1, or (SNP) in the one that AP
+    /// creation named. The result is the host's thread id.
+    pub const START: i64 = -2;
+    /// Clones the machine: 0 in the clone, its process id in the original. With argument 0 the original
+    /// will ask to wait until the clone lets it go.
+    pub const FORK: i64 = -3;
+    /// Waits until the clone made last lets go, and takes the pages that it gave.
+    pub const VFORK_WAIT: i64 = -4;
+    /// A clone gives its original the content of the pages whose guest physical addresses, argument 0 in
+    /// number, are at the start of the bounce area.
+    pub const VFORK_GIVE: i64 = -5;
+    /// A clone lets its original go.
+    pub const VFORK_DONE: i64 = -6;
+    /// [`WindowCall::Map`](super::WindowCall::Map).
+    pub const WINDOW_MAP: i64 = -7;
+    /// [`WindowCall::Unmap`](super::WindowCall::Unmap).
+    pub const WINDOW_UNMAP: i64 = -8;
+    /// [`WindowCall::Check`](super::WindowCall::Check).
+    pub const WINDOW_CHECK: i64 = -9;
+    /// [`WindowCall::Create`](super::WindowCall::Create).
+    pub const WINDOW_CREATE: i64 = -10;
+}
+
 /// The world outside the guest, as the guest kernel reaches it.
 pub trait Outside {
     /// Bytes in the shared bounce area; it is contiguous, and a multiple of the page size.
@@ -73,18 +102,26 @@ pub trait Outside {
     /// The hypervisor refuses the change.
     fn share(&mut self, vcpu: &mut Vcpu, gpa: Gpa, pages: u64, shared: bool) -> Result<(), Error>;
 
+    /// Lays down what vCPU `cpu` shall start from: `image`, a VMSA. With encrypted state it goes into the
+    /// private frame `frame`, which becomes a save area (RMPADJUST and AP creation under SNP); else it
+    /// goes to the start of the bounce area.
+    ///
+    /// # Errors
+    /// The RMP or the hypervisor refuses.
+    fn create_vcpu(
+        &mut self,
+        vcpu: &mut Vcpu,
+        cpu: usize,
+        frame: Gpa,
+        image: &[u8],
+    ) -> Result<(), Error>;
+
     /// A nested page fault (an automatic exit): the hypervisor maps the page, then the access is
     /// tried again. `error` has the #NPF error-code bits.
     ///
     /// # Errors
     /// The hypervisor can't resolve it; the guest can't go on.
     fn nested_fault(&mut self, vcpu: &mut Vcpu, gpa: Gpa, error: u64) -> Result<(), Error>;
-
-    /// Asks the hypervisor for a change of the file window; returns its result, `-errno` on failure.
-    ///
-    /// # Errors
-    /// As [`Outside::host_call`].
-    fn window(&mut self, vcpu: &mut Vcpu, call: &WindowCall) -> Result<i64, Error>;
 }
 
 /// What the guest kernel asks about the file window: guest-physical addresses at which the hypervisor shows pages of
@@ -126,7 +163,7 @@ pub enum WindowCall {
 }
 
 impl WindowCall {
-    /// As it stands in a request block.
+    /// As it is asked: a [`HostCall`] with one of the numbers of [`machine_call`].
     #[must_use]
     pub fn encode(&self) -> HostCall {
         let (nr, args) = match *self {
@@ -136,10 +173,16 @@ impl WindowCall {
                 len,
                 at,
                 writable,
-            } => (1, [fd as u64, offset, len, at.0, u64::from(writable), 0]),
-            Self::Unmap { at, len } => (2, [at.0, len, 0, 0, 0, 0]),
-            Self::Check { fd, writable } => (3, [fd as u64, u64::from(writable), 0, 0, 0, 0]),
-            Self::Create { len } => (4, [len, 0, 0, 0, 0, 0]),
+            } => (
+                machine_call::WINDOW_MAP,
+                [fd as u64, offset, len, at.0, u64::from(writable), 0],
+            ),
+            Self::Unmap { at, len } => (machine_call::WINDOW_UNMAP, [at.0, len, 0, 0, 0, 0]),
+            Self::Check { fd, writable } => (
+                machine_call::WINDOW_CHECK,
+                [fd as u64, u64::from(writable), 0, 0, 0, 0],
+            ),
+            Self::Create { len } => (machine_call::WINDOW_CREATE, [len, 0, 0, 0, 0, 0]),
         };
         HostCall { nr, args }
     }
@@ -150,19 +193,19 @@ impl WindowCall {
         let [a, b, c, d, e, _] = block.args;
         let fd = a as u32 as i32;
         Some(match block.nr {
-            1 => Self::Map {
+            machine_call::WINDOW_MAP => Self::Map {
                 fd,
                 offset: b,
                 len: c,
                 at: Gpa(d),
                 writable: e != 0,
             },
-            2 => Self::Unmap { at: Gpa(a), len: b },
-            3 => Self::Check {
+            machine_call::WINDOW_UNMAP => Self::Unmap { at: Gpa(a), len: b },
+            machine_call::WINDOW_CHECK => Self::Check {
                 fd,
                 writable: b != 0,
             },
-            4 => Self::Create { len: a },
+            machine_call::WINDOW_CREATE => Self::Create { len: a },
             _ => return None,
         })
     }

@@ -74,6 +74,22 @@ pub trait Hw {
     /// As [`Hw::pread`].
     fn window(&mut self, call: &WindowCall) -> Result<Result<u64, Errno>, Error>;
 
+    /// A host system call of the guest kernel's own, with `data` at the start of the bounce area. No
+    /// machine, no host: `-ENOSYS`.
+    ///
+    /// # Errors
+    /// The outside failed.
+    fn host_with(&mut self, _data: &[u8], _nr: i64, _args: [u64; 6]) -> Result<i64, Error> {
+        Ok(Errno::ENOSYS.ret())
+    }
+    /// The first bytes of the bounce area.
+    ///
+    /// # Errors
+    /// The outside failed.
+    fn bounced(&mut self, _out: &mut [u8]) -> Result<(), Error> {
+        Ok(())
+    }
+
     /// Reads a page-table entry.
     ///
     /// # Errors
@@ -166,13 +182,20 @@ impl Hw for Cx<'_> {
         Ok(self.vcpu.mem.write(domain, spa, data)?)
     }
     fn invalidate(&mut self, va: Va) {
-        self.vcpu.invlpg(va);
+        self.vcpu.shoot_down(va, va.plus(PAGE_SIZE), true);
     }
     fn flush(&mut self) {
-        self.vcpu.flush_tlb();
+        self.vcpu.flush_all();
     }
     fn drop_code(&mut self, start: Va, end: Va) {
-        self.vcpu.drop_code_range(start, end);
+        self.vcpu.drop_code_everywhere(start, end);
+    }
+    fn host_with(&mut self, data: &[u8], nr: i64, args: [u64; 6]) -> Result<i64, Error> {
+        self.out.bounce_write(self.vcpu, 0, data)?;
+        self.call(nr, args)
+    }
+    fn bounced(&mut self, out: &mut [u8]) -> Result<(), Error> {
+        self.out.bounce_read(self.vcpu, 0, out)
     }
     fn pread(&mut self, fd: i32, off: u64, out: &mut [u8]) -> Result<Result<usize, Errno>, Error> {
         let mut done = 0;
@@ -204,7 +227,8 @@ impl Hw for Cx<'_> {
         self.call(3, [fd as u64, 0, 0, 0, 0, 0]).map(drop)
     }
     fn window(&mut self, call: &WindowCall) -> Result<Result<u64, Errno>, Error> {
-        let ret = self.out.window(self.vcpu, call)?;
+        let block = call.encode();
+        let ret = self.call(block.nr, block.args)?;
         Ok(u64::try_from(ret).map_err(|_| Errno(ret.unsigned_abs() as i32)))
     }
 }

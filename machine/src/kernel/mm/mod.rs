@@ -638,6 +638,17 @@ impl AddressSpace {
         Ok(true)
     }
 
+    /// The private frame behind a page, if it has one.
+    ///
+    /// # Errors
+    /// Guest memory can't be read.
+    pub fn private_frame(&mut self, hw: &mut dyn Hw, va: u64) -> Result<Option<Gpa>, Error> {
+        let entry = self.tables.get(hw, Va(va))?;
+        let frame = self.tables.frame(entry);
+        let private = !self.tables.is_shared(entry) && self.window.place(frame).is_none();
+        Ok((entry != 0 && private).then_some(frame))
+    }
+
     /// Adds an area without a fault or a frame; for the launch.
     ///
     /// # Errors

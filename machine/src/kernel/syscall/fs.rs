@@ -16,7 +16,7 @@ const SLACK: usize = 8192;
 /// Linux never transfers more in one call.
 const RW_MAX: u64 = 0x7fff_f000;
 
-impl Call<'_> {
+impl Call<'_, '_> {
     /// Largest buffer that goes through the bounce area at once.
     fn chunk(&self) -> u64 {
         (self.out.bounce_len() - SLACK.min(self.out.bounce_len() / 2)) as u64
@@ -25,7 +25,9 @@ impl Call<'_> {
     /// SIGPIPE for a write that found nobody reading.
     fn broken_pipe(&mut self, ret: i64) {
         if ret == Errno::EPIPE.ret() {
-            self.kernel.signals.raise(SigInfo::kernel(signal::SIGPIPE));
+            let slot = self.kernel.slot();
+            self.kernel
+                .raise_task(slot, SigInfo::kernel(signal::SIGPIPE));
         }
     }
 
@@ -167,33 +169,33 @@ impl Call<'_> {
 ///
 /// # Errors
 /// As Linux.
-pub fn read(call: &mut Call<'_>) -> SysResult {
+pub fn read(call: &mut Call<'_, '_>) -> SysResult {
     call.transfer()
 }
 /// write(2).
 ///
 /// # Errors
 /// As Linux.
-pub fn write(call: &mut Call<'_>) -> SysResult {
+pub fn write(call: &mut Call<'_, '_>) -> SysResult {
     call.transfer()
 }
 /// pread(2).
 ///
 /// # Errors
 /// As Linux.
-pub fn pread64(call: &mut Call<'_>) -> SysResult {
+pub fn pread64(call: &mut Call<'_, '_>) -> SysResult {
     call.transfer()
 }
 /// pwrite(2).
 ///
 /// # Errors
 /// As Linux.
-pub fn pwrite64(call: &mut Call<'_>) -> SysResult {
+pub fn pwrite64(call: &mut Call<'_, '_>) -> SysResult {
     call.transfer()
 }
 
 /// The position argument of readv's family: `None` for the file's own.
-fn position(call: &Call<'_>) -> Result<Option<u64>, Errno> {
+fn position(call: &Call<'_, '_>) -> Result<Option<u64>, Errno> {
     let positioned = matches!(call.row.nr, 295 | 296 | 327 | 328);
     let v2 = matches!(call.row.nr, 327 | 328);
     if v2 && call.args[5] != 0 {
@@ -211,7 +213,7 @@ fn position(call: &Call<'_>) -> Result<Option<u64>, Errno> {
 ///
 /// # Errors
 /// As Linux.
-pub fn readv(call: &mut Call<'_>) -> SysResult {
+pub fn readv(call: &mut Call<'_, '_>) -> SysResult {
     let [fd, iov, n, ..] = call.args;
     if !guest_fd(fd) {
         return Err(Errno::EBADF.into());
@@ -251,7 +253,7 @@ pub fn readv(call: &mut Call<'_>) -> SysResult {
 ///
 /// # Errors
 /// As Linux.
-pub fn writev(call: &mut Call<'_>) -> SysResult {
+pub fn writev(call: &mut Call<'_, '_>) -> SysResult {
     let [fd, iov, n, ..] = call.args;
     if !guest_fd(fd) {
         return Err(Errno::EBADF.into());
@@ -283,7 +285,7 @@ pub fn writev(call: &mut Call<'_>) -> SysResult {
 ///
 /// # Errors
 /// As Linux.
-pub fn clamped(call: &mut Call<'_>) -> SysResult {
+pub fn clamped(call: &mut Call<'_, '_>) -> SysResult {
     let at = if matches!(call.row.nr, 79 | 318) {
         1
     } else {
@@ -303,7 +305,7 @@ pub fn clamped(call: &mut Call<'_>) -> SysResult {
 ///
 /// # Errors
 /// As Linux; EMFILE if the descriptor is beyond the guest's.
-pub fn new_fd(call: &mut Call<'_>) -> SysResult {
+pub fn new_fd(call: &mut Call<'_, '_>) -> SysResult {
     let ret = call.proxy(&call.args.clone())?;
     Ok(Sys::Ret(call.adopt(ret)?))
 }
@@ -312,7 +314,7 @@ pub fn new_fd(call: &mut Call<'_>) -> SysResult {
 ///
 /// # Errors
 /// As Linux.
-pub fn open(call: &mut Call<'_>) -> SysResult {
+pub fn open(call: &mut Call<'_, '_>) -> SysResult {
     let [path, flags, ..] = call.args;
     open_path(call, path, flags)
 }
@@ -321,12 +323,12 @@ pub fn open(call: &mut Call<'_>) -> SysResult {
 ///
 /// # Errors
 /// As Linux.
-pub fn openat(call: &mut Call<'_>) -> SysResult {
+pub fn openat(call: &mut Call<'_, '_>) -> SysResult {
     let [_, path, flags, ..] = call.args;
     open_path(call, path, flags)
 }
 
-fn open_path(call: &mut Call<'_>, path: u64, flags: u64) -> SysResult {
+fn open_path(call: &mut Call<'_, '_>, path: u64, flags: u64) -> SysResult {
     let text = call.read_str(path)?;
     if let Some(name) = call.own_proc(&text)? {
         let contents = match name {
@@ -346,7 +348,7 @@ fn open_path(call: &mut Call<'_>, path: u64, flags: u64) -> SysResult {
 }
 
 /// A descriptor of a file in memory that holds `contents`.
-fn synthetic(call: &mut Call<'_>, contents: &[u8], flags: u64) -> SysResult {
+fn synthetic(call: &mut Call<'_, '_>, contents: &[u8], flags: u64) -> SysResult {
     if flags & 3 != 0 {
         return Err(Errno::EACCES.into());
     }
@@ -368,7 +370,7 @@ fn synthetic(call: &mut Call<'_>, contents: &[u8], flags: u64) -> SysResult {
 ///
 /// # Errors
 /// As Linux.
-pub fn close(call: &mut Call<'_>) -> SysResult {
+pub fn close(call: &mut Call<'_, '_>) -> SysResult {
     let ret = call.proxy(&call.args.clone())?;
     call.kernel.files.remove(&(call.args[0] as i32));
     Ok(Sys::Ret(ret))
@@ -378,7 +380,7 @@ pub fn close(call: &mut Call<'_>) -> SysResult {
 ///
 /// # Errors
 /// As Linux.
-pub fn close_range(call: &mut Call<'_>) -> SysResult {
+pub fn close_range(call: &mut Call<'_, '_>) -> SysResult {
     let (first, last) = (call.args[0] as u32, call.args[1] as u32);
     if first > last {
         return Err(Errno::EINVAL.into());
@@ -401,7 +403,7 @@ pub fn close_range(call: &mut Call<'_>) -> SysResult {
 ///
 /// # Errors
 /// As Linux.
-pub fn dup(call: &mut Call<'_>) -> SysResult {
+pub fn dup(call: &mut Call<'_, '_>) -> SysResult {
     new_fd(call)
 }
 
@@ -409,7 +411,7 @@ pub fn dup(call: &mut Call<'_>) -> SysResult {
 ///
 /// # Errors
 /// As Linux.
-pub fn dup2(call: &mut Call<'_>) -> SysResult {
+pub fn dup2(call: &mut Call<'_, '_>) -> SysResult {
     let ret = call.proxy(&call.args.clone())?;
     if ret >= 0 && call.args[0] as u32 != call.args[1] as u32 {
         call.kernel.files.remove(&(call.args[1] as i32));
@@ -421,7 +423,7 @@ pub fn dup2(call: &mut Call<'_>) -> SysResult {
 ///
 /// # Errors
 /// As Linux.
-pub fn fcntl(call: &mut Call<'_>) -> SysResult {
+pub fn fcntl(call: &mut Call<'_, '_>) -> SysResult {
     const F_DUPFD: u32 = 0;
     const F_DUPFD_CLOEXEC: u32 = 1030;
     let ret = call.proxy(&call.args.clone())?;
@@ -439,7 +441,7 @@ pub fn fcntl(call: &mut Call<'_>) -> SysResult {
 ///
 /// # Errors
 /// As Linux; EMFILE if a descriptor is beyond the guest's.
-pub fn pipe(call: &mut Call<'_>) -> SysResult {
+pub fn pipe(call: &mut Call<'_, '_>) -> SysResult {
     let ret = call.proxy(&call.args.clone())?;
     if ret < 0 {
         return Ok(Sys::Ret(ret));
@@ -458,7 +460,7 @@ pub fn pipe(call: &mut Call<'_>) -> SysResult {
     Ok(Sys::Ret(ret))
 }
 
-fn read_link(call: &mut Call<'_>, path: u64, buffer: u64, len: u64) -> SysResult {
+fn read_link(call: &mut Call<'_, '_>, path: u64, buffer: u64, len: u64) -> SysResult {
     let text = call.read_str(path)?;
     if call.own_proc(&text)? == Some(b"exe") {
         if len as i32 <= 0 {
@@ -479,7 +481,7 @@ fn read_link(call: &mut Call<'_>, path: u64, buffer: u64, len: u64) -> SysResult
 ///
 /// # Errors
 /// As Linux.
-pub fn readlink(call: &mut Call<'_>) -> SysResult {
+pub fn readlink(call: &mut Call<'_, '_>) -> SysResult {
     let [path, buffer, len, ..] = call.args;
     read_link(call, path, buffer, len)
 }
@@ -488,13 +490,13 @@ pub fn readlink(call: &mut Call<'_>) -> SysResult {
 ///
 /// # Errors
 /// As Linux.
-pub fn readlinkat(call: &mut Call<'_>) -> SysResult {
+pub fn readlinkat(call: &mut Call<'_, '_>) -> SysResult {
     let [_, path, buffer, len, ..] = call.args;
     read_link(call, path, buffer, len)
 }
 
 /// A host timespec at the start of the bounce area.
-impl Call<'_> {
+impl Call<'_, '_> {
     /// Sleeps on the host: `clock_nanosleep(clock, flags, time)`; the raw result.
     ///
     /// # Errors

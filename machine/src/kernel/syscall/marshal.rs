@@ -9,9 +9,12 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use std::sync::atomic::Ordering;
+
 use super::Call;
 use super::table::{Arg, Len, Row, row};
 use crate::kernel::error::{Errno, Error, Fail};
+use crate::hv::hostcall::sleeps;
 use crate::kernel::outside::{HostCall, NULL};
 
 /// Longest path with its NUL.
@@ -208,7 +211,7 @@ pub fn guest_fd(value: u64) -> bool {
 /// # Errors
 /// EFAULT for guest memory that is not there, EBADF for a descriptor that is not the guest's, EINVAL
 /// for what does not fit; or the machine failed.
-pub fn stage(call: &mut Call<'_>, row: &Row, args: &[u64; 6]) -> Result<Staged, Fail> {
+pub fn stage(call: &mut Call<'_, '_>, row: &Row, args: &[u64; 6]) -> Result<Staged, Fail> {
     let mut room = Room {
         next: 0,
         len: call.out.bounce_len(),
@@ -295,7 +298,7 @@ pub fn stage(call: &mut Call<'_>, row: &Row, args: &[u64; 6]) -> Result<Staged, 
 }
 
 fn stage_message(
-    call: &mut Call<'_>,
+    call: &mut Call<'_, '_>,
     room: &mut Room,
     staged: &mut Staged,
     index: usize,
@@ -353,7 +356,7 @@ fn stage_message(
 ///
 /// # Errors
 /// EFAULT if the guest's memory can't be written; or the machine failed.
-pub fn finish(call: &mut Call<'_>, staged: &Staged, ret: i64) -> Result<i64, Fail> {
+pub fn finish(call: &mut Call<'_, '_>, staged: &Staged, ret: i64) -> Result<i64, Fail> {
     // nanosleep and clock_nanosleep write the remaining time only when interrupted
     let fills = if matches!(staged.call.nr, 35 | 230) {
         ret == Errno::EINTR.ret()
@@ -410,7 +413,7 @@ pub fn finish(call: &mut Call<'_>, staged: &Staged, ret: i64) -> Result<i64, Fai
     Ok(ret)
 }
 
-fn copy_out(call: &mut Call<'_>, off: usize, va: u64, n: usize) -> Result<(), Fail> {
+fn copy_out(call: &mut Call<'_, '_>, off: usize, va: u64, n: usize) -> Result<(), Fail> {
     let mut data = core::mem::take(&mut call.kernel.scratch);
     data.clear();
     data.resize(n, 0);
@@ -618,7 +621,7 @@ fn host_message(bounce: &mut [u8], off: u64, receive: bool) -> Result<Box<HostMs
     Ok(m)
 }
 
-impl Call<'_> {
+impl Call<'_, '_> {
     /// One system call through the fence: stage, ask, finish.
     ///
     /// # Errors
@@ -639,7 +642,18 @@ impl Call<'_> {
     fn proxy_as(&mut self, row: &Row, args: &[u64; 6]) -> Result<i64, Fail> {
         let staged = stage(self, row, args)?;
         self.kernel.stats.host_calls += 1;
-        let ret = self.out.host_call(self.vcpu, &staged.call)?;
+        let out = &mut *self.out;
+        let ret = if sleeps(row.nr) {
+            // What may have asked for a look before is looked at now.
+            self.vcpu.state.exit_request.store(0, Ordering::SeqCst);
+            if self.kernel.interrupted() {
+                return Ok(Errno::EINTR.ret());
+            }
+            self.kernel
+                .unlocked(self.vcpu, |vcpu| out.host_call(vcpu, &staged.call))?
+        } else {
+            out.host_call(self.vcpu, &staged.call)?
+        };
         if !(-4095..=i64::MAX).contains(&ret) {
             let what = format!("{} returned {ret}", row.name);
             return Err(Error::Protocol { what }.into());

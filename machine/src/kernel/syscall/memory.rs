@@ -58,7 +58,7 @@ fn aligned(va: u64, len: u64) -> Result<(u64, u64), Errno> {
 ///
 /// # Errors
 /// As Linux.
-pub fn mmap(call: &mut Call<'_>) -> SysResult {
+pub fn mmap(call: &mut Call<'_, '_>) -> SysResult {
     let [addr, len, prot, flags, fd, offset] = call.args;
     let kind = flags & MAP_TYPE;
     if !(1..=3).contains(&kind) || offset % PAGE_SIZE != 0 || len == 0 {
@@ -146,7 +146,7 @@ pub fn mmap(call: &mut Call<'_>) -> SysResult {
 /// What backs a mapping of descriptor `fd`. If the file can't be kept open its contents are returned
 /// in `eager`, to be copied now.
 fn file_backing(
-    call: &mut Call<'_>,
+    call: &mut Call<'_, '_>,
     fd: u64,
     offset: u64,
     len: u64,
@@ -220,7 +220,7 @@ fn file_backing(
 }
 
 /// Whether the host lets a file be mapped shared, and for writing. A sealed file is not, though it may have been opened so.
-fn mappable(call: &mut Call<'_>, fd: i32, writable: bool, prot: Prot) -> Result<bool, Fail> {
+fn mappable(call: &mut Call<'_, '_>, fd: i32, writable: bool, prot: Prot) -> Result<bool, Fail> {
     let check = WindowCall::Check { fd, writable };
     let (_, mut cx) = call.cx();
     match cx.window(&check)? {
@@ -238,7 +238,7 @@ fn mappable(call: &mut Call<'_>, fd: i32, writable: bool, prot: Prot) -> Result<
 }
 
 /// Shared memory without a name: a file of its own, which a forked child has, too.
-fn shared_memory(call: &mut Call<'_>, len: u64) -> Result<Arc<File>, Fail> {
+fn shared_memory(call: &mut Call<'_, '_>, len: u64) -> Result<Arc<File>, Fail> {
     let len = page_up(len).ok_or(Errno::ENOMEM)?;
     let (_, mut cx) = call.cx();
     let fd = cx.window(&WindowCall::Create { len })?;
@@ -260,7 +260,7 @@ fn shared_memory(call: &mut Call<'_>, len: u64) -> Result<Arc<File>, Fail> {
 ///
 /// # Errors
 /// As Linux.
-pub fn ftruncate(call: &mut Call<'_>) -> SysResult {
+pub fn ftruncate(call: &mut Call<'_, '_>) -> SysResult {
     let args = call.args;
     let ret = call.proxy(&args)?;
     if ret == 0 && call.kernel.mm.shares_files() {
@@ -271,7 +271,7 @@ pub fn ftruncate(call: &mut Call<'_>) -> SysResult {
     Ok(Sys::Ret(ret))
 }
 
-fn facts(call: &mut Call<'_>, fd: u64) -> Result<FileFacts, Fail> {
+fn facts(call: &mut Call<'_, '_>, fd: u64) -> Result<FileFacts, Fail> {
     let access = call.host(72, [fd, 3, 0, 0, 0, 0])?; // F_GETFL
     if access < 0 {
         return Err(Errno(access.unsigned_abs() as i32).into());
@@ -296,7 +296,7 @@ fn facts(call: &mut Call<'_>, fd: u64) -> Result<FileFacts, Fail> {
 ///
 /// # Errors
 /// As Linux.
-pub fn mprotect(call: &mut Call<'_>) -> SysResult {
+pub fn mprotect(call: &mut Call<'_, '_>) -> SysResult {
     let (start, end) = aligned(call.args[0], call.args[1])?;
     let prot = Prot::from_arg(call.args[2]);
     let (kernel, mut cx) = call.cx();
@@ -308,7 +308,7 @@ pub fn mprotect(call: &mut Call<'_>) -> SysResult {
 ///
 /// # Errors
 /// As Linux.
-pub fn munmap(call: &mut Call<'_>) -> SysResult {
+pub fn munmap(call: &mut Call<'_, '_>) -> SysResult {
     let (start, end) = aligned(call.args[0], call.args[1]).map_err(|_| Errno::EINVAL)?;
     if start == end {
         return Err(Errno::EINVAL.into());
@@ -322,7 +322,7 @@ pub fn munmap(call: &mut Call<'_>) -> SysResult {
 ///
 /// # Errors
 /// None to the guest: the break it gets says what happened.
-pub fn brk(call: &mut Call<'_>) -> SysResult {
+pub fn brk(call: &mut Call<'_, '_>) -> SysResult {
     let to = call.args[0];
     let (kernel, mut cx) = call.cx();
     Ok(Sys::Ret(kernel.mm.set_brk(&mut cx, to)? as i64))
@@ -332,7 +332,7 @@ pub fn brk(call: &mut Call<'_>) -> SysResult {
 ///
 /// # Errors
 /// As Linux; EINVAL for MREMAP_DONTUNMAP.
-pub fn mremap(call: &mut Call<'_>) -> SysResult {
+pub fn mremap(call: &mut Call<'_, '_>) -> SysResult {
     let [old, len, new_len, flags, to, _] = call.args;
     let (may_move, fixed) = (flags & 1 != 0, flags & 2 != 0);
     if flags & !3 != 0 || (fixed && !may_move) || new_len == 0 {
@@ -356,7 +356,13 @@ pub fn mremap(call: &mut Call<'_>) -> SysResult {
 }
 
 /// mremap(2) of nothing: a second mapping of what a shared one at `old` shows.
-fn again(call: &mut Call<'_>, old: u64, len: u64, to: Option<u64>, may_move: bool) -> SysResult {
+fn again(
+    call: &mut Call<'_, '_>,
+    old: u64,
+    len: u64,
+    to: Option<u64>,
+    may_move: bool,
+) -> SysResult {
     let (start, area) = call.kernel.mm.areas().find(old).ok_or(Errno::EFAULT)?;
     let area = match area.shared_file() {
         Some((file, offset)) if may_move && old.is_multiple_of(PAGE_SIZE) => Vma {
@@ -382,7 +388,7 @@ fn again(call: &mut Call<'_>, old: u64, len: u64, to: Option<u64>, may_move: boo
 ///
 /// # Errors
 /// As Linux.
-pub fn msync(call: &mut Call<'_>) -> SysResult {
+pub fn msync(call: &mut Call<'_, '_>) -> SysResult {
     let (start, end) = aligned(call.args[0], call.args[1])?;
     if call.args[2] & !7 != 0 || call.args[2] & 5 == 5 {
         return Err(Errno::EINVAL.into());
@@ -405,7 +411,7 @@ pub fn msync(call: &mut Call<'_>) -> SysResult {
 ///
 /// # Errors
 /// As Linux.
-pub fn mincore(call: &mut Call<'_>) -> SysResult {
+pub fn mincore(call: &mut Call<'_, '_>) -> SysResult {
     let (start, end) = aligned(call.args[0], call.args[1])?;
     let (kernel, mut cx) = call.cx();
     let map = kernel.mm.resident(&mut cx, start, end)?;
@@ -423,7 +429,7 @@ pub const MADV_SEV_UNSHARE: u64 = 0x5345_5602;
 ///
 /// # Errors
 /// As Linux; EINVAL for advice that is not a hint and not done.
-pub fn madvise(call: &mut Call<'_>) -> SysResult {
+pub fn madvise(call: &mut Call<'_, '_>) -> SysResult {
     let (start, end) = aligned(call.args[0], call.args[1]).map_err(|_| Errno::EINVAL)?;
     let advised = advice(call.args[2]);
     let (kernel, mut cx) = call.cx();

@@ -5,7 +5,7 @@ use sevlab_cpu::state::seg;
 use super::marshal::GUEST_FDS;
 use super::{Call, DONE, Sys, SysResult};
 use crate::kernel::GuestEnd;
-use crate::kernel::error::{Errno, Error, Fail};
+use crate::kernel::error::{Errno, Fail};
 
 const RLIMIT_STACK: u64 = 3;
 const RLIMIT_NOFILE: u64 = 7;
@@ -32,15 +32,82 @@ pub fn initial_limits(stack: u64) -> Limits {
     limits
 }
 
-/// exit(2), exit_group(2).
+/// exit(2): the thread ends.
 ///
 /// # Errors
-/// The machine can't go on.
-pub fn exit(call: &mut Call<'_>) -> SysResult {
+/// None.
+pub fn exit(call: &mut Call<'_, '_>) -> SysResult {
+    Ok(Sys::Exit((call.args[0] & 0xff) as i32))
+}
+
+/// exit_group(2): the process ends.
+///
+/// # Errors
+/// None.
+pub fn exit_group(call: &mut Call<'_, '_>) -> SysResult {
     Ok(Sys::End(GuestEnd::Exited((call.args[0] & 0xff) as i32)))
 }
 
-fn get_limit(call: &mut Call<'_>, resource: u64, va: u64) -> Result<(), Fail> {
+/// gettid(2).
+///
+/// # Errors
+/// The exit failed.
+pub fn gettid(call: &mut Call<'_, '_>) -> SysResult {
+    Ok(Sys::Ret(i64::from(call.tid()?)))
+}
+
+/// set_tid_address(2).
+///
+/// # Errors
+/// The exit failed.
+pub fn set_tid_address(call: &mut Call<'_, '_>) -> SysResult {
+    call.kernel.task().clear_tid = call.args[0];
+    gettid(call)
+}
+
+/// set_robust_list(2).
+///
+/// # Errors
+/// EINVAL for a head of another size.
+pub fn set_robust_list(call: &mut Call<'_, '_>) -> SysResult {
+    let [head, len, ..] = call.args;
+    if len != 24 {
+        return Err(Errno::EINVAL.into());
+    }
+    call.kernel.task().robust = head;
+    DONE
+}
+
+/// get_robust_list(2), inside the process.
+///
+/// # Errors
+/// ESRCH for a thread of another process.
+pub fn get_robust_list(call: &mut Call<'_, '_>) -> SysResult {
+    let [tid, head, len, ..] = call.args;
+    let slot = match tid as i32 {
+        0 => call.kernel.slot(),
+        tid => call.kernel.slot_of(tid).ok_or(Errno::ESRCH)?,
+    };
+    let robust = call.kernel.tasks[slot].as_ref().map_or(0, |t| t.robust);
+    call.write_user(head, &robust.to_le_bytes())?;
+    call.write_user(len, &24u64.to_le_bytes())?;
+    DONE
+}
+
+impl Call<'_, '_> {
+    /// The thread's id. The first thread's is the process's.
+    ///
+    /// # Errors
+    /// The exit failed.
+    pub fn tid(&mut self) -> Result<i32, Fail> {
+        if self.kernel.task().tid == 0 {
+            self.kernel.task().tid = self.pid()?;
+        }
+        Ok(self.kernel.task().tid)
+    }
+}
+
+fn get_limit(call: &mut Call<'_, '_>, resource: u64, va: u64) -> Result<(), Fail> {
     let limit = *usize::try_from(resource)
         .ok()
         .and_then(|r| call.kernel.limits.get(r))
@@ -54,7 +121,7 @@ fn get_limit(call: &mut Call<'_>, resource: u64, va: u64) -> Result<(), Fail> {
     Ok(())
 }
 
-fn set_limit(call: &mut Call<'_>, resource: u64, new: [u64; 2]) -> Result<(), Fail> {
+fn set_limit(call: &mut Call<'_, '_>, resource: u64, new: [u64; 2]) -> Result<(), Fail> {
     let slot = usize::try_from(resource)
         .ok()
         .and_then(|r| call.kernel.limits.get_mut(r))
@@ -76,7 +143,7 @@ fn set_limit(call: &mut Call<'_>, resource: u64, new: [u64; 2]) -> Result<(), Fa
 ///
 /// # Errors
 /// As Linux.
-pub fn getrlimit(call: &mut Call<'_>) -> SysResult {
+pub fn getrlimit(call: &mut Call<'_, '_>) -> SysResult {
     let [resource, va, ..] = call.args;
     get_limit(call, resource, va)?;
     DONE
@@ -86,7 +153,7 @@ pub fn getrlimit(call: &mut Call<'_>) -> SysResult {
 ///
 /// # Errors
 /// As Linux.
-pub fn setrlimit(call: &mut Call<'_>) -> SysResult {
+pub fn setrlimit(call: &mut Call<'_, '_>) -> SysResult {
     let [resource, va, ..] = call.args;
     let new = [call.read_u64(va)?, call.read_u64(va.wrapping_add(8))?];
     set_limit(call, resource, new)?;
@@ -97,7 +164,7 @@ pub fn setrlimit(call: &mut Call<'_>) -> SysResult {
 ///
 /// # Errors
 /// As Linux; EPERM for another process.
-pub fn prlimit64(call: &mut Call<'_>) -> SysResult {
+pub fn prlimit64(call: &mut Call<'_, '_>) -> SysResult {
     let [pid, resource, new, old, ..] = call.args;
     if pid != 0 && pid as i32 != call.pid()? {
         return Err(Errno::EPERM.into());
@@ -117,7 +184,7 @@ pub fn prlimit64(call: &mut Call<'_>) -> SysResult {
 ///
 /// # Errors
 /// As Linux.
-pub fn sysinfo(call: &mut Call<'_>) -> SysResult {
+pub fn sysinfo(call: &mut Call<'_, '_>) -> SysResult {
     let ret = call.proxy(&call.args.clone())?;
     if ret == 0 {
         let frames = call.kernel.mm.frames();
@@ -136,7 +203,7 @@ pub fn sysinfo(call: &mut Call<'_>) -> SysResult {
 ///
 /// # Errors
 /// EINVAL for another.
-pub fn personality(call: &mut Call<'_>) -> SysResult {
+pub fn personality(call: &mut Call<'_, '_>) -> SysResult {
     const ADDR_NO_RANDOMIZE: u32 = 0x4_0000;
     match call.args[0] as u32 {
         0 | u32::MAX | ADDR_NO_RANDOMIZE => DONE,
@@ -148,7 +215,7 @@ pub fn personality(call: &mut Call<'_>) -> SysResult {
 ///
 /// # Errors
 /// EINVAL for what is not supported.
-pub fn prctl(call: &mut Call<'_>) -> SysResult {
+pub fn prctl(call: &mut Call<'_, '_>) -> SysResult {
     let [option, arg, ..] = call.args;
     match option as u32 {
         15 => {
@@ -161,11 +228,11 @@ pub fn prctl(call: &mut Call<'_>) -> SysResult {
                 }
                 *b = byte[0];
             }
-            call.kernel.comm = name;
+            call.kernel.task().comm = name;
             DONE
         }
         16 => {
-            let name = call.kernel.comm;
+            let name = call.kernel.task().comm;
             call.write_user(arg, &name)?;
             DONE
         }
@@ -180,7 +247,7 @@ pub fn prctl(call: &mut Call<'_>) -> SysResult {
 ///
 /// # Errors
 /// EPERM for a base that is no user address, EINVAL for another code.
-pub fn arch_prctl(call: &mut Call<'_>) -> SysResult {
+pub fn arch_prctl(call: &mut Call<'_, '_>) -> SysResult {
     let [code, value, ..] = call.args;
     match code {
         0x1001 | 0x1002 => {
@@ -201,10 +268,3 @@ pub fn arch_prctl(call: &mut Call<'_>) -> SysResult {
     }
 }
 
-/// set_tid_address(2).
-///
-/// # Errors
-/// The exit failed.
-pub fn set_tid_address(call: &mut Call<'_>) -> SysResult {
-    Ok::<_, Error>(Sys::Ret(call.host(186, [0; 6])?)).map_err(Fail::from)
-}

@@ -4,7 +4,7 @@
 //! half refuses by it whatever a call's row does not describe. See [`super::marshal`]. A number
 //! without a row is ENOSYS, and counted.
 
-use super::{Call, SysResult, fs, memory, misc, proc, signals};
+use super::{Call, SysResult, clone, exec, fs, futex, memory, misc, proc, signals};
 use crate::kernel::error::Errno;
 
 /// How long what a pointer argument points at is.
@@ -54,7 +54,7 @@ pub enum Arg {
 }
 
 /// A handler in the guest kernel.
-pub type KernelFn = fn(&mut Call<'_>) -> SysResult;
+pub type KernelFn = fn(&mut Call<'_, '_>) -> SysResult;
 
 /// Who answers a system call.
 #[derive(Clone, Copy, Debug)]
@@ -192,12 +192,12 @@ pub static ROWS: &[Row] = rows! {
     53  socketpair [Int, Int, Int, Out(Len::Bytes(8))] Front(fs::pipe);
     54  setsockopt [Fd, Int, Int, In(Len::Arg(4))] Proxy;
     55  getsockopt [Fd, Int, Int, Out(Len::Via(4)), SOCKLEN] Proxy;
-    56  clone [] ENOSYS;
-    57  fork [] ENOSYS;
-    58  vfork [] ENOSYS;
-    59  execve [] ENOSYS;
+    56  clone [] Kernel(clone::clone);
+    57  fork [] Kernel(clone::fork);
+    58  vfork [] Kernel(clone::vfork);
+    59  execve [] Kernel(exec::execve);
     60  exit [] Kernel(proc::exit);
-    61  wait4 [Int, Out(Len::Bytes(4)), Int, RUSAGE] Refuse(Errno::ECHILD);
+    61  wait4 [Int, Out(Len::Bytes(4)), Int, RUSAGE] Proxy;
     62  kill [] Front(signals::kill);
     63  uname [Out(Len::Bytes(390))] Proxy;
     64  semget [] ENOSYS;
@@ -257,7 +257,7 @@ pub static ROWS: &[Row] = rows! {
     126 capset [] Refuse(Errno::EPERM);
     127 rt_sigpending [] Kernel(signals::rt_sigpending);
     128 rt_sigtimedwait [] Kernel(signals::rt_sigtimedwait);
-    129 rt_sigqueueinfo [] Kernel(signals::rt_sigqueueinfo);
+    129 rt_sigqueueinfo [Int, Int, In(Len::Bytes(128))] Front(signals::rt_sigqueueinfo);
     130 rt_sigsuspend [] Kernel(signals::rt_sigsuspend);
     131 sigaltstack [] Kernel(signals::sigaltstack);
     132 utime [Path, In(Len::Bytes(16))] Proxy;
@@ -285,7 +285,7 @@ pub static ROWS: &[Row] = rows! {
     162 sync [] Proxy;
     165 mount [] Refuse(Errno::EPERM);
     166 umount2 [] Refuse(Errno::EPERM);
-    186 gettid [] Proxy;
+    186 gettid [] Kernel(proc::gettid);
     187 readahead [Fd] Proxy;
     188 setxattr [Path, Path, In(Len::Arg(3))] Proxy;
     189 lsetxattr [Path, Path, In(Len::Arg(3))] Proxy;
@@ -299,9 +299,9 @@ pub static ROWS: &[Row] = rows! {
     197 removexattr [Path, Path] Proxy;
     198 lremovexattr [Path, Path] Proxy;
     199 fremovexattr [Fd, Path] Proxy;
-    200 tkill [] Kernel(signals::tkill);
+    200 tkill [] Front(signals::tkill);
     201 time [Out(Len::Bytes(8))] Proxy;
-    202 futex [] Kernel(misc::futex);
+    202 futex [] Kernel(futex::futex);
     203 sched_setaffinity [] Kernel(misc::nothing);
     204 sched_getaffinity [] Kernel(misc::sched_getaffinity);
     213 epoll_create [] Front(fs::new_fd);
@@ -313,15 +313,15 @@ pub static ROWS: &[Row] = rows! {
     228 clock_gettime [Int, TIMESPEC_OUT] Proxy;
     229 clock_getres [Int, TIMESPEC_OUT] Proxy;
     230 clock_nanosleep [Int, Int, TIMESPEC_IN, TIMESPEC_OUT] Proxy;
-    231 exit_group [] Kernel(proc::exit);
+    231 exit_group [] Kernel(proc::exit_group);
     232 epoll_wait [Fd, OutRet(Len::Times(2, 12), 12)] Proxy;
     233 epoll_ctl [Fd, Int, Fd, In(Len::Bytes(12))] Proxy;
-    234 tgkill [] Kernel(signals::tgkill);
+    234 tgkill [] Front(signals::tgkill);
     235 utimes [Path, In(Len::Bytes(32))] Proxy;
     237 mbind [] ENOSYS;
     238 set_mempolicy [] ENOSYS;
     239 get_mempolicy [] ENOSYS;
-    247 waitid [] Refuse(Errno::ECHILD);
+    247 waitid [Int, Int, Out(Len::Bytes(128)), Int, RUSAGE] Proxy;
     251 ioprio_set [] Kernel(misc::nothing);
     252 ioprio_get [] Kernel(misc::nothing);
     253 inotify_init [] Front(fs::new_fd);
@@ -342,8 +342,8 @@ pub static ROWS: &[Row] = rows! {
     269 faccessat [DirFd, Path] Proxy;
     270 pselect6 [Int, FDSET, FDSET, FDSET, InOut(Len::Bytes(16)), Null] Front(signals::pselect6);
     271 ppoll [InOut(Len::Times(1, 8)), Int, InOut(Len::Bytes(16)), Null] Front(signals::ppoll);
-    273 set_robust_list [] Kernel(misc::nothing);
-    274 get_robust_list [] ENOSYS;
+    273 set_robust_list [] Kernel(proc::set_robust_list);
+    274 get_robust_list [] Kernel(proc::get_robust_list);
     275 splice [Fd, OFF, Fd, OFF] Proxy;
     276 tee [Fd, Fd] Proxy;
     277 sync_file_range [Fd] Proxy;
@@ -364,6 +364,7 @@ pub static ROWS: &[Row] = rows! {
     294 inotify_init1 [] Front(fs::new_fd);
     295 preadv [] Kernel(fs::readv);
     296 pwritev [] Kernel(fs::writev);
+    297 rt_tgsigqueueinfo [] Kernel(signals::rt_tgsigqueueinfo);
     302 prlimit64 [] Kernel(proc::prlimit64);
     306 syncfs [Fd] Proxy;
     309 getcpu [] Kernel(misc::getcpu);
@@ -374,7 +375,7 @@ pub static ROWS: &[Row] = rows! {
     317 seccomp [] ENOSYS;
     318 getrandom [BUF1] Front(fs::clamped);
     319 memfd_create [Path] Front(fs::new_fd);
-    322 execveat [] ENOSYS;
+    322 execveat [] Kernel(exec::execveat);
     324 membarrier [] ENOSYS;
     325 mlock2 [] Kernel(misc::nothing);
     326 copy_file_range [Fd, OFF, Fd, OFF] Proxy;
@@ -384,7 +385,7 @@ pub static ROWS: &[Row] = rows! {
     334 rseq [] ENOSYS;
     425 io_uring_setup [] ENOSYS;
     434 pidfd_open [] ENOSYS;
-    435 clone3 [] ENOSYS;
+    435 clone3 [] Kernel(clone::clone3);
     436 close_range [] Front(fs::close_range);
     437 openat2 [] ENOSYS;
     439 faccessat2 [DirFd, Path] Proxy;

@@ -10,6 +10,7 @@ use crate::kernel::error::Fail;
 use crate::kernel::mm::{
     AddressSpace, Backing, Fault, File, Hw, MMAP_TOP, Place, Prot, USER_END, Vma,
 };
+use crate::kernel::outside::WindowCall;
 
 const P: u64 = PAGE_SIZE;
 

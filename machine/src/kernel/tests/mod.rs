@@ -16,7 +16,7 @@ use sevlab_cpu::{Stop, Vcpu, VcpuConfig};
 use sevlab_memctl::{CacheMode, CipherKind, Config, Domain, MemCtl};
 
 use super::error::{Errno, Error};
-use super::outside::{HostCall, Outside, WindowCall};
+use super::outside::{HostCall, Outside};
 use super::syscall::marshal::check;
 use super::{GuestEnd, Image, ImageConfig, Kernel, image};
 use crate::config::Engine;
@@ -105,11 +105,11 @@ impl Outside for Direct {
     fn share(&mut self, _: &mut Vcpu, _: Gpa, _: u64, _: bool) -> Result<(), Error> {
         Ok(())
     }
+    fn create_vcpu(&mut self, _: &mut Vcpu, _: usize, _: Gpa, _: &[u8]) -> Result<(), Error> {
+        Ok(())
+    }
     fn nested_fault(&mut self, _: &mut Vcpu, gpa: Gpa, error: u64) -> Result<(), Error> {
         Err(Error::NotMapped { gpa, error })
-    }
-    fn window(&mut self, _: &mut Vcpu, _: &WindowCall) -> Result<i64, Error> {
-        Ok(-i64::from(libc::ENODEV))
     }
 }
 
