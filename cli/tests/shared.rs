@@ -11,6 +11,7 @@ use common::compare::Case;
 use common::{Mode, all_modes, compile_c, sevlab_run};
 
 const SOURCE: &str = include_str!("shared/mappings.c");
+const FORKED: &str = include_str!("shared/forked.c");
 const PARTNER: &str = include_str!("shared/partner.c");
 
 #[test]
@@ -18,6 +19,15 @@ fn mappings_are_what_they_are_natively() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let flags = ["-O1", "-w"];
     if let Some(program) = compile_c(SOURCE, folder.path(), "mappings", &flags) {
+        Case::new(program, &[]).check(&all_modes());
+    }
+}
+
+#[test]
+fn a_forked_child_shares_what_is_mapped_shared() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let flags = ["-O1", "-w"];
+    if let Some(program) = compile_c(FORKED, folder.path(), "forked", &flags) {
         Case::new(program, &[]).check(&all_modes());
     }
 }
