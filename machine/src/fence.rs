@@ -566,7 +566,7 @@ impl Outside for Fence<'_> {
             },
         });
         match self.event(vcpu, session, &request)? {
-            Response::Done => Ok(()),
+            Response::Info(0) => Ok(()),
             _ => Err(protocol("AP creation failed")),
         }
     }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use crate::doorbell::{interrupt, kick_signal};
-use crate::kernel::signal::SigInfo;
+use crate::kernel::signal::{STOP_SIGNALS, SigInfo, bit};
 use crate::kernel::{GuestEnd, Process};
 
 /// Signals that are never forwarded: uncatchable, or about the host's own code. SIGPIPE stays ignored,
@@ -223,7 +223,7 @@ impl Forwarding {
         let inbox = process.inbox();
         INBOX.store(Arc::as_ptr(&inbox).cast_mut(), Ordering::Release);
         let mut old = Vec::new();
-        for signo in (1..=LAST).filter(|s| !OWN.contains(s)) {
+        for signo in (1..=LAST).filter(|s| !OWN.contains(s) && !stops(*s)) {
             // SAFETY: zeroed is a valid `sigaction`; the calls get live locals. The C library refuses
             // the signals it keeps to itself.
             unsafe {
@@ -246,8 +246,58 @@ impl Forwarding {
     }
 }
 
+/// Whether a signal's default action is the host's to carry out.
+fn stops(signo: i32) -> bool {
+    STOP_SIGNALS & bit(signo) != 0
+}
+
+/// Has the calling thread block these stop signals, and no others.
+pub(crate) fn block(set: u64) -> i64 {
+    // SAFETY: plain calls on live locals.
+    unsafe {
+        let mut mask: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut mask);
+        for signo in (1..=LAST).filter(|s| set & bit(*s) != 0) {
+            libc::sigaddset(&raw mut mask, signo);
+        }
+        -i64::from(libc::pthread_sigmask(libc::SIG_SETMASK, &raw const mask, ptr::null_mut()))
+    }
+}
+
+/// What becomes of a stop signal, or of SIGCHLD: reported (0), ignored (1), or the host's default (2).
+pub(crate) fn action(signo: i32, what: u64, flags: u64) -> i64 {
+    let allowed = stops(signo) || signo == libc::SIGCHLD;
+    if !allowed || !ACTIVE.load(Ordering::Acquire) {
+        return -i64::from(libc::EINVAL);
+    }
+    let done = match what {
+        0 => catch_with(signo, flags as i32 & (libc::SA_NOCLDSTOP | libc::SA_NOCLDWAIT)),
+        // SAFETY: a plain call.
+        1 => unsafe { libc::signal(signo, libc::SIG_IGN) != libc::SIG_ERR },
+        // SAFETY: a plain call.
+        _ => unsafe { libc::signal(signo, libc::SIG_DFL) != libc::SIG_ERR },
+    };
+    if done { 0 } else { -i64::from(libc::EINVAL) }
+}
+
+/// Stops this process by a signal whose default action that is.
+pub(crate) fn stop(signo: i32) -> i64 {
+    let signo = if stops(signo) { signo } else { libc::SIGSTOP };
+    // SAFETY: plain calls.
+    unsafe {
+        if stops(signo) {
+            libc::signal(signo, libc::SIG_DFL);
+        }
+        i64::from(libc::kill(libc::getpid(), signo))
+    }
+}
+
 /// Installs the handler for one signal.
 fn catch(signo: i32) -> bool {
+    catch_with(signo, 0)
+}
+
+fn catch_with(signo: i32, flags: i32) -> bool {
     // SAFETY: zeroed is a valid `sigaction`, filled in below.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
@@ -255,7 +305,7 @@ fn catch(signo: i32) -> bool {
         action.sa_sigaction = handler as usize;
         // Guest code runs with a stack pointer of its own making only inside translated code,
         // which keeps the host's; still, an alternate stack is the safer place.
-        action.sa_flags = libc::SA_ONSTACK | libc::SA_SIGINFO;
+        action.sa_flags = libc::SA_ONSTACK | libc::SA_SIGINFO | flags;
         libc::sigfillset(&raw mut action.sa_mask);
         libc::sigaction(signo, &raw const action, ptr::null_mut()) == 0
     }

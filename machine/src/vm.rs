@@ -209,6 +209,16 @@ impl Machine {
         Ok(())
     }
 
+    /// [`Machine::world_by`] with the hypervisor itself.
+    #[cfg(test)]
+    fn world<R: 'static>(
+        &mut self,
+        regions: Regions,
+        guest: impl FnOnce(&mut Vcpu, &mut Fence<'_>) -> R + 'static,
+    ) -> Result<R, Error> {
+        self.world_by(regions, guest, &mut Hypervisor::handle)
+    }
+
     /// The loop of world switches of the first vCPU, with a guest half of the caller's and `answer` in the
     /// hypervisor's place: for tests of what both halves must withstand.
     #[cfg(test)]

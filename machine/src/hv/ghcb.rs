@@ -188,7 +188,7 @@ impl Hypervisor {
             }) => match self.layout.spa(vmsa).filter(|_| vmsa.offset() == 0) {
                 Some(spa) => {
                     self.created.insert(apic_id, spa);
-                    Response::Done
+                    Response::Info(0)
                 }
                 None => return Ok(Answer::Exception(EventInjection::exception(13, Some(0)))),
             },

@@ -18,6 +18,8 @@ use zerocopy::{FromZeros, IntoBytes};
 use super::Hypervisor;
 use crate::doorbell::{Deadline, Doorbell, interruptible};
 use crate::error::Error;
+use crate::host;
+use crate::kernel::signal::STOP_SIGNALS;
 use crate::kernel::outside::{HostCall, WindowCall, machine_call};
 use crate::kernel::syscall::marshal;
 use crate::layout::Layout;
@@ -250,6 +252,9 @@ impl Hypervisor {
                 Some(board) => self.fork(&*board, vcpu, a[0] != 0),
                 None => -i64::from(libc::EAGAIN),
             },
+            machine_call::BLOCK => host::block(a[0] & STOP_SIGNALS),
+            machine_call::ACTION => host::action(a[0] as i32, a[1], a[2]),
+            machine_call::STOP => host::stop(a[0] as i32),
             machine_call::VFORK_WAIT => self.vfork_wait(),
             machine_call::VFORK_GIVE => self.vfork_give(a[0]),
             machine_call::VFORK_DONE => {

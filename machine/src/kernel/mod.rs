@@ -41,7 +41,7 @@ use crate::layout::MAX_CPUS;
 use mm::{AddressSpace, Cx, Fault};
 use signal::{
     AltStack, DefaultAction, SA_NODEFER, SA_ONSTACK, SA_RESETHAND, SA_RESTART, SIG_DFL, SIG_IGN,
-    SIGBUS, SIGILL, SIGKILL, SIGSEGV, SIGSTOP, SigInfo, Signals, bit,
+    SIGBUS, SIGILL, SIGKILL, SIGSEGV, SigInfo, Signals, bit,
 };
 use syscall::futex::Waiter;
 use syscall::memory::CachedFile;
@@ -383,15 +383,11 @@ impl Kernel {
                 (SIG_IGN, _) | (SIG_DFL, DefaultAction::Ignore) => {}
                 (SIG_DFL, DefaultAction::Terminate) => return Ok(Some(GuestEnd::Killed(signo))),
                 (SIG_DFL, DefaultAction::Stop) => {
-                    let pid = out.host_call(
-                        vcpu,
-                        &HostCall {
-                            nr: 39,
-                            args: [0; 6],
-                        },
-                    )?;
-                    let stop = [pid as u64, SIGSTOP as u64, 0, 0, 0, 0];
-                    out.host_call(vcpu, &HostCall { nr: 62, args: stop })?;
+                    let stop = HostCall {
+                        nr: outside::machine_call::STOP,
+                        args: [signo as u64, 0, 0, 0, 0, 0],
+                    };
+                    out.host_call(vcpu, &stop)?;
                 }
                 _ => self.call_handler(vcpu, out, action, &info)?,
             }
@@ -420,6 +416,7 @@ impl Kernel {
         {
             restart(vcpu, nr);
         }
+        self.task().resume = None;
         let s = &mut self.task().signals;
         let mask = s.saved_mask.take().unwrap_or(s.mask);
         let (alt, last) = (s.alt, s.last_fault);
@@ -481,8 +478,8 @@ impl Process {
                 return locked.leave(vcpu, out);
             }
             if let Some(end) = locked.deliver(vcpu, out)? {
-                let end = locked.end_process(end);
-                return Ok(TaskEnd::Process(end));
+                locked.end_process(end);
+                return locked.leave(vcpu, out);
             }
             drop(locked);
             vcpu.checkpoint();
@@ -491,8 +488,10 @@ impl Process {
             vcpu.state.exit_request.store(0, Ordering::SeqCst);
             vcpu.checkpoint();
             locked = self.lock(slot, vcpu);
-            if let Some(end) = Kernel::answer(&mut locked, vcpu, out, stop)? {
-                return Ok(end);
+            match Kernel::answer(&mut locked, vcpu, out, stop)? {
+                Some(TaskEnd::Process(_)) => return locked.leave(vcpu, out),
+                Some(end) => return Ok(end),
+                None => {}
             }
             if std::mem::take(&mut locked.cloned) {
                 runner.forked(vcpu);

@@ -45,14 +45,22 @@ pub mod machine_call {
     pub const VFORK_GIVE: i64 = -5;
     /// A clone lets its original go.
     pub const VFORK_DONE: i64 = -6;
+    /// The host thread blocks exactly these of its process's signals.
+    pub const BLOCK: i64 = -7;
+    /// The process's host signal argument 0 is ignored (1), has its default action (2), or is reported (0),
+    /// with these `SA_NOCLDSTOP` and `SA_NOCLDWAIT` in argument 2. For signals whose default action the
+    /// host carries out.
+    pub const ACTION: i64 = -8;
+    /// The process stops by this signal.
+    pub const STOP: i64 = -9;
     /// [`WindowCall::Map`](super::WindowCall::Map).
-    pub const WINDOW_MAP: i64 = -7;
+    pub const WINDOW_MAP: i64 = -20;
     /// [`WindowCall::Unmap`](super::WindowCall::Unmap).
-    pub const WINDOW_UNMAP: i64 = -8;
+    pub const WINDOW_UNMAP: i64 = -21;
     /// [`WindowCall::Check`](super::WindowCall::Check).
-    pub const WINDOW_CHECK: i64 = -9;
+    pub const WINDOW_CHECK: i64 = -22;
     /// [`WindowCall::Create`](super::WindowCall::Create).
-    pub const WINDOW_CREATE: i64 = -10;
+    pub const WINDOW_CREATE: i64 = -23;
 }
 
 /// The world outside the guest, as the guest kernel reaches it.

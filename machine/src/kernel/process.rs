@@ -12,9 +12,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use sevlab_arch::Gpa;
 use sevlab_cpu::Vcpu;
 
-use super::signal::{SigInfo, TaskSignals, UNBLOCKABLE, bit};
+use super::signal::{STOP_SIGNALS, SigInfo, TaskSignals, UNBLOCKABLE, bit};
 use super::{GuestEnd, Kernel};
-use crate::doorbell::Doorbell;
+use crate::doorbell::{Deadline, Doorbell};
 use crate::host::Inbox;
 use crate::layout::MAX_CPUS;
 
@@ -33,6 +33,10 @@ pub struct Task {
     pub comm: [u8; 16],
     /// The futex it is queued at; `None` once it is woken.
     pub futex: Option<u64>,
+    /// A sleep that a signal has cut short without running a handler: its call's number, and until when.
+    pub resume: Option<(i64, Deadline)>,
+    /// Which of the terminal's stop signals the host thread blocks for it.
+    pub host_mask: u64,
     /// The frame of its save area, kept for the next thread in this place.
     pub vmsa: Option<Gpa>,
 }
@@ -209,6 +213,17 @@ impl Kernel {
     }
 
     // ---- signals ----
+
+    /// The stop signals that the host's terminal raises are the host's to deliver, so it must know which of
+    /// them the current thread blocks: the new set, if the host has another.
+    pub fn host_mask_changed(&mut self) -> Option<u64> {
+        let task = self.task();
+        let wanted = task.signals.mask & STOP_SIGNALS;
+        (task.host_mask != wanted).then(|| {
+            task.host_mask = wanted;
+            wanted
+        })
+    }
 
     /// Sends a signal to the process: to whichever thread does not block it.
     pub fn raise(&mut self, info: SigInfo) {

@@ -57,6 +57,10 @@ const SYNCHRONOUS: u64 =
 /// Never blocked.
 pub const UNBLOCKABLE: u64 = bit(SIGKILL) | bit(SIGSTOP);
 
+/// Signals by which a terminal stops a process. The host delivers their default action, and knows who
+/// blocks them.
+pub const STOP_SIGNALS: u64 = bit(SIGTSTP) | bit(SIGTTIN) | bit(SIGTTOU);
+
 /// The bit of a signal in a set.
 #[must_use]
 pub const fn bit(signo: i32) -> u64 {

@@ -187,6 +187,8 @@ fn thread(call: &mut Call<'_, '_>, w: &Wanted) -> SysResult {
         robust: 0,
         comm: parent.comm,
         futex: None,
+        resume: None,
+        host_mask: parent.host_mask,
         vmsa: Some(frame),
     });
     call.kernel.busy[slot] = true;

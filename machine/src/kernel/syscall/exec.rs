@@ -14,7 +14,9 @@ use crate::kernel::error::{Errno, Error, Fail};
 use crate::kernel::image::{Program, Source};
 use crate::kernel::mm::{Cx, File, Hw, USER_END};
 use crate::kernel::outside::HostCall;
-use crate::kernel::signal::{AltStack, SIGKILL};
+use crate::kernel::signal::{
+    Action, AltStack, SIG_IGN, SIGCHLD, SIGKILL, SIGTSTP, SIGTTIN, SIGTTOU,
+};
 use crate::kernel::{GuestEnd, comm_of};
 
 /// Most bytes of arguments and environment together (Linux: a quarter of the stack's limit).
@@ -89,6 +91,11 @@ fn execute(call: &mut Call<'_, '_>, path: Vec<u8>, argv: u64, envp: u64) -> SysR
     // From here on there is no way back.
     close_on_exec(call)?;
     call.kernel.leave_vfork(call.vcpu, call.out)?;
+    for signo in [SIGCHLD, SIGTSTP, SIGTTIN, SIGTTOU] {
+        if call.kernel.signals.action(signo).handler > SIG_IGN {
+            call.tell_host(signo, &Action::default())?;
+        }
+    }
     let random = call.random_bytes()?;
     let (kernel, mut cx) = call.cx();
     kernel.template.set_random(random);

@@ -15,7 +15,7 @@ use super::Call;
 use super::table::{Arg, Len, Row, row};
 use crate::kernel::error::{Errno, Error, Fail};
 use crate::hv::hostcall::sleeps;
-use crate::kernel::outside::{HostCall, NULL};
+use crate::kernel::outside::{HostCall, NULL, machine_call};
 
 /// Longest path with its NUL.
 pub const PATH_MAX: usize = 4096;
@@ -642,6 +642,9 @@ impl Call<'_, '_> {
     fn proxy_as(&mut self, row: &Row, args: &[u64; 6]) -> Result<i64, Fail> {
         let staged = stage(self, row, args)?;
         self.kernel.stats.host_calls += 1;
+        if let Some(set) = self.kernel.host_mask_changed() {
+            self.host(machine_call::BLOCK, [set, 0, 0, 0, 0, 0])?;
+        }
         let out = &mut *self.out;
         let ret = if sleeps(row.nr) {
             // What may have asked for a look before is looked at now.

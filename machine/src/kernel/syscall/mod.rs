@@ -12,6 +12,7 @@ pub mod memory;
 pub mod misc;
 pub mod proc;
 pub mod signals;
+pub mod sleep;
 pub mod table;
 
 use sevlab_cpu::state::gpr;

@@ -9,7 +9,10 @@ use crate::kernel::mm::USER_END;
 use crate::doorbell::Deadline;
 use crate::kernel::outside::{HostCall, NULL, machine_call};
 use crate::kernel::sigframe;
-use crate::kernel::signal::{self, Action, AltStack, SIG_MAX, SigInfo, UNBLOCKABLE, bit};
+use crate::kernel::signal::{
+    self, Action, AltStack, SIG_DFL, SIG_IGN, SIG_MAX, SIGCHLD, STOP_SIGNALS, SigInfo, UNBLOCKABLE,
+    bit,
+};
 
 /// Smallest alternate stack (`MINSIGSTKSZ`).
 const MINSIGSTKSZ: u64 = 2048;
@@ -76,6 +79,7 @@ pub fn rt_sigaction(call: &mut Call<'_, '_>) -> SysResult {
     }
     if let Some(action) = wanted {
         call.kernel.signals.set_action(n, action);
+        call.tell_host(n, &action)?;
         if call.kernel.signals.ignored(n) {
             call.kernel.discard_signal(n);
         }
@@ -326,6 +330,24 @@ impl Call<'_, '_> {
             .kernel
             .unlocked(self.vcpu, |vcpu| out.host_call(vcpu, &call))?;
         Ok(ret != 0)
+    }
+
+    /// The host carries out what some signals do without a handler, so it is told which have none.
+    ///
+    /// # Errors
+    /// The exit failed.
+    pub fn tell_host(&mut self, n: i32, action: &Action) -> Result<(), Fail> {
+        if n != SIGCHLD && STOP_SIGNALS & bit(n) == 0 {
+            return Ok(());
+        }
+        let what = match action.handler {
+            SIG_IGN => 1,
+            SIG_DFL if n != SIGCHLD => 2,
+            _ => 0,
+        };
+        let args = [n as u64, what, action.flags, 0, 0, 0];
+        self.host(machine_call::ACTION, args)?;
+        Ok(())
     }
 
     /// A point in time that a relative `struct timespec` names, on the monotonic clock.

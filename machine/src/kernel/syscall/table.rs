@@ -4,7 +4,7 @@
 //! half refuses by it whatever a call's row does not describe. See [`super::marshal`]. A number
 //! without a row is ENOSYS, and counted.
 
-use super::{Call, SysResult, clone, exec, fs, futex, memory, misc, proc, signals};
+use super::{Call, SysResult, clone, exec, fs, futex, memory, misc, proc, signals, sleep};
 use crate::kernel::error::Errno;
 
 /// How long what a pointer argument points at is.
@@ -143,7 +143,7 @@ pub static ROWS: &[Row] = rows! {
     4   stat [Path, STAT] Proxy;
     5   fstat [Fd, STAT] Proxy;
     6   lstat [Path, STAT] Proxy;
-    7   poll [InOut(Len::Times(1, 8))] Proxy;
+    7   poll [InOut(Len::Times(1, 8))] Front(sleep::poll);
     8   lseek [Fd] Proxy;
     9   mmap [] Kernel(memory::mmap);
     10  mprotect [] Kernel(memory::mprotect);
@@ -171,7 +171,7 @@ pub static ROWS: &[Row] = rows! {
     32  dup [Fd] Front(fs::dup);
     33  dup2 [Fd, Fd] Front(fs::dup2);
     34  pause [] Kernel(signals::pause);
-    35  nanosleep [TIMESPEC_IN, TIMESPEC_OUT] Proxy;
+    35  nanosleep [] Kernel(sleep::nanosleep);
     36  getitimer [Int, Out(Len::Bytes(32))] Proxy;
     37  alarm [] Proxy;
     38  setitimer [Int, In(Len::Bytes(32)), Out(Len::Bytes(32))] Proxy;
@@ -312,9 +312,9 @@ pub static ROWS: &[Row] = rows! {
     227 clock_settime [] Refuse(Errno::EPERM);
     228 clock_gettime [Int, TIMESPEC_OUT] Proxy;
     229 clock_getres [Int, TIMESPEC_OUT] Proxy;
-    230 clock_nanosleep [Int, Int, TIMESPEC_IN, TIMESPEC_OUT] Proxy;
+    230 clock_nanosleep [Int, Int, TIMESPEC_IN, TIMESPEC_OUT] Front(sleep::clock_nanosleep);
     231 exit_group [] Kernel(proc::exit_group);
-    232 epoll_wait [Fd, OutRet(Len::Times(2, 12), 12)] Proxy;
+    232 epoll_wait [Fd, OutRet(Len::Times(2, 12), 12)] Front(sleep::epoll_wait);
     233 epoll_ctl [Fd, Int, Fd, In(Len::Bytes(12))] Proxy;
     234 tgkill [] Front(signals::tgkill);
     235 utimes [Path, In(Len::Bytes(32))] Proxy;
