@@ -161,7 +161,7 @@ impl Vcpu {
     /// The first vCPU of a machine, in [`CpuState::process`] state, attached to `mem`.
     #[must_use]
     pub fn new(mem: Arc<MemCtl>, config: VcpuConfig) -> Box<Self> {
-        let cluster = Cluster::new(mem.size() / PAGE_SIZE);
+        let cluster = Cluster::new(mem.span() / PAGE_SIZE);
         Self::in_cluster(mem, cluster, config)
     }
 

@@ -6,11 +6,12 @@
 //! 0            page 0, unused                      0            launch area: secrets and CPUID pages
 //! 1000         VMCB, VMSA, context page, commands  20_0000      the guest kernel's memory, private
 //! 10_0000      trusted memory region (1 MiB)       memory       shared window: GHCB, request, bounce
-//! 20_0000      nested page tables
+//! 20_0000      nested page tables                  ...          file window
 //! cpus         VMCB and VMSA of the vCPUs but the first
 //! guest        guest physical 0, 2 MiB aligned
 //! shared       shared window, 2 MiB aligned
 //! ...          RMP (placed by the memory controller, at the end)
+//! size         file window: no DRAM, pages of host files
 //! ```
 
 use std::ops::Range;
@@ -31,6 +32,9 @@ const COMMANDS: u64 = 0x4000;
 const TMR: u64 = 0x10_0000;
 const TABLES: u64 = 0x20_0000;
 const _: () = assert!(COMMANDS + AREA_PAGES * PAGE_SIZE <= TMR);
+
+/// Bytes of the file window. It bounds what is mapped at a time, not what a guest may map, and is address space only.
+const FILES: u64 = 16 << 30;
 
 /// Where the guest kernel's memory starts.
 const KERNEL: u64 = LARGE_PAGE;
@@ -68,6 +72,8 @@ pub struct Layout {
     pub cpus: Spa,
     /// Bytes of DRAM.
     pub size: u64,
+    /// Bytes of the file window.
+    pub files_len: u64,
 }
 
 /// A vCPU's part of the shared window.
@@ -93,7 +99,9 @@ impl Layout {
         let shared_len = (BOUNCE + bounce_len + others).next_multiple_of(LARGE_PAGE);
         // A page table for every 2 MiB if all of them are split, and the upper levels.
         let guest_regions = (memory + shared_len) / LARGE_PAGE;
-        let table_pages = guest_regions + guest_regions.div_ceil(512) + 4;
+        // The file window is mapped by 2 MiB and never split.
+        let file_tables = FILES / LARGE_PAGE / 512 + 2;
+        let table_pages = guest_regions + guest_regions.div_ceil(512) + 4 + file_tables;
         let tables_end = TABLES + table_pages * PAGE_SIZE;
         let cpus_end = tables_end + 2 * PAGE_SIZE * MAX_CPUS as u64;
         let guest = cpus_end.next_multiple_of(LARGE_PAGE);
@@ -114,6 +122,7 @@ impl Layout {
             tables: Spa(TABLES)..Spa(tables_end),
             cpus: Spa(tables_end),
             size: (end + rmp).next_multiple_of(LARGE_PAGE),
+            files_len: FILES,
         }
     }
 
@@ -243,7 +252,22 @@ impl Layout {
         (end <= self.shared_len).then(|| self.shared.plus(offset))
     }
 
-    /// Where the hypervisor keeps a guest page, if it is one.
+    /// The file window as the guest sees it.
+    #[must_use]
+    pub fn file_window(&self) -> Range<Gpa> {
+        let start = self.memory + self.shared_len;
+        Gpa(start)..Gpa(start + self.files_len)
+    }
+
+    /// Where the file window's `gpa` is, if `len` bytes from there lie inside it.
+    #[must_use]
+    pub fn file_spa(&self, gpa: Gpa, len: u64) -> Option<Spa> {
+        let offset = gpa.0.checked_sub(self.file_window().start.0)?;
+        let end = offset.checked_add(len)?;
+        (end <= self.files_len).then(|| Spa(self.size + offset))
+    }
+
+    /// Where the hypervisor keeps a page of the guest's memory or of the shared window, if it is one.
     #[must_use]
     pub fn spa(&self, gpa: Gpa) -> Option<Spa> {
         if gpa.0 < self.memory {
@@ -283,5 +307,13 @@ mod tests {
         assert_eq!(l.shared_spa(Gpa(l.memory), l.shared_len + 1), None);
         assert_eq!(l.shared_spa(Gpa(l.memory - 1), 1), None);
         assert_eq!(l.shared_spa(Gpa(u64::MAX), 2), None);
+        let files = l.file_window();
+        assert_eq!(files.start, l.shared_window().end);
+        assert_eq!(l.file_spa(files.start, 1), Some(Spa(l.size)));
+        assert_eq!(l.file_spa(files.start, l.files_len + 1), None);
+        assert_eq!(l.file_spa(Gpa(files.start.0 - 1), 1), None);
+        assert_eq!(l.file_spa(files.end, 1), None);
+        assert_eq!(l.file_spa(Gpa(u64::MAX), 2), None);
+        assert_eq!(l.spa(files.start), None, "no memory");
     }
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use sevlab_arch::rmp::RmpUpdate;
 use sevlab_arch::{Asid, Gpa};
 use sevlab_cpu::{SevMode, Vcpu, VcpuConfig};
-use sevlab_memctl::MemCtl;
+use sevlab_memctl::{HostOptions, MemCtl};
 use sevlab_psp::driver::{Driver, LogEntry};
 use sevlab_psp::{Config as PspConfig, Entropy, Firmware, kdf};
 
@@ -74,14 +74,15 @@ impl Machine {
         host::raise_descriptor_limit();
         let snp = config.sev == SevMode::Snp;
         let layout = Layout::new(config.memory, config.bounce, snp);
-        let mem = MemCtl::new(sevlab_memctl::Config {
+        let dram = sevlab_memctl::Config {
             size: layout.size,
             cipher: config.cipher,
             cache: config.cache,
             resident: config.resident,
             tweak_seed: config.seed.unwrap_or_else(random_u64),
             snp,
-        })?;
+        };
+        let mem = MemCtl::with_window(dram, &HostOptions::default(), layout.files_len)?;
         let mut psp = PspConfig {
             chip_seed: bytes_of(config.seed.unwrap_or(0), "chip"),
             entropy: entropy(config.seed, "firmware"),
@@ -333,6 +334,7 @@ fn image_config(config: &MachineConfig, layout: &Layout, cpuid: &CpuModel) -> Im
         c_bit: config.sev.encrypted().then_some(C_BIT),
         random: random.to_le_bytes(),
         hwcap: cpuid.leaf(1, 0)[3],
+        window: layout.file_window(),
         ..ImageConfig::new(&config.program, bytes(&config.argv), layout.kernel_memory())
     }
 }

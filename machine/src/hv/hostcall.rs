@@ -19,7 +19,7 @@ use super::Hypervisor;
 use crate::doorbell::{Deadline, Doorbell, interruptible};
 use crate::error::Error;
 use crate::host;
-use crate::kernel::outside::{HostCall, machine_call};
+use crate::kernel::outside::{HostCall, WindowCall, machine_call};
 use crate::kernel::signal::STOP_SIGNALS;
 use crate::kernel::syscall::marshal;
 use crate::layout::Layout;
@@ -290,7 +290,10 @@ impl Hypervisor {
                 self.clone_pipe = None;
                 0
             }
-            _ => -i64::from(libc::ENOSYS),
+            _ => match WindowCall::decode(call) {
+                Some(call) => self.window_call(vcpu, &call)?,
+                None => -i64::from(libc::ENOSYS),
+            },
         })
     }
 }

@@ -8,6 +8,7 @@ mod ghcb;
 pub mod hostcall;
 pub mod npt;
 mod vfork;
+pub mod window;
 
 use std::collections::BTreeMap;
 use std::fs::File;

@@ -19,6 +19,7 @@ use super::error::{Errno, Error};
 use super::mm::{
     AddressSpace, Backing, File, Hw, MMAP_MIN, MMAP_TOP, Prot, USER_END, Vma, write_run,
 };
+use super::outside::WindowCall;
 use super::sigframe::FRAME_MAX;
 use super::stack::{self, Start, at};
 
@@ -39,6 +40,8 @@ pub struct ImageConfig {
     /// Guest-physical memory that the kernel may use; GHCB, bounce area, secrets and CPUID pages lie
     /// outside.
     pub memory: Range<Gpa>,
+    /// Guest-physical addresses of the file window; empty if there is none.
+    pub window: Range<Gpa>,
     /// Position of the C-bit; `None` if guest memory is not encrypted.
     pub c_bit: Option<u32>,
     /// Soft limit of the stack, bytes.
@@ -60,6 +63,7 @@ impl ImageConfig {
             argv,
             envp: Vec::new(),
             memory,
+            window: Gpa(0)..Gpa(0),
             c_bit: None,
             stack_limit: 8 << 20,
             random: [0; 16],
@@ -133,14 +137,14 @@ impl Hw for Pages {
     fn pread(&mut self, _: i32, _: u64, _: &mut [u8]) -> Result<Result<usize, Errno>, Error> {
         Ok(Err(Errno::EBADF))
     }
-    fn pwrite(&mut self, _: i32, _: u64, _: &[u8]) -> Result<Result<(), Errno>, Error> {
-        Ok(Err(Errno::EBADF))
-    }
     fn file_size(&mut self, _: i32) -> Result<u64, Error> {
         Ok(0)
     }
     fn close(&mut self, _: i32) -> Result<(), Error> {
         Ok(())
+    }
+    fn window(&mut self, _: &WindowCall) -> Result<Result<u64, Errno>, Error> {
+        Ok(Err(Errno::ENODEV))
     }
 }
 
@@ -265,6 +269,7 @@ pub fn build(config: &ImageConfig) -> Result<Image, Error> {
     };
     let mut hw = Pages::default();
     let mut mm = AddressSpace::new(&mut hw, config.memory.clone(), c_mask)?;
+    mm.use_window(config.window.clone());
     mm.stack_limit = config
         .stack_limit
         .clamp(PAGE_SIZE * 64, USER_END - MMAP_TOP - (1 << 21));

@@ -53,6 +53,14 @@ pub mod machine_call {
     pub const ACTION: i64 = -8;
     /// The process stops by this signal.
     pub const STOP: i64 = -9;
+    /// [`WindowCall::Map`](super::WindowCall::Map).
+    pub const WINDOW_MAP: i64 = -20;
+    /// [`WindowCall::Unmap`](super::WindowCall::Unmap).
+    pub const WINDOW_UNMAP: i64 = -21;
+    /// [`WindowCall::Check`](super::WindowCall::Check).
+    pub const WINDOW_CHECK: i64 = -22;
+    /// [`WindowCall::Create`](super::WindowCall::Create).
+    pub const WINDOW_CREATE: i64 = -23;
 }
 
 /// The world outside the guest, as the guest kernel reaches it.
@@ -122,4 +130,91 @@ pub trait Outside {
     /// # Errors
     /// The hypervisor can't resolve it; the guest can't go on.
     fn nested_fault(&mut self, vcpu: &mut Vcpu, gpa: Gpa, error: u64) -> Result<(), Error>;
+}
+
+/// What the guest kernel asks about the file window: guest-physical addresses at which the hypervisor shows pages of
+/// host files, for mappings that are shared. Addresses and lengths are multiples of 2 MiB.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum WindowCall {
+    /// `len` bytes of a file from `offset` on appear at `at`, in place of what is there.
+    Map {
+        /// The guest kernel's descriptor.
+        fd: i32,
+        /// Where in the file.
+        offset: u64,
+        /// Bytes.
+        len: u64,
+        /// Where in the window.
+        at: Gpa,
+        /// What is written there is the file's.
+        writable: bool,
+    },
+    /// What is there goes.
+    Unmap {
+        /// Where in the window.
+        at: Gpa,
+        /// Bytes.
+        len: u64,
+    },
+    /// Whether a file can be mapped so.
+    Check {
+        /// The guest kernel's descriptor.
+        fd: i32,
+        /// As in [`WindowCall::Map`].
+        writable: bool,
+    },
+    /// A new file without a name; the result is the guest kernel's descriptor.
+    Create {
+        /// Its size, bytes.
+        len: u64,
+    },
+}
+
+impl WindowCall {
+    /// As it is asked: a [`HostCall`] with one of the numbers of [`machine_call`].
+    #[must_use]
+    pub fn encode(&self) -> HostCall {
+        let (nr, args) = match *self {
+            Self::Map {
+                fd,
+                offset,
+                len,
+                at,
+                writable,
+            } => (
+                machine_call::WINDOW_MAP,
+                [fd as u64, offset, len, at.0, u64::from(writable), 0],
+            ),
+            Self::Unmap { at, len } => (machine_call::WINDOW_UNMAP, [at.0, len, 0, 0, 0, 0]),
+            Self::Check { fd, writable } => (
+                machine_call::WINDOW_CHECK,
+                [fd as u64, u64::from(writable), 0, 0, 0, 0],
+            ),
+            Self::Create { len } => (machine_call::WINDOW_CREATE, [len, 0, 0, 0, 0, 0]),
+        };
+        HostCall { nr, args }
+    }
+
+    /// The opposite of [`WindowCall::encode`].
+    #[must_use]
+    pub fn decode(block: &HostCall) -> Option<Self> {
+        let [a, b, c, d, e, _] = block.args;
+        let fd = a as u32 as i32;
+        Some(match block.nr {
+            machine_call::WINDOW_MAP => Self::Map {
+                fd,
+                offset: b,
+                len: c,
+                at: Gpa(d),
+                writable: e != 0,
+            },
+            machine_call::WINDOW_UNMAP => Self::Unmap { at: Gpa(a), len: b },
+            machine_call::WINDOW_CHECK => Self::Check {
+                fd,
+                writable: b != 0,
+            },
+            machine_call::WINDOW_CREATE => Self::Create { len: a },
+            _ => return None,
+        })
+    }
 }

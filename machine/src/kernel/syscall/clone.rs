@@ -292,7 +292,6 @@ impl Locked<'_> {
     pub fn leave(&mut self, vcpu: &mut Vcpu, out: &mut dyn Outside) -> Result<TaskEnd, Error> {
         if let Some(end) = self.ending {
             self.leave_vfork(vcpu, out)?;
-            self.mm.sync_all(&mut Cx { vcpu, out })?;
             return Ok(TaskEnd::Process(end));
         }
         let slot = self.slot();

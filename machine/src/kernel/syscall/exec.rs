@@ -287,9 +287,11 @@ fn open(hw: &mut dyn Hw, path: &Path) -> Result<Result<Source, Errno>, Error> {
         hw.close(fd)?;
         return Ok(Err(Errno::EACCES));
     }
-    let size = u64::from_le_bytes(core::array::from_fn(|i| stat[48 + i]));
+    let word = |at: usize| u64::from_le_bytes(core::array::from_fn(|i| stat[at + i]));
+    let size = word(48);
     let file = Arc::new(File {
         fd,
+        id: (word(0), word(8)),
         writable: false,
         name: path.to_string_lossy().into_owned(),
     });

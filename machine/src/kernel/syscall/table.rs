@@ -206,7 +206,7 @@ pub static ROWS: &[Row] = rows! {
     74  fsync [Fd] Proxy;
     75  fdatasync [Fd] Proxy;
     76  truncate [Path] Proxy;
-    77  ftruncate [Fd] Proxy;
+    77  ftruncate [Fd] Front(memory::ftruncate);
     78  getdents [Fd, BUF2] Front(fs::clamped);
     79  getcwd [BUF1] Front(fs::clamped);
     80  chdir [Path] Proxy;
