@@ -335,6 +335,19 @@ fn memory(x: &Instruction, op: Op) -> MemRef {
     if let Some(addr32) = destination {
         return plain(7, addr32, false);
     }
+    if matches!(op, Op::Clzero | Op::Monitorx) {
+        // Their rAX: what CLZERO and MONITORX name by an operand that iced calls a register.
+        let segment = match x.segment_prefix() {
+            Register::FS => 4,
+            Register::GS => 5,
+            _ => MemRef::NONE,
+        };
+        let narrow = matches!(x.code(), Code::Clzerod | Code::Monitorxd);
+        return MemRef {
+            seg: segment,
+            ..plain(0, narrow, true)
+        };
+    }
     if !(0..x.op_count()).any(|n| x.op_kind(n) == OpKind::Memory) {
         return MemRef::ABSENT;
     }
@@ -382,6 +395,10 @@ fn control(x: &Instruction, op: Op) -> Control {
         | Op::Int1
         | Op::Into
         | Op::Iret
+        | Op::JmpFar
+        | Op::CallFar
+        | Op::RetFar
+        | Op::Rdpru
         | Op::Ud
         | Op::Privileged
         | Op::Syscall

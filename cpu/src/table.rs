@@ -223,15 +223,15 @@ fn integer(code: Code) -> Option<(Op, Route)> {
         M::Jmp => match code {
             Code::Jmp_rel8_64 | Code::Jmp_rel32_64 => sem(Op::Jmp),
             Code::Jmp_rm64 => sem(Op::JmpInd),
-            _ => privileged,
+            _ => complex(Op::JmpFar),
         },
         M::Call => match code {
             Code::Call_rel32_64 => sem(Op::Call),
             Code::Call_rm64 => sem(Op::CallInd),
-            _ => privileged,
+            _ => complex(Op::CallFar),
         },
         M::Ret => sem(Op::Ret),
-        M::Retf => privileged,
+        M::Retf => complex(Op::RetFar),
         M::Jo => sem(Op::Jcc(Cond::O)),
         M::Jno => sem(Op::Jcc(Cond::No)),
         M::Jb => sem(Op::Jcc(Cond::B)),
@@ -283,12 +283,20 @@ fn integer(code: Code) -> Option<(Op, Route)> {
         | M::Prefetchit0
         | M::Prefetchit1
         | M::Lfence
-        | M::Mfence
         | M::Sfence
         | M::Cldemote
         | M::Rdsspd
         | M::Rdsspq => sem(Op::Nop),
+        M::Mfence => sem(Op::Mfence),
         M::Clflush | M::Clflushopt | M::Clwb => sem(Op::Clflush),
+        // AMD's own
+        M::Extrq => complex(Op::Extrq),
+        M::Insertq => complex(Op::Insertq),
+        M::Movntss | M::Movntsd => complex(Op::Movnts),
+        M::Clzero => complex(Op::Clzero),
+        M::Monitorx => complex(Op::Monitorx),
+        M::Mwaitx => complex(Op::Mwaitx),
+        M::Rdpru => complex(Op::Rdpru),
         // system
         M::Syscall => complex(Op::Syscall),
         M::Cpuid => complex(Op::Cpuid),

@@ -473,7 +473,9 @@ impl Drop for Engine {
 /// raised.
 pub(crate) fn interpret_only(state: &CpuState) -> bool {
     const TF: u64 = 1 << 8;
-    state.mxcsr & mxcsr::MASKS != mxcsr::MASKS || state.rflags & TF != 0
+    state.mxcsr & mxcsr::MASKS != mxcsr::MASKS
+        || state.rflags & TF != 0
+        || interp::alignment_checked(state)
 }
 
 /// A jump-cache entry that no address matches: its low bits would lead to another entry.

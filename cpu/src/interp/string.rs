@@ -82,10 +82,11 @@ impl Interp<'_> {
         }
         let count_width = if p.addr32 { Width::B4 } else { Width::B8 };
         let mut left = self.gpr(RCX, count_width);
+        let by_element = p.down || p.addr32 || super::alignment_checked(&self.v.state);
         let mut until_check = CHECK;
         let mut compared = None;
         while left > 0 {
-            let (done, last) = if p.down || p.addr32 {
+            let (done, last) = if by_element {
                 (0, None)
             } else {
                 self.run_of(&p, left)?
