@@ -52,11 +52,20 @@ pub fn decode(rip: u64, bytes: &[u8]) -> Result<Insn, DecodeError> {
             return Err(DecodeError::NeedMore { rip });
         }
         DecoderError::NoMoreBytes => return Err(DecodeError::TooLong { rip }),
-        // All 15 bytes were used and the instruction still went on.
-        _ if decoder.position() == MAX_LEN => return Err(DecodeError::TooLong { rip }),
+        // All 15 bytes were used: the instruction went on, or its last byte is the fifteenth.
+        _ if decoder.position() == MAX_LEN && goes_on(bytes) => {
+            return Err(DecodeError::TooLong { rip });
+        }
         _ => return Err(DecodeError::Invalid { rip }),
     }
     Ok(convert(&x, bytes))
+}
+
+/// Whether 15 bytes that are no valid instruction are not even an invalid one.
+fn goes_on(bytes: &[u8]) -> bool {
+    let mut decoder = Decoder::new(64, bytes, DecoderOptions::NO_INVALID_CHECK);
+    let _ = decoder.decode();
+    decoder.last_error() != DecoderError::None
 }
 
 /// An instruction of `len` bytes at `rip` that does nothing but `op` ([`Op::Ud`], [`Op::Privileged`]):

@@ -257,6 +257,19 @@ fn integer(code: Code) -> Option<(Op, Route)> {
         M::Int1 => complex(Op::Int1),
         M::Iretd | M::Iretq | M::Iret => complex(Op::Iret),
         M::Ud0 | M::Ud1 | M::Ud2 => complex(Op::Ud),
+        // #UD, not #GP, at CPL 3: outside SMM, SMAP's, where SVM is off (as in every guest here), where CPUID does not show it
+        M::Rsm
+        | M::Clac
+        | M::Stac
+        | M::Vmrun
+        | M::Vmload
+        | M::Vmsave
+        | M::Stgi
+        | M::Clgi
+        | M::Skinit
+        | M::Invlpga
+        | M::Invlpgb
+        | M::Tlbsync => complex(Op::Ud),
         // strings
         M::Movsb | M::Movsw | M::Movsq => complex(Op::Movs),
         M::Movsd if code == Code::Movsd_m32_m32 => complex(Op::Movs),
@@ -267,7 +280,7 @@ fn integer(code: Code) -> Option<(Op, Route)> {
         M::Scasb | M::Scasw | M::Scasd | M::Scasq => complex(Op::Scas),
         M::Insb | M::Insw | M::Insd => complex(Op::Ins),
         M::Outsb | M::Outsw | M::Outsd => complex(Op::Outs),
-        // hints and fences; RDSSP is a NOP where shadow stacks are off
+        // hints and fences; what only an 8087 or 80287 obeyed; RDSSP is a NOP where shadow stacks are off
         M::Nop
         | M::Reservednop
         | M::Endbr64
@@ -285,6 +298,9 @@ fn integer(code: Code) -> Option<(Op, Route)> {
         | M::Lfence
         | M::Sfence
         | M::Cldemote
+        | M::Fneni
+        | M::Fndisi
+        | M::Fnsetpm
         | M::Rdsspd
         | M::Rdsspq => sem(Op::Nop),
         M::Mfence => sem(Op::Mfence),
@@ -333,9 +349,6 @@ fn integer(code: Code) -> Option<(Op, Route)> {
         | M::Clts
         | M::Invd
         | M::Invlpg
-        | M::Invlpga
-        | M::Invlpgb
-        | M::Tlbsync
         | M::Invpcid
         | M::Lgdt
         | M::Lidt
@@ -355,15 +368,6 @@ fn integer(code: Code) -> Option<(Op, Route)> {
         | M::Xsaves64
         | M::Xrstors
         | M::Xrstors64
-        | M::Vmrun
-        | M::Vmload
-        | M::Vmsave
-        | M::Stgi
-        | M::Clgi
-        | M::Skinit
-        | M::Clac
-        | M::Stac
-        | M::Rsm
         | M::Psmash
         | M::Pvalidate
         | M::Rmpadjust

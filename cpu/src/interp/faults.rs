@@ -1,7 +1,7 @@
 //! Which exception a bad address is: #AC for a misaligned one under EFLAGS.AC, #SS(0) for a non-canonical one on the stack.
 
 use super::{Halt, Interp};
-use crate::insn::{Insn, MemRef, Op, Width};
+use crate::insn::{Insn, MemRef, Op, Operand, Width};
 use crate::state::CpuState;
 use crate::state::gpr::{RBP, RSP};
 use crate::stop::{Exception, Stop};
@@ -63,8 +63,15 @@ fn implicit_stack(op: Op) -> bool {
 
 /// The stop of `i`, which has changed nothing, with the vector that it has on a stack access.
 pub(super) fn named(s: &CpuState, i: &Insn, stop: Stop) -> Stop {
-    if stop != Stop::Exception(Exception::GENERAL_PROTECTION) {
+    // What is refused for its privilege is refused before its operand is looked at; thunks have been here.
+    if stop != Stop::Exception(Exception::GENERAL_PROTECTION)
+        || matches!(i.op, Op::Thunk | Op::Privileged | Op::Ins | Op::Outs)
+    {
         return stop;
+    }
+    let near = |va: u64| !canonical(va.wrapping_sub(8)) || !canonical(va.wrapping_add(8));
+    if i.op == Op::Pop && near(s.gpr[usize::from(RSP)]) {
+        return as_stack(stop);
     }
     let m = &i.mem;
     let size = 63; // no operand but the XSAVE area, which begins at the lowest address, is larger
@@ -74,12 +81,17 @@ pub(super) fn named(s: &CpuState, i: &Insn, stop: Stop) -> Stop {
             m.disp = m.disp.wrapping_add(i64::from(i.width.bytes()));
         }
         let va = linear(s, &m);
-        if !canonical(va) || !canonical(va.wrapping_add(size)) {
+        // Where a misaligned operand is #GP(0), it is that before it is a bad address.
+        if i.op == Op::Cmpxchg16b && va & 15 != 0 {
+            return stop;
+        }
+        let bit_string =
+            matches!(i.op, Op::Bt | Op::Bts | Op::Btr | Op::Btc) && i.ops[0] == Operand::Mem;
+        if bit_string || !canonical(va) || !canonical(va.wrapping_add(size)) {
             let on_stack = m.seg == MemRef::NONE && matches!(m.base, RSP | RBP);
             return if on_stack { as_stack(stop) } else { stop };
         }
     }
-    let near = |va: u64| !canonical(va.wrapping_sub(8)) || !canonical(va.wrapping_add(8));
     let bad = match i.op {
         Op::Leave => near(s.gpr[usize::from(RBP)]),
         Op::Enter => near(s.gpr[usize::from(RSP)]) || near(s.gpr[usize::from(RBP)]),
@@ -97,16 +109,32 @@ impl Interp<'_> {
     #[inline(always)]
     pub(super) fn check_alignment(&mut self, w: Width, va: u64) -> Result<(), Halt> {
         if va & u64::from(w.bytes() - 1) != 0 {
-            return self.misaligned();
+            return self.misaligned(va);
         }
         Ok(())
     }
 
     #[cold]
-    pub(super) fn misaligned(&mut self) -> Result<(), Halt> {
-        if alignment_checked(&self.v.state) {
-            return self.halt(Exception::ALIGNMENT);
+    pub(super) fn misaligned(&mut self, va: u64) -> Result<(), Halt> {
+        if !alignment_checked(&self.v.state) {
+            return Ok(());
         }
-        Ok(())
+        // A non-canonical address comes first, a page fault after.
+        if canonical(va) {
+            self.halt(Exception::ALIGNMENT)
+        } else {
+            self.halt(Exception::GENERAL_PROTECTION)
+        }
+    }
+
+    /// The stop of a thunk whose operand is at `va`, if that is aligned as the thunk wants it.
+    #[cold]
+    pub(super) fn named_thunk(&mut self, i: &Insn, va: u64, stop: Stop) -> Stop {
+        let m = &i.mem;
+        let on_stack = m.seg == MemRef::NONE && matches!(m.base, RSP | RBP);
+        if on_stack && stop == Stop::Exception(Exception::GENERAL_PROTECTION) && !canonical(va) {
+            return as_stack(stop);
+        }
+        stop
     }
 }
