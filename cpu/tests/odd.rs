@@ -426,3 +426,39 @@ fn is_prefix(b: u8) -> bool {
         0x66 | 0x67 | 0xf2 | 0xf3 | 0xf0 | 0x65 | 0x2e | 0x36 | 0x3e | 0x26 | 0x40..=0x4f
     )
 }
+
+/// Masked stores whose unselected bytes lie beyond the end of memory.
+#[test]
+fn masked_byte_stores_probe_as_the_host_does() {
+    let mut r = Rng(7);
+    let (mut host, mut v) = machine();
+    let memory = vec![0x5a; MEMORY];
+    let maskmovdqu = [0x66, 0x0f, 0xf7, 0xc1];
+    let vmaskmovdqu = [0xc5, 0xf9, 0xf7, 0xc1];
+    let maskmovq = [0x0f, 0xf7, 0xc1];
+    for n in 0..400u64 {
+        let mut regs = random_registers(&mut r);
+        let (raw, size): (&[u8], u64) = match n % 3 {
+            0 => (&maskmovdqu, 16),
+            1 => (&vmaskmovdqu, 16),
+            _ => (&maskmovq, 8),
+        };
+        regs.flags &= !AC;
+        let inside = r.below(size + 1);
+        regs.gpr[7] = DATA + MEMORY as u64 - inside;
+        let some = r.below(3);
+        for k in 0..16 {
+            let on = match some {
+                0 => false,
+                1 => k < inside && r.below(2) == 0,
+                _ => r.below(2) == 0,
+            };
+            regs.ymm[1][k as usize] = if on { 0x80 } else { 0x7f };
+            regs.fx[48 + k as usize % 8] = regs.ymm[1][k as usize];
+        }
+        let case = Case { raw, mask: 0 };
+        if let Some(why) = compare(&mut host, &mut v, &case, &regs, &memory) {
+            panic!("{n}: {inside} bytes inside, kind {some}\n{why}");
+        }
+    }
+}
