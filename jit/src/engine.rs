@@ -487,5 +487,6 @@ fn empty_entry(index: usize) -> [u64; 2] {
 fn decode_at(vcpu: &mut Vcpu, at: u64) -> Option<Insn> {
     let mut bytes = [0u8; 15];
     let n = vcpu.fetch(at, &mut bytes).ok()?;
-    decode::decode(at, &bytes[..n]).ok()
+    let insn = decode::decode(at, &bytes[..n]).ok()?;
+    Some(vcpu.profile.seen(insn))
 }

@@ -112,6 +112,7 @@ pub fn fetch(v: &mut Vcpu, rip: u64) -> Result<Insn, Stop> {
         Err(DecodeError::Invalid { .. }) => decode::faulting(rip, Op::Ud, &bytes[..1]),
         Err(DecodeError::TooLong { .. }) => decode::faulting(rip, Op::Privileged, &bytes),
     };
+    let i = v.profile.seen(i);
     let last = rip.wrapping_add(u64::from(i.len) - 1);
     if (last ^ rip) & !(PAGE_SIZE - 1) != 0 {
         v.note_code(Va(last))?;
