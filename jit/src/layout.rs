@@ -87,3 +87,5 @@ pub const EXIT_REQUEST: i32 = offset_of!(CpuState, exit_request) as i32;
 pub const RETIRED: i32 = offset_of!(CpuState, retired) as i32;
 /// Offset of the scratch space.
 pub const SCRATCH: i32 = offset_of!(CpuState, scratch) as i32;
+/// Sixteen bytes of the scratch space that nobody reads.
+pub const DISCARD: i32 = SCRATCH + 496;
