@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use sevlab_machine::{CacheMode, CipherKind, SevMode};
+use sevlab_machine::{CacheMode, CipherKind, CpuPreset, SevMode};
 use sevlab_memctl::MIN_RESIDENT;
 
 use crate::jit_opt::JitOpt;
@@ -85,6 +85,16 @@ pub struct RunArgs {
         help_heading = "Machine"
     )]
     pub cache: Cache,
+
+    /// The processor that the guest is shown: epyc-rome (Zen 2), epyc-milan (Zen 3), epyc-genoa (Zen 4, without AVX-512),
+    /// or host, everything that this host and sevlab can run. An instruction that it lacks is an invalid opcode
+    #[arg(
+        long,
+        value_name = "PRESET",
+        default_value = "host",
+        help_heading = "Machine"
+    )]
+    pub cpu: CpuPreset,
 
     /// Guest memory: bytes, or with a suffix K, M, G or T (powers of 1024)
     #[arg(long, value_name = "SIZE", default_value = "4G", value_parser = size, help_heading = "Machine")]

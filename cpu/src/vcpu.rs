@@ -128,6 +128,8 @@ pub struct Vcpu {
     pub mode: SevMode,
     /// The VMPL it runs at.
     pub vmpl: u8,
+    /// The instructions that its processor has. To be set before anything is decoded.
+    pub profile: crate::profile::Profile,
     /// Root of the nested page tables, if nested paging is on.
     pub ncr3: Option<Spa>,
     /// Event counts.
@@ -180,6 +182,7 @@ impl Vcpu {
             asid: config.asid,
             mode: config.mode,
             vmpl: config.vmpl,
+            profile: crate::profile::Profile::ALL,
             ncr3: config.ncr3,
             counters: Counters::default(),
             dropped_code: Vec::new(),

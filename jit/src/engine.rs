@@ -557,7 +557,9 @@ impl Drop for Engine {
 /// raised.
 pub(crate) fn interpret_only(state: &CpuState) -> bool {
     const TF: u64 = 1 << 8;
-    state.mxcsr & mxcsr::MASKS != mxcsr::MASKS || state.rflags & TF != 0
+    state.mxcsr & mxcsr::MASKS != mxcsr::MASKS
+        || state.rflags & TF != 0
+        || interp::alignment_checked(state)
 }
 
 /// A jump-cache entry that no address matches: its low bits would lead to another entry.
@@ -569,5 +571,6 @@ fn empty_entry(index: usize) -> [u64; 2] {
 fn decode_at(vcpu: &mut Vcpu, at: u64) -> Option<Insn> {
     let mut bytes = [0u8; 15];
     let n = vcpu.fetch(at, &mut bytes).ok()?;
-    decode::decode(at, &bytes[..n]).ok()
+    let insn = decode::decode(at, &bytes[..n]).ok()?;
+    Some(vcpu.profile.seen(insn))
 }

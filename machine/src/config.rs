@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use sevlab_arch::psp::{SevPolicy, SnpPolicy};
 use sevlab_jit::JitOptions;
 
+use crate::hv::cpuid::CpuPreset;
+
 pub use sevlab_cpu::SevMode;
 pub use sevlab_memctl::{CacheMode, CipherKind};
 
@@ -27,6 +29,8 @@ pub struct MachineConfig {
     pub cipher: CipherKind,
     /// What of encrypted memory is kept as plaintext.
     pub cache: CacheMode,
+    /// The processor that the guest is shown.
+    pub cpu: CpuPreset,
     /// Guest memory in bytes; rounded up to 2 MiB.
     pub memory: u64,
     /// Most private pages kept as plaintext; `None`: no limit.
@@ -81,6 +85,7 @@ impl MachineConfig {
             sev: SevMode::Off,
             cipher: CipherKind::Aes128Xex,
             cache: CacheMode::Page,
+            cpu: CpuPreset::Host,
             memory: Self::MEMORY,
             resident: None,
             bounce: Self::BOUNCE,

@@ -263,6 +263,7 @@ impl Cpus {
                 ..VcpuConfig::default()
             },
         );
+        vcpu.profile = self.cpuid.profile();
         let vmsa = match &start {
             Start::SaveArea(spa) => *spa,
             Start::Registers(_) => Spa(0),

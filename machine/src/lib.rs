@@ -24,6 +24,7 @@ mod world;
 pub use config::{CacheMode, CipherKind, Engine, MachineConfig, SevMode, mode_name};
 pub use error::Error;
 pub use host::exit_like;
+pub use hv::cpuid::CpuPreset;
 pub use kernel::GuestEnd;
 pub use launch::Launched;
 pub use layout::Layout;

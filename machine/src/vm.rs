@@ -88,7 +88,12 @@ impl Machine {
             entropy: entropy(config.seed, "firmware"),
             ..PspConfig::default()
         };
-        let cpuid = Arc::new(CpuModel::host(config.sev, psp.max_asid, psp.min_sev_asid));
+        let cpuid = Arc::new(CpuModel::new(
+            config.cpu,
+            config.sev,
+            psp.max_asid,
+            psp.min_sev_asid,
+        ));
         let policy = Arc::clone(&cpuid);
         psp.cpuid = Some(Arc::new(move |leaf| policy.leaf(leaf.leaf, leaf.subleaf)));
         let asid = match config.sev {
@@ -117,6 +122,8 @@ impl Machine {
         if config.in_turns() {
             vcpu.cluster().run_in_turns();
         }
+        vcpu.profile = cpuid.profile();
+        vcpu.state.sys.xcr0 = cpuid.xcr0();
         let image = image::build(&image_config(&config, &layout, &cpuid))?;
         let launched = Launch {
             config: &config,

@@ -15,7 +15,7 @@ use sevlab_cpu::{SevMode, Vcpu};
 use sevlab_memctl::{Domain, Error as MemError, MemCtl};
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::Hypervisor;
+use super::{Hypervisor, window};
 use crate::doorbell::{Deadline, Doorbell, interruptible};
 use crate::error::Error;
 use crate::host;
@@ -278,6 +278,7 @@ impl Hypervisor {
                 Some(board) => self.fork(&*board, vcpu, a[0] != 0),
                 None => -i64::from(libc::EAGAIN),
             },
+            machine_call::FUTEX => self.futex(vcpu, a),
             machine_call::BLOCK => host::block(a[0] & STOP_SIGNALS),
             machine_call::ACTION => host::action(a[0] as i32, a[1], a[2]),
             machine_call::STOP => host::stop(a[0] as i32),
@@ -295,6 +296,56 @@ impl Hypervisor {
                 None => -i64::from(libc::ENOSYS),
             },
         })
+    }
+}
+
+/// Commands of futex(2) whose fourth argument is a time limit: WAIT, LOCK_PI, WAIT_BITSET, LOCK_PI2.
+const FUTEX_TIMED: [u64; 4] = [0, 6, 9, 13];
+/// Commands of futex(2) with a second word: REQUEUE, CMP_REQUEUE, WAKE_OP.
+const FUTEX_SECOND: [u64; 3] = [3, 4, 5];
+/// `FUTEX_CLOCK_REALTIME`.
+const FUTEX_CLOCK: u64 = 256;
+
+impl Hypervisor {
+    /// futex(2) on words of the file window, which other processes may map too.
+    fn futex(&self, vcpu: &Vcpu, a: [u64; 6]) -> i64 {
+        let word = |gpa: u64| {
+            let found = window::host_ptr(&self.mem, &self.layout, Gpa(gpa), 4);
+            found.filter(|_| gpa.is_multiple_of(4))
+        };
+        let invalid = -i64::from(libc::EINVAL);
+        let command = a[1] & 127;
+        let Some(first) = word(a[0]) else {
+            return invalid;
+        };
+        let mut args = [
+            first.as_ptr() as u64,
+            command | a[1] & FUTEX_CLOCK,
+            a[2],
+            a[3],
+            0,
+            a[5],
+        ];
+        let timed = FUTEX_TIMED.contains(&command);
+        let mut time = [0u64; 2];
+        if FUTEX_SECOND.contains(&command) {
+            let Some(second) = word(a[4]) else {
+                return invalid;
+            };
+            args[4] = second.as_ptr() as u64;
+        } else if timed && a[3] == 0 {
+            self.calls.bounced(time.as_mut_bytes());
+            args[3] = time.as_ptr() as u64;
+        } else {
+            args[3] = 0;
+        }
+        if timed {
+            vcpu.give_turn();
+        }
+        let request = &vcpu.state.exit_request;
+        let bell = self.calls.doorbell();
+        // SAFETY: the words lie in the window, the time here; the commands touch nothing else.
+        bell.asleep(|| unsafe { interruptible(request, libc::SYS_futex, &args) })
     }
 }
 

@@ -53,6 +53,9 @@ pub mod machine_call {
     pub const ACTION: i64 = -8;
     /// The process stops by this signal.
     pub const STOP: i64 = -9;
+    /// futex(2) on words in the file window: the system call's arguments, but addresses are guest physical, and a
+    /// time limit is at the start of the bounce area if argument 3 is 0 ([`NULL`](super::NULL): none).
+    pub const FUTEX: i64 = -10;
     /// [`WindowCall::Map`](super::WindowCall::Map).
     pub const WINDOW_MAP: i64 = -20;
     /// [`WindowCall::Unmap`](super::WindowCall::Unmap).

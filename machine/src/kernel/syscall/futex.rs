@@ -5,11 +5,16 @@
 //! queue, so no wake-up gets between. A futex in memory that is shared with other processes lies in host
 //! memory, and is the host's.
 
+use std::sync::atomic::Ordering;
+
+use zerocopy::IntoBytes;
+
 use super::signals::duration;
 use super::{Call, DONE, Sys, SysResult};
 use crate::doorbell::Deadline;
 use crate::kernel::Kernel;
 use crate::kernel::error::{Errno, Fail};
+use crate::kernel::outside::{HostCall, NULL, machine_call};
 
 /// Who waits at a futex.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -267,6 +272,11 @@ pub fn futex(call: &mut Call<'_, '_>) -> SysResult {
     if va % 4 != 0 {
         return Err(Errno::EINVAL.into());
     }
+    if op & FUTEX_PRIVATE == 0
+        && let Some(ret) = call.shared_futex()?
+    {
+        return Ok(Sys::Ret(ret));
+    }
     let (count, count2, value3) = (value as u32, timeout as u32, value3 as u32);
     match op & 127 {
         0 => {
@@ -300,6 +310,70 @@ pub fn futex(call: &mut Call<'_, '_>) -> SysResult {
         7 => call.futex_unlock_pi(va),
         8 => call.futex_lock_pi(va, Deadline::Never, false),
         _ => Err(Errno::ENOSYS.into()),
+    }
+}
+
+const FUTEX_PRIVATE: u64 = 128;
+
+impl Call<'_, '_> {
+    /// Where the word at `va` is in the file window, if it is there.
+    fn shared_word(&mut self, va: u64) -> Result<Option<u64>, Fail> {
+        self.read_u32(va)?; // brings the page in
+        let (kernel, mut cx) = self.cx();
+        let frame = kernel.mm.shared_frame(&mut cx, va)?;
+        Ok(frame.map(|gpa| gpa.0))
+    }
+
+    /// futex(2) on a word that other processes may share: the host's. `None`: the word is private.
+    fn shared_futex(&mut self) -> Result<Option<i64>, Fail> {
+        let mut args = self.args;
+        let command = args[1] & 127;
+        let Some(word) = self.shared_word(args[0])? else {
+            return Ok(None);
+        };
+        args[0] = word;
+        match command {
+            0 | 6 | 9 | 13 if args[3] != 0 => {
+                let time = [
+                    self.read_u64(args[3])?,
+                    self.read_u64(args[3].wrapping_add(8))?,
+                ];
+                duration(time)?;
+                self.out.bounce_write(self.vcpu, 0, time.as_bytes())?;
+                args[3] = 0;
+            }
+            0 | 6 | 9 | 13 => args[3] = NULL,
+            3..=5 => {
+                let Some(second) = self.shared_word(args[4])? else {
+                    return Err(Errno::EINVAL.into());
+                };
+                args[4] = second;
+            }
+            _ => {}
+        }
+        let call = HostCall {
+            nr: machine_call::FUTEX,
+            args,
+        };
+        self.vcpu.state.exit_request.store(0, Ordering::SeqCst);
+        if self.kernel.interrupted() {
+            return Ok(Some(Errno::EINTR.ret()));
+        }
+        let out = &mut *self.out;
+        let ret = self
+            .kernel
+            .unlocked(self.vcpu, |vcpu| out.host_call(vcpu, &call))?;
+        Ok(Some(ret))
+    }
+
+    /// Wakes one waiter at a word, wherever it is: a thread dies.
+    fn wake_one(&mut self, va: u64) {
+        self.kernel.futex_wake(va, 1, ANY);
+        let (row, args) = (self.row, self.args);
+        self.args = [va, 1, 1, 0, 0, 0];
+        // A word that is not there has no waiters.
+        let _ = self.shared_futex();
+        (self.row, self.args) = (row, args);
     }
 }
 
@@ -337,7 +411,7 @@ fn robust_death(call: &mut Call<'_, '_>, va: u64, tid: u32, pending: bool) -> Re
     let mut waiters = false;
     let old = call.read_u32(va)?;
     if pending && old == 0 {
-        call.kernel.futex_wake(va, 1, ANY);
+        call.wake_one(va);
         return Ok(());
     }
     if old & FUTEX_TID_MASK != tid {
@@ -348,7 +422,7 @@ fn robust_death(call: &mut Call<'_, '_>, va: u64, tid: u32, pending: bool) -> Re
         Ok(old & FUTEX_WAITERS | FUTEX_OWNER_DIED)
     })?;
     if waiters {
-        call.kernel.futex_wake(va, 1, ANY);
+        call.wake_one(va);
     }
     Ok(())
 }
