@@ -256,8 +256,8 @@ fn integer(code: Code) -> Option<(Op, Route)> {
         M::Int => complex(Op::Int),
         M::Int1 => complex(Op::Int1),
         M::Iretd | M::Iretq | M::Iret => complex(Op::Iret),
-        // CLAC and STAC are #UD, not #GP, outside CPL 0
-        M::Ud0 | M::Ud1 | M::Ud2 | M::Clac | M::Stac => complex(Op::Ud),
+        // CLAC and STAC are #UD, not #GP, outside CPL 0, and RSM outside system management mode
+        M::Ud0 | M::Ud1 | M::Ud2 | M::Clac | M::Stac | M::Rsm => complex(Op::Ud),
         // strings
         M::Movsb | M::Movsw | M::Movsq => complex(Op::Movs),
         M::Movsd if code == Code::Movsd_m32_m32 => complex(Op::Movs),
@@ -354,7 +354,6 @@ fn integer(code: Code) -> Option<(Op, Route)> {
         | M::Stgi
         | M::Clgi
         | M::Skinit
-        | M::Rsm
         | M::Psmash
         | M::Pvalidate
         | M::Rmpadjust
