@@ -233,6 +233,9 @@ fn work(
             Verdict::Endless => {
                 shared.endless.fetch_add(1, Ordering::Relaxed);
             }
+            Verdict::Known(n) => {
+                shared.known[n as usize].fetch_add(1, Ordering::Relaxed);
+            }
             Verdict::Differ(f) => {
                 shared.failed.fetch_add(1, Ordering::Relaxed);
                 failed(plan, shared, &mut rig, w, &case, *f);
@@ -355,6 +358,9 @@ pub fn replay(files: &[PathBuf], engines: Engines, quiet: bool) -> Result<usize,
                 if !quiet {
                     println!("{}: agrees", f.display());
                 }
+            }
+            Verdict::Known(n) => {
+                println!("{}: known difference: {}", f.display(), n.words());
             }
             Verdict::Endless => println!("{}: does not end", f.display()),
             Verdict::Differ(d) => {

@@ -56,6 +56,10 @@ struct Draft {
     fixups: Vec<Fixup>,
     /// An x87 instruction has run, so what the pointers are is up to the processor.
     pointers: bool,
+    /// An operand is aimed at code.
+    reads_code: bool,
+    /// There is a branch.
+    branched: bool,
 }
 
 impl Draft {
@@ -112,6 +116,8 @@ impl<'a> Generator<'a> {
             stack: Some(0),
             fixups: Vec::new(),
             pointers: false,
+            reads_code: false,
+            branched: false,
         };
         for _ in 0..n {
             if d.case.code().len() + 20 > MAX_CODE {
@@ -215,7 +221,11 @@ impl<'a> Generator<'a> {
             if policy::forbidden(&i)
                 || masks::reads(&i) & d.undefined != 0
                 || masks::undefined_result(&i)
+                // Behind a branch there is no telling whether it ran.
+                || d.branched && matches!(p, Policy::Varies { .. })
                 || d.pointers && setup::stores_pointers(&i)
+                // The native code ends before it.
+                || d.reads_code && matches!(policy::policy(i.code()), Policy::Guest(..))
             {
                 continue;
             }
@@ -247,6 +257,7 @@ impl<'a> Generator<'a> {
             i.flow_control(),
             FlowControl::Next | FlowControl::Exception | FlowControl::Interrupt
         );
+        d.branched |= branches;
         if branches {
             d.sticky |= d.undefined;
         }

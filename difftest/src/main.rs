@@ -4,6 +4,7 @@ use clap::Parser;
 use sevlab_difftest::coverage;
 use sevlab_difftest::drive::{self, Plan};
 use sevlab_difftest::forms::Forms;
+use sevlab_difftest::known::REASONS;
 use sevlab_difftest::rig::Engines;
 use sevlab_difftest::shared::{Shared, WORKERS};
 use std::path::PathBuf;
@@ -155,6 +156,12 @@ fn summary(shared: &Shared, forms: &Forms, seconds: f64, narrowed: bool) {
         get(&shared.refused),
         get(&shared.sticky)
     );
+    for (known, why) in REASONS {
+        let n = get(&shared.known[known as usize]);
+        if n != 0 {
+            println!("known: {n} cases: {why}");
+        }
+    }
     if !narrowed {
         print!("{}", coverage::summary(&coverage::report(forms, shared, false)));
     }

@@ -140,7 +140,9 @@ core::arch::global_asm!(
     "wrgsbase rax",
     "mov qword ptr [rip + sevlab_difftest_context + 184], 0",
     "mov rsp, [rip + sevlab_difftest_context + 144]",
-    "cld",
+    // NT, which IRETQ would mind, AC, ID.
+    "push 2",
+    "popfq",
     "vzeroupper",
     "pop r15",
     "pop r14",

@@ -3,7 +3,8 @@
 use crate::case::{Case, Fills};
 use crate::check::{Analysis, Difference, Sticky, compare};
 use crate::guest::{self, Guest};
-use crate::layout::MEMORY;
+use crate::known::{self, Known};
+use crate::layout::{CODE_END, MEMORY};
 use crate::native::Native;
 use crate::outcome::{End, Outcome};
 use std::error::Error;
@@ -95,6 +96,8 @@ pub enum Verdict {
     Agree(usize),
     /// It did not end.
     Endless,
+    /// All the same but for a known difference: why.
+    Known(Known),
     /// An engine differs.
     Differ(Box<Failure>),
 }
@@ -159,7 +162,8 @@ impl Rig {
         let mut outcomes: Vec<(&'static str, Outcome)> = Vec::new();
         if let Some(n) = &mut self.native {
             // What the guest alone runs is not there natively: the case ends before it.
-            let o = if let Some(i) = a.guest_only() {
+            // An instruction that can't be fetched whole does not run, so it may stand.
+            let o = if let Some(i) = a.guest_only().filter(|i| i.next_ip() <= CODE_END) {
                 let mut shorter = *case;
                 let len = (i.ip() - case.at) as usize;
                 shorter.set_code(&case.code()[..len]);
@@ -191,7 +195,10 @@ impl Rig {
         if outcomes.len() == 2 {
             let d = compare(&a, &outcomes[0].1, true, &outcomes[1].1, Sticky::Exact);
             if !d.is_empty() {
-                return fail("interp", d, outcomes);
+                return match known::reason(&a, &outcomes[0].1, &outcomes[1].1, &d) {
+                    Some(n) => Verdict::Known(n),
+                    None => fail("interp", d, outcomes),
+                };
             }
         }
         if translate {
@@ -212,6 +219,9 @@ impl Rig {
                     let native = reference == Some("native");
                     let d = compare(&a, &r.1, native, &o, *sticky);
                     if !d.is_empty() {
+                        if let Some(n) = known::reason(&a, &r.1, &o, &d) {
+                            return Verdict::Known(n);
+                        }
                         outcomes.push((*name, o));
                         return fail(name, d, outcomes);
                     }

@@ -31,6 +31,8 @@ pub struct Shared {
     pub endless: AtomicU64,
     /// Cases that differ.
     pub failed: AtomicU64,
+    /// Cases with a known difference, by reason.
+    pub known: [AtomicU64; 16],
     /// Failures that were found to be different ones.
     pub different: AtomicU64,
     /// Cases whose sticky MXCSR flags alone differ in optimised translated code.

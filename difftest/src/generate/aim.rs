@@ -7,7 +7,7 @@ use crate::random::Rng;
 use iced_x86::{Decoder, DecoderOptions, Instruction, OpKind, Register};
 
 /// Where an operand of `size` bytes may lie.
-pub(super) fn target(r: &mut Rng, size: u64, wide: bool) -> u64 {
+fn target(r: &mut Rng, size: u64, wide: bool) -> u64 {
     let inside = |r: &mut Rng| DATA + 64 + r.below(DATA_PAGES * PAGE - 192 - size);
     match r.below(64) {
         0 => READ_ONLY + r.below(PAGE - size),
@@ -37,6 +37,13 @@ pub(super) fn target(r: &mut Rng, size: u64, wide: bool) -> u64 {
 }
 
 impl Generator<'_> {
+    /// As [`target`], noting what lies in code.
+    pub(super) fn target(&mut self, d: &mut Draft, size: u64, wide: bool) -> u64 {
+        let to = target(&mut self.r, size, wide);
+        d.reads_code |= (CODE - 512..CODE + 2 * PAGE).contains(&to);
+        to
+    }
+
     /// Aims everything that an instruction depends on; false if this instance is no good.
     pub(super) fn aim(&mut self, d: &mut Draft, i: &Instruction, bytes: &mut [u8]) -> bool {
         let memory = (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Memory);
@@ -44,7 +51,7 @@ impl Generator<'_> {
         if memory {
             let size = super::setup::memory_size(i);
             let wide = i.memory_base().size() != 4 && i.memory_index().size() != 4;
-            let mut to = target(&mut self.r, size, wide);
+            let mut to = self.target(d, size, wide);
             let align = super::setup::alignment(i);
             if align > 1 && !self.r.one_in(16) {
                 to &= !(align - 1);

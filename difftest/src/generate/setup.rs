@@ -1,7 +1,7 @@
 //! What instructions need beside a memory operand: counts, divisors, stack contents, images to load.
 
 use super::{Draft, Fixup, Generator, number};
-use crate::layout::{DATA, PAGE};
+use crate::layout::{CODE, DATA, PAGE};
 use iced_x86::{
     Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic as M, OpKind, Register,
 };
@@ -65,6 +65,7 @@ impl Generator<'_> {
                     if self.r.one_in(24) && !matches!(i.mnemonic(), M::Call) {
                         // Nowhere, or into the middle of something.
                         bytes[offset] = self.r.below(100) as u8 & 0x7f;
+                        d.reads_code = true;
                     } else if self.r.one_in(2) {
                         d.fixups.push(Fixup {
                             at: d.case.code().len() + offset,
@@ -108,8 +109,10 @@ impl Generator<'_> {
     }
 
     fn prepare_return(&mut self, d: &mut Draft, i: &Instruction, next: u64) -> bool {
+        let iret = matches!(i.mnemonic(), M::Iretq | M::Iretd | M::Iret);
         let Some(sp) = d.rsp() else {
-            return self.r.one_in(20);
+            // Where the selectors are is not known: without descriptor tables there is no telling what they do.
+            return !iret && self.r.one_in(20);
         };
         let to = if self.r.one_in(16) {
             self.r.value()
@@ -123,9 +126,6 @@ impl Generator<'_> {
                     M::Iretd => 4,
                     _ => 2,
                 };
-                if size == 2 && !self.r.one_in(8) {
-                    return true;
-                }
                 let flags = 0x202 | self.r.bits() & (ARITH | DF);
                 let rsp = sp.wrapping_add(8 * self.r.below(16));
                 let mut frame = [next, 0x33, flags, rsp, 0x2b];
@@ -145,8 +145,77 @@ impl Generator<'_> {
         }
     }
 
+    /// Memory that an instruction finds by registers that no operand names; `None` if there is none.
+    fn prepare_implicit(&mut self, d: &mut Draft, i: &Instruction) -> Option<bool> {
+        match i.mnemonic() {
+            M::Movsb | M::Movsw | M::Movsq | M::Stosb | M::Stosw | M::Stosd | M::Stosq
+            | M::Lodsb | M::Lodsw | M::Lodsd | M::Lodsq | M::Scasb | M::Scasw | M::Scasd
+            | M::Scasq | M::Cmpsb | M::Cmpsw | M::Cmpsq | M::Movsd | M::Cmpsd | M::Insb
+            | M::Insw | M::Insd | M::Outsb | M::Outsw | M::Outsd
+                if i.is_string_instruction() =>
+            {
+                let narrow = (0..i.op_count()).any(|n| {
+                    use OpKind::{MemoryESEDI, MemorySegEDI, MemorySegESI};
+                    matches!(i.op_kind(n), MemoryESEDI | MemorySegEDI | MemorySegESI)
+                });
+                let source = self.target(d, 8, !narrow);
+                let near = self.r.one_in(2);
+                let to = if near {
+                    source.wrapping_add(self.r.below(64)).wrapping_sub(32)
+                } else {
+                    self.target(d, 8, !narrow)
+                };
+                let base = match i.memory_segment() {
+                    Register::FS => d.case.regs.fs,
+                    Register::GS => d.case.regs.gs,
+                    _ => 0,
+                };
+                d.set(6, source.wrapping_sub(base));
+                d.set(7, to);
+                if i.has_rep_prefix() || i.has_repne_prefix() {
+                    let all = [1, 2, 3, 7, 9, 40, 300, 0x1000, 0xffff_ffff, 0, 1 << 32, u64::MAX];
+                    // Intel's processors truncate pointers and count before the first of a 32-bit count, AMD's do not.
+                    let n = self.r.pick(if narrow { &all[..9] } else { &all });
+                    if !d.set(1, n) && narrow {
+                        return Some(false);
+                    }
+                }
+            }
+            M::Xlatb => {
+                let to = self.target(d, 1, true);
+                let base = match i.memory_segment() {
+                    Register::FS => d.case.regs.fs,
+                    Register::GS => d.case.regs.gs,
+                    _ => 0,
+                };
+                d.set(3, to.wrapping_sub(base));
+            }
+            M::Maskmovq | M::Maskmovdqu | M::Vmaskmovdqu => {
+                let to = self.target(d, 16, true);
+                d.set(7, to);
+            }
+            M::Leave => {
+                let to = self.target(d, 8, true);
+                d.set(5, to);
+            }
+            M::Enter => {
+                let to = self.target(d, 8, true);
+                d.set(5, to);
+                // Deep frames would leave the stack's page.
+                if i.immediate16() > 0x2000 && !self.r.one_in(4) {
+                    return Some(false);
+                }
+            }
+            _ => return None,
+        }
+        Some(true)
+    }
+
     #[allow(clippy::too_many_lines)] // a table
     fn prepare_data(&mut self, d: &mut Draft, i: &Instruction, at: Option<u64>) -> bool {
+        if let Some(done) = self.prepare_implicit(d, i) {
+            return done;
+        }
         let r = &mut self.r;
         match i.mnemonic() {
             M::Shl | M::Sal | M::Shr | M::Sar | M::Rol | M::Ror | M::Rcl | M::Rcr | M::Shld
@@ -172,56 +241,6 @@ impl Generator<'_> {
                         };
                         d.set(2, high);
                     }
-                }
-            }
-            M::Movsb | M::Movsw | M::Movsq | M::Stosb | M::Stosw | M::Stosd | M::Stosq
-            | M::Lodsb | M::Lodsw | M::Lodsd | M::Lodsq | M::Scasb | M::Scasw | M::Scasd
-            | M::Scasq | M::Cmpsb | M::Cmpsw | M::Cmpsq | M::Movsd | M::Cmpsd | M::Insb
-            | M::Insw | M::Insd | M::Outsb | M::Outsw | M::Outsd
-                if i.is_string_instruction() =>
-            {
-                let source = super::aim::target(r, 8, true);
-                let near = r.one_in(2);
-                let to = if near {
-                    source.wrapping_add(r.below(64)).wrapping_sub(32)
-                } else {
-                    super::aim::target(r, 8, true)
-                };
-                let base = match i.memory_segment() {
-                    Register::FS => d.case.regs.fs,
-                    Register::GS => d.case.regs.gs,
-                    _ => 0,
-                };
-                d.set(6, source.wrapping_sub(base));
-                d.set(7, to);
-                if i.has_rep_prefix() || i.has_repne_prefix() {
-                    let n = r.pick(&[0, 1, 2, 3, 7, 9, 40, 300, 0x1000, 1 << 32, u64::MAX]);
-                    d.set(1, n);
-                }
-            }
-            M::Xlatb => {
-                let to = super::aim::target(r, 1, true);
-                let base = match i.memory_segment() {
-                    Register::FS => d.case.regs.fs,
-                    Register::GS => d.case.regs.gs,
-                    _ => 0,
-                };
-                d.set(3, to.wrapping_sub(base));
-            }
-            M::Maskmovq | M::Maskmovdqu | M::Vmaskmovdqu => {
-                let to = super::aim::target(r, 16, true);
-                d.set(7, to);
-            }
-            M::Leave => {
-                let to = super::aim::target(r, 8, true);
-                d.set(5, to);
-            }
-            M::Enter => {
-                let to = super::aim::target(r, 8, true);
-                d.set(5, to);
-                // Deep frames would leave the stack's page.
-                if i.immediate16() > 0x2000 && !r.one_in(4) {
-                    return false;
                 }
             }
             M::Popf | M::Popfq => {
@@ -307,10 +326,15 @@ impl Generator<'_> {
                     d.case.patch(at + 24, &v.to_le_bytes());
                     let control = r.control_word();
                     d.case.patch(at, &control.to_le_bytes());
-                    if memory_size(i) > 512 && !r.one_in(16) {
+                    // Which addresses are canonical is the processor's.
+                    let pointers = u128::from(CODE) | u128::from(DATA) << 64;
+                    d.case.patch(at + 8, &pointers.to_le_bytes());
+                    if memory_size(i) > 512 {
                         let mut header = [0; 64];
                         header[0] = r.below(8) as u8;
-                        d.case.patch(at + 512, &header);
+                        if !r.one_in(16) {
+                            d.case.patch(at + 512, &header);
+                        }
                         d.set(0, r.below(8));
                         d.set(2, 0);
                         return d.value(0).is_some_and(|v| v & 0xffff_ffff < 8)
