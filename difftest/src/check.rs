@@ -6,7 +6,9 @@ use crate::masks;
 use crate::outcome::{End, Outcome};
 use crate::policy::{self, Policy};
 use iced_x86::{FlowControl, Instruction};
+use sevlab_cpu::Op;
 use sevlab_cpu::flags::ARITH;
+use sevlab_cpu::table::row;
 
 /// RF is part of the image that an exception pushes, not of the state before.
 const RF: u64 = 1 << 16;
@@ -80,6 +82,15 @@ impl Analysis {
     #[must_use]
     pub fn executed(&self, o: &Outcome) -> usize {
         let n = match o.end {
+            // #UD is what some are for.
+            End::Exception { vector: 6, .. }
+                if self
+                    .instructions
+                    .get(self.position(o.rip))
+                    .is_some_and(|i| row(i.code()).op == Op::Ud) =>
+            {
+                self.position(o.rip) + 1
+            }
             End::Exception { vector: 6, .. } | End::Endless | End::Other(_) => {
                 self.position(o.rip).min(self.instructions.len())
             }
@@ -142,7 +153,7 @@ fn expect(a: &Analysis, reference: &Outcome, got: &Outcome, native: bool) -> Out
         // Behind a branch it may not have run.
         Policy::Intercepted { gpr }
             if e.rip == i.next_ip()
-                && e.end == End::PROTECTION
+                && (e.end == End::PROTECTION || e.rip == crate::layout::CODE_END)
                 && (a.first_branch == usize::MAX || matches!(got.end, End::Intercept(..))) =>
         {
             take_results(i, false, gpr, &mut e, got);
@@ -287,7 +298,8 @@ pub fn compare(
     for n in 0..16 {
         let (x, y) = (expected.ymm[n], got.ymm[n]);
         if x != y {
-            let text = |v: [u64; 4]| format!("{:016x}_{:016x}_{:016x}_{:016x}", v[3], v[2], v[1], v[0]);
+            let text =
+                |v: [u64; 4]| format!("{:016x}_{:016x}_{:016x}_{:016x}", v[3], v[2], v[1], v[0]);
             put(format!("ymm{n}"), text(x), text(y));
         }
     }

@@ -314,7 +314,11 @@ fn failed(plan: &Plan, shared: &Shared, rig: &mut Rig, w: usize, case: &Case, f:
     if shared.note(!signature(&case, &f)) > 0 {
         return;
     }
-    let path = save(&plan.regress, &case, &format!("{} against {}", f.engine, f.reference));
+    let path = save(
+        &plan.regress,
+        &case,
+        &format!("{} against {}", f.engine, f.reference),
+    );
     eprintln!("{}saved as {path}\n", report::failure(&case, &f));
     let different = shared.different.fetch_add(1, Ordering::Relaxed) + 1;
     if different >= plan.failures {
@@ -327,8 +331,9 @@ fn save(dir: &Path, case: &Case, why: &str) -> String {
     let mut h = DefaultHasher::new();
     let body = text::write(case);
     body.hash(&mut h);
-    let name = crate::forms::decode(case.code(), case.at)
-        .map_or("invalid".to_owned(), |i| format!("{:?}", i.code()).to_lowercase());
+    let name = crate::forms::decode(case.code(), case.at).map_or("invalid".to_owned(), |i| {
+        format!("{:?}", i.code()).to_lowercase()
+    });
     let path = dir.join(format!("{name}-{:08x}.txt", h.finish() as u32));
     let done = std::fs::create_dir_all(dir)
         .and_then(|()| std::fs::write(&path, format!("# {why}\n{body}")));

@@ -196,11 +196,7 @@ impl Forms {
                 opcode,
                 one,
             } => {
-                let vvvv = if one {
-                    0x78
-                } else {
-                    (bits >> 16) as u8 & 0x78
-                };
+                let vvvv = if one { 0x78 } else { (bits >> 16) as u8 & 0x78 };
                 let last = vvvv | u8::from(l) << 2 | pp;
                 if map == 1 && !w && bits & 3 == 0 {
                     b.extend_from_slice(&[0xc5, (bits >> 8) as u8 & 0x80 | last, opcode]);

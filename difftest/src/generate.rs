@@ -133,7 +133,13 @@ impl<'a> Generator<'a> {
         }
         let end = d.case.end();
         for f in std::mem::take(&mut d.fixups) {
-            land(&mut d.case, f, end);
+            // What was to go far goes somewhere behind the end.
+            let to = if f.over > MAX_CODE {
+                self.r.below(9)
+            } else {
+                0
+            };
+            land(&mut d.case, f, end + to);
         }
         (!d.case.code().is_empty()).then_some(d.case)
     }
@@ -215,12 +221,13 @@ impl<'a> Generator<'a> {
                 }
                 continue;
             };
-            if i.code() != code && (attempt < TRIES / 2 || policy::policy(i.code()) != Policy::Compare) {
+            if i.code() != code
+                && (attempt < TRIES / 2 || policy::policy(i.code()) != Policy::Compare)
+            {
                 continue;
             }
             if policy::forbidden(&i)
                 || masks::reads(&i) & d.undefined != 0
-                || masks::undefined_result(&i)
                 // Behind a branch there is no telling whether it ran.
                 || d.branched && matches!(p, Policy::Varies { .. })
                 || d.pointers && setup::stores_pointers(&i)
@@ -238,7 +245,9 @@ impl<'a> Generator<'a> {
                 d.fixups.truncate(saved.2);
                 continue;
             }
-            let Some(i) = decode(&bytes, at).filter(|x| x.len() == bytes.len()) else {
+            let defined = |x: &Instruction| !masks::undefined_result(x, d.value(1));
+            let Some(i) = decode(&bytes, at).filter(|x| x.len() == bytes.len() && defined(x))
+            else {
                 (d.case, d.fixed) = (saved.0, saved.1);
                 d.fixups.truncate(saved.2);
                 continue;
@@ -283,11 +292,18 @@ impl<'a> Generator<'a> {
                 d.dirty |= 1 << n;
             }
         }
-        if i.mnemonic() == Mnemonic::Enter || i.mnemonic() == Mnemonic::Leave || d.dirty >> 4 & 1 != 0 {
+        if i.mnemonic() == Mnemonic::Enter
+            || i.mnemonic() == Mnemonic::Leave
+            || d.dirty >> 4 & 1 != 0
+        {
             d.stack = None;
         }
         if let Some(by) = moved {
-            d.stack = if skipped { None } else { d.stack.map(|s| s + by) };
+            d.stack = if skipped {
+                None
+            } else {
+                d.stack.map(|s| s + by)
+            };
         }
         let (mut k, case) = (0, &mut d.case);
         while k < d.fixups.len() {
@@ -296,7 +312,7 @@ impl<'a> Generator<'a> {
                 k += 1;
                 continue;
             }
-            f.over -= 1;
+            f.over = f.over.saturating_sub(1);
             if f.over == 0 {
                 let f = d.fixups.swap_remove(k);
                 land(case, f, here);
@@ -310,6 +326,7 @@ impl<'a> Generator<'a> {
 /// Sets the displacement of a branch.
 fn land(case: &mut Case, f: Fixup, target: u64) {
     let by = target.wrapping_sub(f.from);
+    let by = if f.size == 1 { by.min(0x7f) } else { by };
     for k in 0..f.size {
         case.set_byte(f.at + k, (by >> (8 * k)) as u8);
     }

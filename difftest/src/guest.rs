@@ -2,9 +2,7 @@
 #![allow(unsafe_code)] // reads and sets the host's MXCSR
 
 use crate::case::{Case, END, X87};
-use crate::layout::{
-    CODE, CODE_PAGES, MEMORY, PAGE, PAGES, READ_ONLY,
-};
+use crate::layout::{CODE, CODE_PAGES, MEMORY, PAGE, PAGES, READ_ONLY};
 use crate::native::{unwatch, watch};
 use crate::outcome::{End, Outcome};
 use sevlab_arch::{Gpa, Spa};

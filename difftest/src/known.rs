@@ -4,6 +4,7 @@
 //! narrow as can be, and goes when its reason does.
 
 use crate::check::{Analysis, Difference};
+use crate::layout::CODE_END;
 use crate::outcome::{End, Outcome};
 use iced_x86::{CpuidFeature as F, FlowControl, Instruction, Mnemonic as M, OpKind, Register};
 
@@ -36,10 +37,16 @@ pub enum Known {
     TenBytes,
     /// The guest does not look at the end of an FXSAVE image, which is not written.
     ImageEnd,
+    /// The guest truncates a bit string's address behind the segment base.
+    BitString,
+    /// The guest sees that bytes are no instruction before it has all of them.
+    InvalidAtEnd,
+    /// The guest has no descriptor tables.
+    Selector,
 }
 
 /// All reasons with their words.
-pub const REASONS: [(Known, &str); 13] = [
+pub const REASONS: [(Known, &str); 16] = [
     (
         Known::AcrossTheHole,
         "guest: an operand across the end of the lower half is #PF of its first page, not #GP",
@@ -62,9 +69,12 @@ pub const REASONS: [(Known, &str); 13] = [
     ),
     (
         Known::EmptyMask,
-        "host: MASKMOV with an empty mask checks its address",
+        "host: MASKMOV checks bytes that it does not write",
     ),
-    (Known::MmxStore, "host: an MMX store that faults has set TOP to 0"),
+    (
+        Known::MmxStore,
+        "host: an MMX store that faults has set TOP to 0",
+    ),
     (
         Known::LargeOperand,
         "host: another byte of a large or masked operand is touched first",
@@ -88,6 +98,18 @@ pub const REASONS: [(Known, &str); 13] = [
     (
         Known::ImageEnd,
         "guest: FXSAVE does not look at the last 96 bytes of its operand",
+    ),
+    (
+        Known::BitString,
+        "guest: a bit string's 32-bit address is truncated behind the segment base",
+    ),
+    (
+        Known::InvalidAtEnd,
+        "guest: invalid bytes at the end of a page are #UD before the next page is fetched",
+    ),
+    (
+        Known::Selector,
+        "guest: no descriptor tables, so only null and flat selectors load",
     ),
 ];
 
@@ -149,25 +171,22 @@ fn vector(o: &Outcome) -> Option<u8> {
 
 /// The reason, if all of the differences have one.
 #[must_use]
-pub fn reason(a: &Analysis, e: &Outcome, got: &Outcome, differences: &[Difference]) -> Option<Known> {
+pub fn reason(
+    a: &Analysis,
+    e: &Outcome,
+    got: &Outcome,
+    differences: &[Difference],
+) -> Option<Known> {
     let only = |pass: &dyn Fn(&str) -> bool| differences.iter().all(|d| pass(&d.field));
     let host = vector(e)?;
     let page_fault = host == 14 || host == 12 || host == 13;
-    if let Some(i) = a.instructions.get(a.position(e.rip))
+    let at = |rip| a.instructions.get(a.position(rip));
+    if let Some(i) = at(e.rip)
         && page_fault
+        && e.rip != got.rip
         && matches!(i.mnemonic(), M::Maskmovq | M::Maskmovdqu | M::Vmaskmovdqu)
     {
-        let r = i.op_register(2);
-        let empty = if r.is_mm() {
-            let at = (r.number() + 8 - usize::from(e.x87.status >> 11 & 7)) % 8;
-            e.x87.st[at].0 & 0x8080_8080_8080_8080 == 0
-        } else {
-            let y = e.ymm[r.number()];
-            (y[0] | y[1]) & 0x8080_8080_8080_8080 == 0
-        };
-        if empty {
-            return Some(Known::EmptyMask);
-        }
+        return Some(Known::EmptyMask);
     }
     let guest = vector(got).unwrap_or(u8::MAX);
     if let Some(i) = a.instructions.get(a.position(got.rip))
@@ -182,7 +201,44 @@ pub fn reason(a: &Analysis, e: &Outcome, got: &Outcome, differences: &[Differenc
     {
         return Some(Known::X87Store);
     }
-    let i: &Instruction = a.instructions.get(a.position(e.rip))?;
+    if a.instructions.iter().any(|i| {
+        matches!(i.mnemonic(), M::Bt | M::Bts | M::Btr | M::Btc)
+            && i.op0_kind() == OpKind::Memory
+            && i.op1_kind() == OpKind::Register
+            && matches!(i.memory_segment(), Register::FS | Register::GS)
+            && (i.memory_base().size() == 4 || i.memory_index().size() == 4)
+    }) {
+        return Some(Known::BitString);
+    }
+    if let End::Exception {
+        vector: 14,
+        address: CODE_END,
+        ..
+    } = e.end
+        && guest == 6
+        && e.rip == got.rip
+    {
+        return Some(Known::InvalidAtEnd);
+    }
+    let restores = |m| {
+        matches!(
+            m,
+            M::Xrstor | M::Xrstor64 | M::Xsave | M::Xsave64 | M::Xsavec | M::Xsavec64
+        )
+    };
+    if (host == 14 && at(e.rip).is_some_and(|i| restores(i.mnemonic())))
+        || (guest == 14 && at(got.rip).is_some_and(|i| restores(i.mnemonic())))
+    {
+        return Some(Known::LargeOperand);
+    }
+    let selector = |i: &Instruction| {
+        matches!(i.mnemonic(), M::Iret | M::Iretd | M::Iretq)
+            || i.op0_kind() == OpKind::Register && i.op0_register().is_segment_register()
+    };
+    if guest == 13 && at(got.rip).is_some_and(selector) && (host != 14 || e.rip != got.rip) {
+        return Some(Known::Selector);
+    }
+    let i: &Instruction = at(e.rip)?;
     let m = i.mnemonic();
     if e.rip != got.rip {
         let branch = matches!(
@@ -195,7 +251,10 @@ pub fn reason(a: &Analysis, e: &Outcome, got: &Outcome, differences: &[Differenc
         let wild = ((got.rip as i64) << 16 >> 16) as u64 != got.rip;
         return (branch && wild && host == 13 && guest == 13).then_some(Known::BranchTarget);
     }
-    if page_fault && matches!(guest, 12..=14) && matches!(m, M::Cmpsb | M::Cmpsw | M::Cmpsd | M::Cmpsq) {
+    if page_fault
+        && matches!(guest, 12..=14)
+        && matches!(m, M::Cmpsb | M::Cmpsw | M::Cmpsd | M::Cmpsq)
+    {
         return only(&|f| f == "end").then_some(Known::StringOrder);
     }
     if host == 14 && guest == 14 && i.memory_size().size() == 10 {
@@ -218,7 +277,8 @@ pub fn reason(a: &Analysis, e: &Outcome, got: &Outcome, differences: &[Differenc
         let mask = format!("ymm{}", i.op_register(2).number());
         let to = format!("ymm{}", i.op_register(0).number());
         let segment = host == 12 && guest == 13;
-        return only(&|f| f == mask || f == to || f == "end" && segment).then_some(Known::GatherMask);
+        return only(&|f| f == mask || f == to || f == "end" && segment)
+            .then_some(Known::GatherMask);
     }
     if m == M::Vcvtps2ph && only(&|f| f == "mxcsr" || f == "end" && (host == 19 || host == 12)) {
         return Some(Known::ConvertStore);
@@ -232,12 +292,20 @@ pub fn reason(a: &Analysis, e: &Outcome, got: &Outcome, differences: &[Differenc
         let stores_mm = (0..i.op_count())
             .any(|n| i.op_kind(n) == OpKind::Register && i.op_register(n).is_mm())
             && (i.op_register(0) == Register::None || m == M::Maskmovq);
-        let x87 = |f: &str| f == "end" && host == 14 && m == M::Maskmovq || f == "fsw" || f == "ftw" || f.starts_with("st");
+        let x87 = |f: &str| {
+            f == "end" && host == 14 && m == M::Maskmovq
+                || f == "fsw"
+                || f == "ftw"
+                || f.starts_with("st")
+        };
         if stores_mm && e.x87.status & 0x3800 == 0 && only(&x87) {
             return Some(Known::MmxStore);
         }
         let masked = matches!(m, M::Maskmovq | M::Maskmovdqu | M::Vmaskmovdqu)
-            || matches!(m, M::Vmaskmovps | M::Vmaskmovpd | M::Vpmaskmovd | M::Vpmaskmovq);
+            || matches!(
+                m,
+                M::Vmaskmovps | M::Vmaskmovpd | M::Vpmaskmovd | M::Vpmaskmovq
+            );
         if (masked || saves_state(m)) && host == 14 && only(&|f| f == "end") {
             return Some(Known::LargeOperand);
         }

@@ -83,9 +83,7 @@ fn main() -> ExitCode {
         return usage(&format!("--threads: 1 to {WORKERS}"));
     }
     let plan = Plan {
-        seconds: args
-            .seconds
-            .or(args.cases.is_none().then_some(60)),
+        seconds: args.seconds.or(args.cases.is_none().then_some(60)),
         cases: args.cases,
         seed: args.seed.unwrap_or_else(drive::fresh_seed),
         threads,
@@ -163,6 +161,9 @@ fn summary(shared: &Shared, forms: &Forms, seconds: f64, narrowed: bool) {
         }
     }
     if !narrowed {
-        print!("{}", coverage::summary(&coverage::report(forms, shared, false)));
+        print!(
+            "{}",
+            coverage::summary(&coverage::report(forms, shared, false))
+        );
     }
 }

@@ -109,12 +109,11 @@ pub fn undefined(i: &Instruction) -> u64 {
     }
 }
 
-/// Whether the instruction may leave an undefined result in a register or memory.
+/// Whether the instruction leaves an undefined result in a register or memory if CL is `cl` (`None`: who knows).
 #[must_use]
-pub fn undefined_result(i: &Instruction) -> bool {
-    matches!(i.mnemonic(), M::Shld | M::Shrd)
-        && width(i) == 16
-        && count(i, 2).is_none_or(|n| n > 16)
+pub fn undefined_result(i: &Instruction, cl: Option<u64>) -> bool {
+    let count = count(i, 2).or(cl.map(|v| v as u32 & 31));
+    matches!(i.mnemonic(), M::Shld | M::Shrd) && width(i) == 16 && count.is_none_or(|n| n > 16)
 }
 
 /// iced's flags as RFLAGS bits.

@@ -245,7 +245,10 @@ impl Native {
         let fd = unsafe { libc::memfd_create(c"difftest".as_ptr(), libc::MFD_CLOEXEC) };
         check(fd >= 0, "memfd")?;
         // SAFETY: our descriptor.
-        check(unsafe { libc::ftruncate(fd, size as i64) } == 0, "ftruncate")?;
+        check(
+            unsafe { libc::ftruncate(fd, size as i64) } == 0,
+            "ftruncate",
+        )?;
         map(CODE, size, R | libc::PROT_EXEC, libc::MAP_SHARED, fd)?;
         let code = map(0, size, R | W, libc::MAP_SHARED, fd)?;
         let anonymous = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_POPULATE;
@@ -295,7 +298,8 @@ impl Native {
             it_value: tick,
         };
         // SAFETY: sets a timer of this process.
-        let r = unsafe { libc::setitimer(libc::ITIMER_REAL, &raw const timer, std::ptr::null_mut()) };
+        let r =
+            unsafe { libc::setitimer(libc::ITIMER_REAL, &raw const timer, std::ptr::null_mut()) };
         check(r == 0, "setitimer")?;
         Ok(Self { code, used: (0, 0) })
     }
@@ -330,11 +334,7 @@ impl Native {
                 );
                 libc::mprotect(at, PAGE as usize, libc::PROT_READ);
             }
-            std::ptr::copy_nonoverlapping(
-                memory.as_ptr(),
-                DATA as *mut u8,
-                first - PAGE as usize,
-            );
+            std::ptr::copy_nonoverlapping(memory.as_ptr(), DATA as *mut u8, first - PAGE as usize);
             std::ptr::copy_nonoverlapping(
                 memory[first..].as_ptr(),
                 ISLAND as *mut u8,

@@ -95,7 +95,9 @@ impl Shared {
     }
     /// Worker `w` is done with it.
     pub fn end(&self, w: usize) {
-        self.running[w % WORKERS].busy.store(false, Ordering::Release);
+        self.running[w % WORKERS]
+            .busy
+            .store(false, Ordering::Release);
     }
     /// The case that worker `w`, which is gone, was running.
     pub fn left(&self, w: usize) -> Option<Case> {

@@ -63,9 +63,12 @@ impl Generator<'_> {
                         *b = 0;
                     }
                     if self.r.one_in(24) && !matches!(i.mnemonic(), M::Call) {
-                        // Nowhere, or into the middle of something.
-                        bytes[offset] = self.r.below(100) as u8 & 0x7f;
-                        d.reads_code = true;
+                        d.fixups.push(Fixup {
+                            at: d.case.code().len() + offset,
+                            size,
+                            from: next,
+                            over: usize::MAX,
+                        });
                     } else if self.r.one_in(2) {
                         d.fixups.push(Fixup {
                             at: d.case.code().len() + offset,
@@ -148,10 +151,32 @@ impl Generator<'_> {
     /// Memory that an instruction finds by registers that no operand names; `None` if there is none.
     fn prepare_implicit(&mut self, d: &mut Draft, i: &Instruction) -> Option<bool> {
         match i.mnemonic() {
-            M::Movsb | M::Movsw | M::Movsq | M::Stosb | M::Stosw | M::Stosd | M::Stosq
-            | M::Lodsb | M::Lodsw | M::Lodsd | M::Lodsq | M::Scasb | M::Scasw | M::Scasd
-            | M::Scasq | M::Cmpsb | M::Cmpsw | M::Cmpsq | M::Movsd | M::Cmpsd | M::Insb
-            | M::Insw | M::Insd | M::Outsb | M::Outsw | M::Outsd
+            M::Movsb
+            | M::Movsw
+            | M::Movsq
+            | M::Stosb
+            | M::Stosw
+            | M::Stosd
+            | M::Stosq
+            | M::Lodsb
+            | M::Lodsw
+            | M::Lodsd
+            | M::Lodsq
+            | M::Scasb
+            | M::Scasw
+            | M::Scasd
+            | M::Scasq
+            | M::Cmpsb
+            | M::Cmpsw
+            | M::Cmpsq
+            | M::Movsd
+            | M::Cmpsd
+            | M::Insb
+            | M::Insw
+            | M::Insd
+            | M::Outsb
+            | M::Outsw
+            | M::Outsd
                 if i.is_string_instruction() =>
             {
                 let narrow = (0..i.op_count()).any(|n| {
@@ -170,13 +195,29 @@ impl Generator<'_> {
                     Register::GS => d.case.regs.gs,
                     _ => 0,
                 };
-                d.set(6, source.wrapping_sub(base));
-                d.set(7, to);
+                let limit = if narrow { 0xffff_ffff } else { u64::MAX };
+                d.set(6, source.wrapping_sub(base) & limit);
+                d.set(7, to & limit);
                 if i.has_rep_prefix() || i.has_repne_prefix() {
-                    let all = [1, 2, 3, 7, 9, 40, 300, 0x1000, 0xffff_ffff, 0, 1 << 32, u64::MAX];
+                    let all = [
+                        1,
+                        2,
+                        3,
+                        7,
+                        9,
+                        40,
+                        300,
+                        0x1000,
+                        0xffff_ffff,
+                        0,
+                        1 << 32,
+                        u64::MAX,
+                    ];
                     // Intel's processors truncate pointers and count before the first of a 32-bit count, AMD's do not.
-                    let n = self.r.pick(if narrow { &all[..9] } else { &all });
-                    if !d.set(1, n) && narrow {
+                    let n = self.r.pick(if narrow { &all[..10] } else { &all });
+                    d.set(1, n);
+                    let fits = |n: usize| d.value(n).is_some_and(|v| v >> 32 == 0);
+                    if narrow && !(fits(1) && fits(6) && fits(7)) {
                         return Some(false);
                     }
                 }
@@ -218,10 +259,20 @@ impl Generator<'_> {
         }
         let r = &mut self.r;
         match i.mnemonic() {
-            M::Shl | M::Sal | M::Shr | M::Sar | M::Rol | M::Ror | M::Rcl | M::Rcr | M::Shld
+            M::Shl
+            | M::Sal
+            | M::Shr
+            | M::Sar
+            | M::Rol
+            | M::Ror
+            | M::Rcl
+            | M::Rcr
+            | M::Shld
             | M::Shrd => {
                 if i.op_register(i.op_count() - 1) == Register::CL && r.one_in(2) {
-                    let v = r.pick(&[0, 1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 0x80, 0xff]);
+                    let v = r.pick(&[
+                        0, 1, 2, 7, 8, 9, 15, 16, 16, 17, 31, 32, 33, 63, 64, 0x80, 0xff,
+                    ]);
                     d.set(1, v);
                 }
             }
@@ -308,7 +359,8 @@ impl Generator<'_> {
             M::Fldenv | M::Frstor => {
                 if let Some(at) = at {
                     let v = r.control_word() | 0x3f;
-                    let step = if i.memory_size().size() % 14 == 0 && i.memory_size().size() % 28 != 0
+                    let step = if i.memory_size().size() % 14 == 0
+                        && i.memory_size().size() % 28 != 0
                         || matches!(i.code(), Code::Frstor_m94byte)
                     {
                         2
@@ -352,9 +404,7 @@ impl Generator<'_> {
                 let v = r.below(3);
                 return d.set(1, v);
             }
-            M::Lar | M::Lsl | M::Verr | M::Verw | M::Mov | M::Pop
-                if uses_selector(i) =>
-            {
+            M::Lar | M::Lsl | M::Verr | M::Verw | M::Mov | M::Pop if uses_selector(i) => {
                 let v = match i.mnemonic() {
                     M::Lar | M::Lsl | M::Verr | M::Verw => self.r.pick(&[0, 1, 2, 3, 0xfff8]),
                     _ => self.selector(),
@@ -377,7 +427,14 @@ impl Generator<'_> {
             }
             M::Wrfsbase | M::Wrgsbase => {
                 if let Some(n) = number(i.op_register(0)) {
-                    let v = r.pick(&[DATA, DATA + PAGE, 0, 1 << 47, 1 << 63, 0xffff_8000_0000_0000]);
+                    let v = r.pick(&[
+                        DATA,
+                        DATA + PAGE,
+                        0,
+                        1 << 47,
+                        1 << 63,
+                        0xffff_8000_0000_0000,
+                    ]);
                     d.set(n, v);
                 }
             }
@@ -391,7 +448,9 @@ impl Generator<'_> {
 fn uses_selector(i: &Instruction) -> bool {
     match i.mnemonic() {
         M::Lar | M::Lsl | M::Verr | M::Verw => true,
-        M::Mov | M::Pop => i.op0_kind() == OpKind::Register && i.op0_register().is_segment_register(),
+        M::Mov | M::Pop => {
+            i.op0_kind() == OpKind::Register && i.op0_register().is_segment_register()
+        }
         _ => false,
     }
 }
@@ -408,6 +467,13 @@ pub(super) fn is_x87(i: &Instruction) -> bool {
 pub(super) fn stores_pointers(i: &Instruction) -> bool {
     matches!(
         i.mnemonic(),
-        M::Fnstenv | M::Fnsave | M::Fxsave | M::Fxsave64 | M::Xsave | M::Xsave64 | M::Xsavec | M::Xsavec64
+        M::Fnstenv
+            | M::Fnsave
+            | M::Fxsave
+            | M::Fxsave64
+            | M::Xsave
+            | M::Xsave64
+            | M::Xsavec
+            | M::Xsavec64
     )
 }
