@@ -43,10 +43,16 @@ pub enum Known {
     InvalidAtEnd,
     /// The guest has no descriptor tables.
     Selector,
+    /// A component in its initial state may count as in use (SDM vol. 1, 13.6).
+    InUse,
+    /// The guest raises no #AC.
+    Alignment,
+    /// The guest's decoder takes invalid bytes that are 15 long for ones that are too long.
+    TooLong,
 }
 
 /// All reasons with their words.
-pub const REASONS: [(Known, &str); 16] = [
+pub const REASONS: [(Known, &str); 19] = [
     (
         Known::AcrossTheHole,
         "guest: an operand across the end of the lower half is #PF of its first page, not #GP",
@@ -110,6 +116,15 @@ pub const REASONS: [(Known, &str); 16] = [
     (
         Known::Selector,
         "guest: no descriptor tables, so only null and flat selectors load",
+    ),
+    (
+        Known::InUse,
+        "host: XSAVE has a component in its initial state as in use",
+    ),
+    (Known::Alignment, "guest: no #AC where RFLAGS.AC is set"),
+    (
+        Known::TooLong,
+        "guest: invalid bytes of exactly 15 are #GP, as if there were more",
     ),
 ];
 
@@ -209,6 +224,23 @@ pub fn reason(
             && (i.memory_base().size() == 4 || i.memory_index().size() == 4)
     }) {
         return Some(Known::BitString);
+    }
+    if host == 17 {
+        return Some(Known::Alignment);
+    }
+    if host == 6 && guest == 13 && e.rip == got.rip && at(e.rip).is_none() {
+        return Some(Known::TooLong);
+    }
+    let any = |pass: &dyn Fn(M) -> bool| a.instructions.iter().any(|i| pass(i.mnemonic()));
+    if any(&|m| matches!(m, M::Lar | M::Lsl | M::Verr | M::Verw)) {
+        return Some(Known::Selector);
+    }
+    let in_memory = only(&|f| f.starts_with('['));
+    if in_memory
+        && (differences.len() == 1 && any(&|m| matches!(m, M::Xsave | M::Xsave64))
+            || any(&|m| matches!(m, M::Xsavec | M::Xsavec64)))
+    {
+        return Some(Known::InUse);
     }
     if let End::Exception {
         vector: 14,

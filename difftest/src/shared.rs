@@ -32,7 +32,7 @@ pub struct Shared {
     /// Cases that differ.
     pub failed: AtomicU64,
     /// Cases with a known difference, by reason.
-    pub known: [AtomicU64; 16],
+    pub known: [AtomicU64; 32],
     /// Failures that were found to be different ones.
     pub different: AtomicU64,
     /// Cases whose sticky MXCSR flags alone differ in optimised translated code.

@@ -302,6 +302,8 @@ impl Generator<'_> {
                         v |= r.bits() & 0x0000_0000_003b_f2ff;
                     }
                     d.case.patch(sp, &v.to_le_bytes());
+                } else {
+                    return false;
                 }
             }
             M::Cmpxchg => {
