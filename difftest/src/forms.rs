@@ -238,7 +238,7 @@ impl Forms {
         for _ in 0..1 + r.below(2) {
             let any = [0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65, 0x67, 0x67];
             let more = [0x66, 0xf2, 0xf3, 0xf0, 0x40, 0x48, 0x4f];
-            if r.one_in(3) && !(vex && !r.one_in(8)) {
+            if r.one_in(3) && (!vex || r.one_in(8)) {
                 b.push(r.pick(&more));
             } else {
                 b.push(r.pick(&any));

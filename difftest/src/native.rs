@@ -245,10 +245,8 @@ impl Native {
         let fd = unsafe { libc::memfd_create(c"difftest".as_ptr(), libc::MFD_CLOEXEC) };
         check(fd >= 0, "memfd")?;
         // SAFETY: our descriptor.
-        check(
-            unsafe { libc::ftruncate(fd, size as i64) } == 0,
-            "ftruncate",
-        )?;
+        let r = unsafe { libc::ftruncate(fd, size as i64) };
+        check(r == 0, "ftruncate")?;
         map(CODE, size, R | libc::PROT_EXEC, libc::MAP_SHARED, fd)?;
         let code = map(0, size, R | W, libc::MAP_SHARED, fd)?;
         let anonymous = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_POPULATE;
@@ -368,7 +366,7 @@ impl Native {
             (*context).fs = r.fs;
             (*context).gs = r.gs;
             (*context).ticks.store(0, Ordering::Relaxed);
-            let x = &mut *(&raw mut (*context).xsave);
+            let x: &mut [u8; 832] = &mut (*context).xsave;
             let legacy: &mut [u8; 512] = (&mut x[..512]).try_into().expect("512 bytes");
             r.x87.to_image(legacy);
             x[24..28].copy_from_slice(&r.mxcsr.to_le_bytes());

@@ -268,15 +268,14 @@ impl Generator<'_> {
             | M::Rcl
             | M::Rcr
             | M::Shld
-            | M::Shrd => {
-                if i.op_register(i.op_count() - 1) == Register::CL && r.one_in(2) {
-                    let v = r.pick(&[
-                        0, 1, 2, 7, 8, 9, 15, 16, 16, 17, 31, 32, 33, 63, 64, 0x80, 0xff,
-                    ]);
-                    d.set(1, v);
-                }
+            | M::Shrd
+                if i.op_register(i.op_count() - 1) == Register::CL && r.one_in(2) =>
+            {
+                let v = r.pick(&[
+                    0, 1, 2, 7, 8, 9, 15, 16, 16, 17, 31, 32, 33, 63, 64, 0x80, 0xff,
+                ]);
+                d.set(1, v);
             }
-            M::Shlx | M::Shrx | M::Sarx => {}
             M::Div | M::Idiv => {
                 let low = d.value(0).unwrap_or(0);
                 if !r.one_in(4) {
@@ -306,16 +305,14 @@ impl Generator<'_> {
                     return false;
                 }
             }
-            M::Cmpxchg => {
-                if r.one_in(2) {
-                    if let (OpKind::Register, Some(n)) = (i.op0_kind(), number(i.op0_register()))
-                        && let Some(v) = d.value(n)
-                    {
-                        d.set(0, v);
-                    } else if let (Some(at), Some(v)) = (at, d.value(0)) {
-                        d.fixed |= 1;
-                        d.case.patch(at, &v.to_le_bytes()[..i.memory_size().size()]);
-                    }
+            M::Cmpxchg if r.one_in(2) => {
+                if let (OpKind::Register, Some(n)) = (i.op0_kind(), number(i.op0_register()))
+                    && let Some(v) = d.value(n)
+                {
+                    d.set(0, v);
+                } else if let (Some(at), Some(v)) = (at, d.value(0)) {
+                    d.fixed |= 1;
+                    d.case.patch(at, &v.to_le_bytes()[..i.memory_size().size()]);
                 }
             }
             M::Cmpxchg8b | M::Cmpxchg16b => {
@@ -361,14 +358,9 @@ impl Generator<'_> {
             M::Fldenv | M::Frstor => {
                 if let Some(at) = at {
                     let v = r.control_word() | 0x3f;
-                    let step = if i.memory_size().size() % 14 == 0
-                        && i.memory_size().size() % 28 != 0
-                        || matches!(i.code(), Code::Frstor_m94byte)
-                    {
-                        2
-                    } else {
-                        4
-                    };
+                    // Operand size 16 has the fields two bytes apart.
+                    let short = matches!(i.code(), Code::Fldenv_m14byte | Code::Frstor_m94byte);
+                    let step = if short { 2 } else { 4 };
                     d.case.patch(at, &v.to_le_bytes());
                     let status = r.bits() as u16 & 0x7f7f;
                     d.case.patch(at + step, &status.to_le_bytes());
