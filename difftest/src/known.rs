@@ -198,6 +198,14 @@ pub fn reason(
     got: &Outcome,
     differences: &[Difference],
 ) -> Option<Known> {
+    narrow(a, e, got, differences).or_else(|| {
+        // A real descriptor's rights, then carried on in flags and registers.
+        let looks = |i: &Instruction| matches!(i.mnemonic(), M::Lar | M::Lsl | M::Verr | M::Verw);
+        a.instructions.iter().any(looks).then_some(Known::Selector)
+    })
+}
+
+fn narrow(a: &Analysis, e: &Outcome, got: &Outcome, differences: &[Difference]) -> Option<Known> {
     let only = |pass: &dyn Fn(&str) -> bool| differences.iter().all(|d| pass(&d.field));
     let host = vector(e)?;
     let page_fault = host == 14 || host == 12 || host == 13;
@@ -245,9 +253,6 @@ pub fn reason(
         return Some(Known::ConvertTiny);
     }
     let any = |pass: &dyn Fn(M) -> bool| a.instructions.iter().any(|i| pass(i.mnemonic()));
-    if any(&|m| matches!(m, M::Lar | M::Lsl | M::Verr | M::Verw)) {
-        return Some(Known::Selector);
-    }
     let in_memory = only(&|f| f.starts_with('['));
     if in_memory
         && (differences.len() == 1 && any(&|m| matches!(m, M::Xsave | M::Xsave64))
@@ -340,12 +345,8 @@ pub fn reason(
         let stores_mm = (0..i.op_count())
             .any(|n| i.op_kind(n) == OpKind::Register && i.op_register(n).is_mm())
             && (i.op_register(0) == Register::None || m == M::Maskmovq);
-        let x87 = |f: &str| {
-            f == "end" && host == 14 && m == M::Maskmovq
-                || f == "fsw"
-                || f == "ftw"
-                || f.starts_with("st")
-        };
+        let end = host == 12 || m == M::Maskmovq;
+        let x87 = |f: &str| f == "end" && end || f == "fsw" || f == "ftw" || f.starts_with("st");
         if stores_mm && e.x87.status & 0x3800 == 0 && only(&x87) {
             return Some(Known::MmxStore);
         }

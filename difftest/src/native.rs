@@ -107,7 +107,7 @@ core::arch::global_asm!(
     "sevlab_difftest_signal:",
     "cmp qword ptr [rip + sevlab_difftest_context + 184], 0",
     "je {other}",
-    "cmp edi, 14",
+    "cmp edi, 27",
     "jne 1f",
     // Time is up after a few ticks in one run.
     "inc qword ptr [rip + sevlab_difftest_context + 232]",
@@ -178,7 +178,7 @@ pub fn unwatch(request: &AtomicU32) -> bool {
 
 /// A signal while no native code runs.
 unsafe extern "C" fn other_signal(n: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
-    if n == libc::SIGALRM {
+    if n == libc::SIGPROF {
         let context = &raw mut sevlab_difftest_context;
         // SAFETY: an atomic in a static that lives as long as the process.
         unsafe { (*context).late.fetch_add(1, Ordering::Relaxed) };
@@ -273,14 +273,14 @@ impl Native {
             libc::SIGILL,
             libc::SIGTRAP,
             libc::SIGSYS,
-            libc::SIGALRM,
+            libc::SIGPROF,
         ] {
             // SAFETY: the handler keeps to its context where native code runs, and to atomics elsewhere.
             let r = unsafe {
                 let mut action: libc::sigaction = std::mem::zeroed();
                 action.sa_sigaction = sevlab_difftest_signal as *const () as usize;
                 action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_NODEFER;
-                if n == libc::SIGALRM {
+                if n == libc::SIGPROF {
                     action.sa_flags |= libc::SA_RESTART;
                 }
                 libc::sigaction(n, &raw const action, std::ptr::null_mut())
@@ -297,7 +297,7 @@ impl Native {
         };
         // SAFETY: sets a timer of this process.
         let r =
-            unsafe { libc::setitimer(libc::ITIMER_REAL, &raw const timer, std::ptr::null_mut()) };
+            unsafe { libc::setitimer(libc::ITIMER_PROF, &raw const timer, std::ptr::null_mut()) };
         check(r == 0, "setitimer")?;
         Ok(Self { code, used: (0, 0) })
     }
@@ -419,7 +419,7 @@ impl Native {
             [l[0], l[1], h[0], h[1]]
         });
         let end = match c.signal as i32 {
-            libc::SIGALRM => End::Endless,
+            libc::SIGPROF => End::Endless,
             libc::SIGSYS => End::Other("a system call".into()),
             _ => {
                 let vector = reg(REG_TRAPNO) as u8;
