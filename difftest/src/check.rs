@@ -153,7 +153,8 @@ fn expect(a: &Analysis, reference: &Outcome, got: &Outcome, native: bool) -> Out
         // Behind a branch it may not have run.
         Policy::Intercepted { gpr }
             if e.rip == i.next_ip()
-                && (e.end == End::PROTECTION || e.rip == crate::layout::CODE_END)
+                && (matches!(e.end, End::Exception { vector: 1 | 13, .. })
+                    || e.rip == crate::layout::CODE_END)
                 && (a.first_branch == usize::MAX || matches!(got.end, End::Intercept(..))) =>
         {
             take_results(i, false, gpr, &mut e, got);
