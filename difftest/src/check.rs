@@ -23,6 +23,8 @@ pub struct Analysis {
     pub first_branch: usize,
     /// What is special about the last instruction.
     pub last: Policy,
+    at: u64,
+    code: Vec<u8>,
 }
 
 impl Analysis {
@@ -59,7 +61,16 @@ impl Analysis {
             undefined,
             first_branch,
             last,
+            at: case.at,
+            code: case.code().to_vec(),
         }
+    }
+
+    /// The instruction at `rip`, which may be in the middle of another.
+    #[must_use]
+    pub fn instruction(&self, rip: u64) -> Option<Instruction> {
+        let from = usize::try_from(rip.checked_sub(self.at)?).ok()?;
+        decode(self.code.get(from..)?, rip)
     }
 
     /// Position of the instruction at `rip`; the number of instructions if it is behind the last or nowhere.

@@ -3,7 +3,7 @@
 //! Some are the host's (what its manual leaves to the implementation, or its kernel's), some the guest's. An entry is as
 //! narrow as can be, and goes when its reason does.
 
-use crate::check::{Analysis, Difference};
+use crate::check::{Analysis, Difference, Sticky};
 use crate::layout::CODE_END;
 use crate::outcome::{End, Outcome};
 use iced_x86::{CpuidFeature as F, FlowControl, Instruction, Mnemonic as M, OpKind, Register};
@@ -51,10 +51,14 @@ pub enum Known {
     TooLong,
     /// The guest finds an exact tiny result by flushing to zero, which VCVTPS2PH does not do.
     ConvertTiny,
+    /// An operation whose result nobody reads is not carried out, and MXCSR is stored.
+    StickyStored,
+    /// The guest's repeated strings are one step under TF.
+    RepStep,
 }
 
 /// All reasons with their words.
-pub const REASONS: [(Known, &str); 20] = [
+pub const REASONS: [(Known, &str); 22] = [
     (
         Known::AcrossTheHole,
         "guest: an operand across the end of the lower half is #PF of its first page, not #GP",
@@ -132,6 +136,14 @@ pub const REASONS: [(Known, &str); 20] = [
         Known::ConvertTiny,
         "guest: VCVTPS2PH with an exact denormal result raises no unmasked #U",
     ),
+    (
+        Known::StickyStored,
+        "jit-on: sticky flags of operations with dead results are missing from a stored MXCSR",
+    ),
+    (
+        Known::RepStep,
+        "guest: a repeated string instruction is a single step under TF",
+    ),
 ];
 
 impl Known {
@@ -197,7 +209,17 @@ pub fn reason(
     e: &Outcome,
     got: &Outcome,
     differences: &[Difference],
+    sticky: Sticky,
 ) -> Option<Known> {
+    let stores = |i: &Instruction| {
+        matches!(i.mnemonic(), M::Stmxcsr | M::Vstmxcsr) || saves_state(i.mnemonic())
+    };
+    if sticky == Sticky::Ignored
+        && differences.iter().all(|d| d.field.starts_with('['))
+        && a.instructions.iter().any(stores)
+    {
+        return Some(Known::StickyStored);
+    }
     narrow(a, e, got, differences).or_else(|| {
         // A real descriptor's rights, then carried on in flags and registers.
         let looks = |i: &Instruction| matches!(i.mnemonic(), M::Lar | M::Lsl | M::Verr | M::Verw);
@@ -209,7 +231,7 @@ fn narrow(a: &Analysis, e: &Outcome, got: &Outcome, differences: &[Difference]) 
     let only = |pass: &dyn Fn(&str) -> bool| differences.iter().all(|d| pass(&d.field));
     let host = vector(e)?;
     let page_fault = host == 14 || host == 12 || host == 13;
-    let at = |rip| a.instructions.get(a.position(rip));
+    let at = |rip| a.instruction(rip);
     if let Some(i) = at(e.rip)
         && page_fault
         && e.rip != got.rip
@@ -218,7 +240,7 @@ fn narrow(a: &Analysis, e: &Outcome, got: &Outcome, differences: &[Difference]) 
         return Some(Known::EmptyMask);
     }
     let guest = vector(got).unwrap_or(u8::MAX);
-    if let Some(i) = a.instructions.get(a.position(got.rip))
+    if let Some(i) = at(got.rip)
         && matches!(guest, 12..=14)
         && (e.x87.status & 0x80 != 0 || got.x87.control & 0x3f != 0x3f)
         && i.mnemonic() != M::Fxsave
@@ -238,6 +260,10 @@ fn narrow(a: &Analysis, e: &Outcome, got: &Outcome, differences: &[Difference]) 
             && (i.memory_base().size() == 4 || i.memory_index().size() == 4)
     }) {
         return Some(Known::BitString);
+    }
+    if host == 1 && guest == 1 {
+        let repeats = |i: Instruction| i.has_rep_prefix() || i.has_repne_prefix();
+        return at(e.rip).is_some_and(repeats).then_some(Known::RepStep);
     }
     if host == 17 {
         return Some(Known::Alignment);
@@ -288,10 +314,11 @@ fn narrow(a: &Analysis, e: &Outcome, got: &Outcome, differences: &[Difference]) 
         matches!(i.mnemonic(), M::Iret | M::Iretd | M::Iretq)
             || i.op0_kind() == OpKind::Register && i.op0_register().is_segment_register()
     };
-    if guest == 13 && at(got.rip).is_some_and(selector) && (host != 14 || e.rip != got.rip) {
+    if guest == 13 && at(got.rip).is_some_and(|i| selector(&i)) && (host != 14 || e.rip != got.rip)
+    {
         return Some(Known::Selector);
     }
-    let i: &Instruction = at(e.rip)?;
+    let i: &Instruction = &at(e.rip)?;
     let m = i.mnemonic();
     if e.rip != got.rip {
         let branch = matches!(

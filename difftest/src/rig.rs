@@ -195,7 +195,7 @@ impl Rig {
         if outcomes.len() == 2 {
             let d = compare(&a, &outcomes[0].1, true, &outcomes[1].1, Sticky::Exact);
             if !d.is_empty() {
-                return match known::reason(&a, &outcomes[0].1, &outcomes[1].1, &d) {
+                return match known::reason(&a, &outcomes[0].1, &outcomes[1].1, &d, Sticky::Exact) {
                     Some(n) => Verdict::Known(n),
                     None => fail("interp", d, outcomes),
                 };
@@ -219,7 +219,7 @@ impl Rig {
                     let native = reference == Some("native");
                     let d = compare(&a, &r.1, native, &o, *sticky);
                     if !d.is_empty() {
-                        if let Some(n) = known::reason(&a, &r.1, &o, &d) {
+                        if let Some(n) = known::reason(&a, &r.1, &o, &d, *sticky) {
                             return Verdict::Known(n);
                         }
                         outcomes.push((*name, o));
