@@ -58,7 +58,7 @@ impl Generator<'_> {
             }
             if self.place(d, i, bytes, to) {
                 at = Some(to);
-            } else if !self.r.one_in(10) {
+            } else if i.is_ip_rel_memory_operand() || !self.r.one_in(10) {
                 return false;
             }
         }
