@@ -207,10 +207,14 @@ pub fn memfd(len: usize) -> i32 {
     }
 }
 
-/// `fork`, with the child's pid in the parent.
+/// `fork`, with the child's pid in the parent. The child gets an alarm, so that none outlives its test for long.
 pub fn fork() -> i32 {
     // SAFETY: the children of these programs do little, and nothing with locks that others may hold.
-    ok("fork", unsafe { libc::fork() })
+    let pid = ok("fork", unsafe { libc::fork() });
+    if pid == 0 {
+        alarm(100);
+    }
+    pid
 }
 
 /// A child that runs `body` and exits with what it returns.
