@@ -5,11 +5,10 @@ use std::cell::UnsafeCell;
 use std::sync::atomic::{
     AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering,
 };
-use std::time::Instant;
 
 use sevlab_workloads::sections::Settings;
 
-use crate::{deadline, note, on_threads};
+use crate::{Turns, deadline, note, on_threads};
 
 pub fn library(s: &Settings) -> String {
     let end = deadline(s);
@@ -22,7 +21,8 @@ pub fn library(s: &Settings) -> String {
     let slot = AtomicUsize::new(usize::MAX);
     let done = on_threads(s.threads, |me| {
         let (mut n, mut mine, mut last) = (0u64, me, 0);
-        while Instant::now() < end {
+        let mut turns_left = Turns::until(end);
+        while turns_left.go() {
             for _ in 0..200 {
                 let now = plain.fetch_add(1, Ordering::Relaxed);
                 assert!(n == 0 || now > last, "a counter goes backwards");
@@ -109,7 +109,8 @@ pub fn locked(s: &Settings) -> String {
     let threads = s.threads.min(32);
     let rounds = on_threads(threads, |me| {
         let (mut n, bit, mask) = (0u64, me as u32 * 4 + 1, 1u32 << me);
-        while Instant::now() < end {
+        let mut turns_left = Turns::until(end);
+        while turns_left.go() {
             for _ in 0..100 {
                 let (ticket, mut carry): (u64, [u8; 3]);
                 carry = [9; 3];
@@ -257,7 +258,8 @@ pub fn wide(s: &Settings) -> String {
     let small = AtomicU64::new(0);
     let rounds = on_threads(s.threads, |_| {
         let mut n = 0u64;
-        while Instant::now() < end {
+        let mut turns_left = Turns::until(end);
+        while turns_left.go() {
             for _ in 0..100 {
                 let mut seen = [0, 0];
                 loop {
@@ -337,7 +339,8 @@ pub fn spin(s: &Settings) -> String {
     };
     let rounds = on_threads(s.threads.min(4), |_| {
         let mut n = 0u64;
-        while Instant::now() < end {
+        let mut turns_left = Turns::until(end);
+        while turns_left.go() {
             for _ in 0..20 {
                 let mut turns = 0;
                 while exchange.swap(true, Ordering::Acquire) {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use sevlab_workloads::sections::Settings;
 use sevlab_workloads::sys::{self, errno, futex_wait, futex_wake, until};
 
-use crate::{deadline, note, on_threads};
+use crate::{Turns, deadline, note, on_threads};
 
 const PRIVATE: i32 = libc::FUTEX_PRIVATE_FLAG;
 
@@ -71,7 +71,8 @@ pub fn mutex(s: &Settings) -> String {
     let guarded = Guarded(UnsafeCell::new((0u64, 0u64)));
     let rounds = on_threads(s.threads, |me| {
         let mut n = 0u64;
-        while Instant::now() < end {
+        let mut turns_left = Turns::until(end);
+        while turns_left.go() {
             for _ in 0..50 {
                 lock.lock();
                 // SAFETY: under the lock.
@@ -128,7 +129,8 @@ pub fn condition(s: &Settings) -> String {
     let done = on_threads(2 * half, |me| {
         let (mut n, mut sum) = (0u64, 0u64);
         if me < half {
-            while Instant::now() < end {
+            let mut turns_left = Turns::until(end);
+            while turns_left.go() {
                 for _ in 0..20 {
                     n += 1;
                     sum += n;
@@ -301,18 +303,20 @@ pub fn standard(s: &Settings) -> String {
         });
         let parked = scope.spawn(|| {
             let mut woken = 0u64;
-            while stop.load(Ordering::Acquire) == 0 {
+            loop {
                 std::thread::park();
                 woken += 1;
+                if stop.load(Ordering::Acquire) != 0 {
+                    return woken;
+                }
             }
-            woken
         });
         let sent = on_threads(s.threads, |me| {
             let (mut n, sender) = (0u64, sender.clone());
             loop {
                 // All or none of them go on, or the barrier would wait for ever.
                 if barrier.wait().is_leader() {
-                    stop.store(u32::from(Instant::now() >= end), Ordering::Release);
+                    stop.store(u32::from(n > 0 && Instant::now() >= end), Ordering::Release);
                 }
                 barrier.wait();
                 if stop.load(Ordering::Acquire) != 0 {

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use sevlab_workloads::sections::Settings;
 
-use crate::{deadline, note, on_threads};
+use crate::{Turns, deadline, note, on_threads};
 
 const PLACES: usize = 1024;
 
@@ -246,7 +246,8 @@ pub fn tearing(s: &Settings) -> String {
     let word = AtomicU64::new(0);
     let rounds = on_threads(s.threads.clamp(2, 4), |me| {
         let mut n = 0u64;
-        while Instant::now() < end {
+        let mut turns_left = Turns::until(end);
+        while turns_left.go() {
             for i in 0..200u64 {
                 let byte = (i + me as u64) & 0xff;
                 let value = byte * 0x0101_0101_0101_0101;

@@ -135,6 +135,25 @@ pub fn deadline(s: &Settings) -> Instant {
     Instant::now() + Duration::from_secs_f64(s.seconds / PROGRAM.sections.len() as f64)
 }
 
+/// Turns until a deadline, but at least one, however late a thread comes to it.
+pub struct Turns {
+    end: Instant,
+    begun: bool,
+}
+
+impl Turns {
+    /// None is done yet.
+    pub fn until(end: Instant) -> Self {
+        Self { end, begun: false }
+    }
+
+    /// Whether there is to be another.
+    pub fn go(&mut self) -> bool {
+        let first = !std::mem::replace(&mut self.begun, true);
+        first || Instant::now() < self.end
+    }
+}
+
 /// Runs `body(i)` on each of `n` threads at once; what they return.
 pub fn on_threads<T: Send>(n: usize, body: impl Fn(usize) -> T + Sync) -> Vec<T> {
     let body = &body;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use sevlab_workloads::sections::Settings;
 use sevlab_workloads::sys::{self, Pages, RW, errno, gettid, until};
 
-use crate::{deadline, note, on_threads};
+use crate::{Turns, deadline, note, on_threads};
 
 const MOST: usize = 256;
 /// Signals that each thread's handler has seen.
@@ -125,7 +125,8 @@ pub fn handshake(s: &Settings) -> String {
             TIDS[next].load(Ordering::Acquire) != 0
         });
         let mut sent = 0u64;
-        while Instant::now() < end {
+        let mut turns_left = Turns::until(end);
+        while turns_left.go() {
             assert_eq!(
                 sys::tgkill(TIDS[next].load(Ordering::Relaxed), libc::SIGUSR1),
                 0
@@ -166,7 +167,8 @@ pub fn storm(s: &Settings) -> String {
             TIDS[..n].iter().all(|t| t.load(Ordering::Acquire) != 0)
         });
         let (mut sent, mut turn) = (0u64, 0u64);
-        while Instant::now() < end {
+        let mut turns_left = Turns::until(end);
+        while turns_left.go() {
             turn += 1;
             if me % 2 == 0 {
                 for k in 0..20 {
@@ -230,7 +232,8 @@ pub fn queued(s: &Settings) -> String {
             .map(|me| {
                 scope.spawn(move || {
                     let mut n = 0usize;
-                    while Instant::now() < end {
+                    let mut turns_left = Turns::until(end);
+                    while turns_left.go() {
                         // SAFETY: a siginfo as sigqueue makes one.
                         let r = unsafe {
                             let mut info = [0i32; 32];
@@ -306,7 +309,8 @@ pub fn eintr(s: &Settings) -> String {
             });
             until("the reader", || TIDS[0].load(Ordering::Acquire) != 0);
             let mut written = 0;
-            while Instant::now() < half {
+            let mut turns_left = Turns::until(half);
+            while turns_left.go() {
                 for _ in 0..10 {
                     assert_eq!(
                         sys::tgkill(TIDS[0].load(Ordering::Relaxed), libc::SIGUSR1),
@@ -317,6 +321,7 @@ pub fn eintr(s: &Settings) -> String {
                 sys::write(to, b"x");
                 written += 1;
             }
+            until("the handler", || SEEN[0].load(Ordering::Acquire) > 0);
             sys::write(to, b"e");
             let got = reader.join().expect("the reader ends");
             assert_eq!(got.0, written, "bytes lost to signals");
