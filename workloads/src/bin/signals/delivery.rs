@@ -166,7 +166,6 @@ pub fn order(_: &Settings) -> String {
     mask(libc::SIG_UNBLOCK, &all);
     let signals_seen: Vec<u64> = list();
     out.push(format!("{signals_seen:?}"));
-    // A fault comes before what is pending.
     for signal in signals {
         sys::default_action(signal);
     }
@@ -353,7 +352,7 @@ pub fn thread(_: &Settings) -> String {
     let old = mask(libc::SIG_BLOCK, &set(&[libc::SIGUSR1]));
     let (stop, tid) = (AtomicI32::new(0), AtomicI32::new(0));
     std::thread::scope(|scope| {
-        scope.spawn(|| {
+        let thread = scope.spawn(|| {
             let inherited = sys::members(&sys::current_mask());
             WHO.lock().expect("not poisoned").extend(&inherited);
             mask(libc::SIG_UNBLOCK, &set(&[libc::SIGUSR1]));
@@ -381,6 +380,8 @@ pub fn thread(_: &Settings) -> String {
         sys::pause_ms(5);
         out.push(format!("to the other: {}", list() == [other as u64]));
         stop.store(1, Ordering::Release);
+        // Its very end, too: the next section's signals are for others.
+        thread.join().expect("it ends");
     });
     mask(libc::SIG_SETMASK, &old);
     out.push(format!(
