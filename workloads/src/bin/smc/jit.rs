@@ -16,7 +16,7 @@ fn random(r: &mut Random, depth: u32) -> Node {
     match r.below(if depth == 0 { 3 } else { 12 }) {
         0 => Node::X,
         1 => Node::Y,
-        2 => Node::Constant(r.next() >> r.below(60)),
+        2 => Node::Constant(r.draw() >> r.below(60)),
         3..5 => Node::Unary(r.below(4) as u8, Box::new(random(r, depth - 1))),
         _ => Node::Binary(
             r.below(9) as u8,
@@ -132,7 +132,7 @@ pub fn run(s: &Settings) -> String {
         // One in 32 is hot enough to be worth a translation.
         let turns = if i % 32 == 31 { 5000 } else { 1 + r.below(8) };
         for _ in 0..2 {
-            let (x, y) = (r.next(), r.next());
+            let (x, y) = (r.draw(), r.draw());
             let mut expected = 0u64;
             for k in 0..turns {
                 expected = expected

@@ -199,12 +199,12 @@ pub fn locked(s: &Settings) -> String {
     assert_eq!(w.logic.into_inner(), 0, "lock or, xor, and");
     assert_eq!(
         w.flips.into_inner(),
-        if n % 2 == 0 { 0x5555 } else { 0xaaaa },
+        if n.is_multiple_of(2) { 0x5555 } else { 0xaaaa },
         "lock not"
     );
     assert_eq!(
         w.sign.into_inner() as i32,
-        if n % 2 == 0 { 77 } else { -77 },
+        if n.is_multiple_of(2) { 77 } else { -77 },
         "lock neg"
     );
     note(s, "rounds of locked instructions", n);
@@ -331,7 +331,7 @@ pub fn spin(s: &Settings) -> String {
     let bits = AtomicU64::new(0);
     let wait = |turns: &mut u32| {
         *turns += 1;
-        if *turns % 64 == 0 {
+        if turns.is_multiple_of(64) {
             std::thread::yield_now();
         } else {
             std::hint::spin_loop();
