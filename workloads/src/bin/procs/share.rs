@@ -415,15 +415,15 @@ pub fn locks(_: &Settings) -> String {
 
     let path = format!("/tmp/procs-lock-{}", getpid());
     let c_path = std::ffi::CString::new(path.clone()).expect("no NUL");
-    // SAFETY: a C string.
     let open = || {
+        // SAFETY: a C string.
         ok("open", unsafe {
             libc::open(c_path.as_ptr(), libc::O_CREAT | libc::O_RDWR, 0o600)
         })
     };
     let first = open();
-    // SAFETY: plain numbers, here and below.
     let flock = |fd, how| {
+        // SAFETY: plain numbers.
         if unsafe { libc::flock(fd, how) } < 0 {
             errno()
         } else {

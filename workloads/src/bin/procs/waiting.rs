@@ -247,11 +247,8 @@ pub fn none(_: &Settings) -> String {
     };
     out.push(fails());
     // SAFETY: as above; process 1 is no child of this.
-    out.push(format!(
-        "{} {}",
-        unsafe { libc::waitpid(1, std::ptr::null_mut(), 0) },
-        errno()
-    ));
+    let other = unsafe { libc::waitpid(1, std::ptr::null_mut(), 0) };
+    out.push(format!("{other} {}", errno()));
     sys::action(libc::SIGCHLD, 0, libc::SIG_IGN, &sys::set(&[]));
     let (from, to) = pipe();
     for _ in 0..3 {

@@ -64,7 +64,7 @@ extern "C" fn on_layout(signal: i32, info: *mut libc::siginfo_t, place: *mut lib
             3,
             u64::from(here < frame) + 10 * u64::from((fp as usize) > info as usize),
         );
-        set_note(4, c.uc_flags as u64);
+        set_note(4, c.uc_flags);
         // Software-reserved bytes: magic, size, features, size of the area; and the magic behind it.
         set_note(5, fp.add(464).cast::<u32>().read_unaligned().into());
         let size = fp.add(464 + 16).cast::<u32>().read_unaligned();
@@ -443,6 +443,76 @@ extern "C" fn on_fault(signal: i32, info: *mut libc::siginfo_t, place: *mut libc
     }
 }
 
+const FAULTS: [&str; 19] = [
+    "null",
+    "read none",
+    "write read-only",
+    "unmapped",
+    "into two pages",
+    "execute data",
+    "execute nothing",
+    "not canonical",
+    "behind the file",
+    "misaligned",
+    "divide",
+    "quotient",
+    "undefined",
+    "int3",
+    "int1",
+    "hlt",
+    "in",
+    "float",
+    "x87",
+];
+
+/// Faults in the way that has this name; `b` is where the region of [`faults`] begins.
+///
+/// # Safety
+/// Handlers for the signals are installed, and don't return.
+unsafe fn fault(name: &str, b: usize) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match name {
+            "null" => asm!("mov eax, [{}]", in(reg) 0usize, out("eax") _),
+            "read none" => asm!("mov al, [{}]", in(reg) b + 2 * PAGE + 5, out("al") _),
+            "write read-only" => asm!("mov byte ptr [{}], 1", in(reg) b + PAGE + 7),
+            "unmapped" => asm!("add qword ptr [{}], 1", in(reg) b + 7 * PAGE),
+            "into two pages" => asm!("mov qword ptr [{}], rax", in(reg) b + 7 * PAGE - 3),
+            "execute data" => asm!("call {}", in(reg) b + 3 * PAGE),
+            "execute nothing" => asm!("jmp {}", in(reg) b + 7 * PAGE + 9),
+            "not canonical" => asm!("mov al, [{}]", in(reg) 1usize << 62, out("al") _),
+            "behind the file" => asm!("mov al, [{}]", in(reg) b + 5 * PAGE + 3, out("al") _),
+            "misaligned" => asm!("movaps xmm0, [{}]", in(reg) b + 1, out("xmm0") _),
+            "divide" => {
+                asm!("xor edx, edx", "div {:e}", in(reg) 0, out("edx") _, inout("eax") 1 => _)
+            }
+            "quotient" => asm!(
+                "idiv {:e}", in(reg) -1, inout("edx") -0x4000_0000 => _, inout("eax") 0 => _
+            ),
+            "undefined" => asm!("call {}", in(reg) b),
+            "int3" => asm!("int3"),
+            "int1" => asm!(".byte 0xf1"),
+            "hlt" => asm!("hlt"),
+            "in" => asm!("in al, dx", in("dx") 0x60u16, out("al") _),
+            "float" => {
+                let mxcsr = 0x1d00u32;
+                asm!(
+                    "ldmxcsr [{}]", "divsd xmm0, xmm1",
+                    in(reg) &raw const mxcsr, inout("xmm0") 1.0f64 => _, in("xmm1") 0.0f64
+                );
+            }
+            "x87" => {
+                let cw = 0x037bu16;
+                asm!(
+                    "fldcw [{}]", "fld1", "fldz", "fdivp", "fwait",
+                    in(reg) &raw const cw, out("st(0)") _, out("st(1)") _
+                );
+            }
+            other => panic!("no fault named {other}"),
+        }
+    }
+}
+
 pub fn faults(_: &Settings) -> String {
     let fd = sys::memfd(PAGE);
     let region = Pages::private(64 * PAGE, RWX);
@@ -466,62 +536,8 @@ pub fn faults(_: &Settings) -> String {
     }
     region.put(0, &[0x0f, 0x0b]);
     let base = region.start() as usize;
-    let kinds: [(&str, fn(usize)); 19] = [
-        // SAFETY (all of these): they fault; the child that runs one ends in the handler.
-        ("null", |_| unsafe {
-            asm!("mov eax, [{}]", in(reg) 0usize, out("eax") _)
-        }),
-        ("read none", |b| unsafe {
-            asm!("mov al, [{}]", in(reg) b + 2 * PAGE + 5, out("al") _)
-        }),
-        ("write read-only", |b| unsafe {
-            asm!("mov byte ptr [{}], 1", in(reg) b + PAGE + 7)
-        }),
-        ("unmapped", |b| unsafe {
-            asm!("add qword ptr [{}], 1", in(reg) b + 7 * PAGE)
-        }),
-        ("into two pages", |b| unsafe {
-            asm!("mov qword ptr [{}], rax", in(reg) b + 7 * PAGE - 3)
-        }),
-        ("execute data", |b| unsafe {
-            asm!("call {}", in(reg) b + 3 * PAGE)
-        }),
-        ("execute nothing", |b| unsafe {
-            asm!("jmp {}", in(reg) b + 7 * PAGE + 9)
-        }),
-        ("not canonical", |_| unsafe {
-            asm!("mov al, [{}]", in(reg) 1usize << 62, out("al") _)
-        }),
-        ("behind the file", |b| unsafe {
-            asm!("mov al, [{}]", in(reg) b + 5 * PAGE + 3, out("al") _)
-        }),
-        ("misaligned", |b| unsafe {
-            asm!("movaps xmm0, [{}]", in(reg) b + 1, out("xmm0") _)
-        }),
-        ("divide", |_| unsafe {
-            asm!("xor edx, edx", "div {:e}", in(reg) 0, out("edx") _, inout("eax") 1 => _)
-        }),
-        ("quotient", |_| unsafe {
-            asm!("idiv {:e}", in(reg) -1, inout("edx") -0x4000_0000 => _, inout("eax") 0 => _)
-        }),
-        ("undefined", |b| unsafe { asm!("call {}", in(reg) b) }),
-        ("int3", |_| unsafe { asm!("int3") }),
-        ("int1", |_| unsafe { asm!(".byte 0xf1") }),
-        ("hlt", |_| unsafe { asm!("hlt") }),
-        ("in", |_| unsafe {
-            asm!("in al, dx", in("dx") 0x60u16, out("al") _)
-        }),
-        ("float", |_| unsafe {
-            let mxcsr = 0x1d00u32;
-            asm!("ldmxcsr [{}]", "divsd xmm0, xmm1", in(reg) &raw const mxcsr, inout("xmm0") 1.0f64 => _, in("xmm1") 0.0f64);
-        }),
-        ("x87", |_| unsafe {
-            let cw = 0x037bu16;
-            asm!("fldcw [{}]", "fld1", "fldz", "fdivp", "fwait", in(reg) &raw const cw, out("st(0)") _, out("st(1)") _);
-        }),
-    ];
     let mut out = String::new();
-    for (name, fault) in kinds {
+    for name in FAULTS {
         let (from, to) = sys::pipe();
         let pid = child(|| {
             // SAFETY: standard output goes to the pipe.
@@ -535,7 +551,8 @@ pub fn faults(_: &Settings) -> String {
             ] {
                 sys::handle(signal, 0, on_fault);
             }
-            fault(base);
+            // SAFETY: what it does ends in the handler, and the child with it.
+            unsafe { fault(name, base) };
             7
         });
         sys::close(to);

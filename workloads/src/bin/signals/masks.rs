@@ -117,8 +117,8 @@ pub fn ignore(_: &Settings) -> String {
 }
 
 pub fn errors(_: &Settings) -> String {
-    // SAFETY (all): calls that the kernel refuses, with structures that are there.
     let refused = |r: i64| if r < 0 { errno() } else { 0 };
+    // SAFETY: a call that the kernel refuses, with a structure that is there.
     let action = |signal: i32| unsafe {
         let new: libc::sigaction = std::mem::zeroed();
         refused(libc::sigaction(signal, &raw const new, std::ptr::null_mut()).into())
