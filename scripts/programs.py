@@ -236,6 +236,8 @@ def one(case, args, base, log):
         why = "no end" if native.timed_out else f"status {native.status}"
         text = native.stderr[-300:].decode(errors="replace").strip()
         return [(case.name, "native", native.seconds, None, f"fails natively: {why}: {text}", True)]
+    if not args.sev and not args.twice:
+        rows.append((case.name, "native", native.seconds, None, "ends as it should", False))
     if args.twice:
         again = Run(case, "again", [], folder, args.timeout or case.timeout)
         difference = again.difference(native)
@@ -337,7 +339,7 @@ def main():
     bad = [r for r in rows if r[5]]
     for name, mode, _, _, text, _ in bad:
         print(f"\n{name} ({mode}): {text}")
-    print(f"\n{len(rows) - len(bad)} of {len(rows)} runs the same, {len(skipped)} programs left out")
+    print(f"\n{len(rows) - len(bad)} of {len(rows)} runs as they should be, {len(skipped)} programs left out")
     return 1 if bad else 0
 
 
