@@ -180,7 +180,7 @@ impl Cpus {
             self.fail(e);
         }
         // Signals are for those who still run a vCPU.
-        host::block_signals();
+        let signals = host::Blocked::new();
         loop {
             let thread = lock(&self.threads).pop();
             match thread {
@@ -201,7 +201,7 @@ impl Cpus {
             }
             host::clone_exit_like(end);
         }
-        host::unblock_signals();
+        drop(signals);
         match failure {
             Some(e) => Err(e),
             None => Ok(end),
@@ -312,6 +312,8 @@ impl Board for Cpus {
     fn fork(&self, vcpu: &mut Vcpu, cpu: usize) -> i64 {
         let quiet = lock(&self.quiet).get(&cpu).cloned();
         let cluster = Arc::clone(vcpu.cluster());
+        // What arrives before the clone has an inbox of its own waits until it has.
+        let signals = host::Blocked::new();
         let pid = {
             // All that another thread could hold in the middle of a change.
             let _quiet = quiet.as_ref().map(|q| lock(q));
@@ -334,9 +336,12 @@ impl Board for Cpus {
             self.root.store(cpu, Ordering::SeqCst);
             Cpu::alone(cpu);
             self.process.forked(cpu);
+            // What is in there was the original's.
+            self.process.inbox().take();
             self.process.bell(cpu).attach(&vcpu.state.exit_request);
             vcpu.forked();
         }
+        drop(signals);
         i64::from(pid)
     }
 }

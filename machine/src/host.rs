@@ -186,23 +186,28 @@ impl Drop for Cpu {
     }
 }
 
-/// This thread takes no signals: one that runs a vCPU is to have them.
-pub(crate) fn block_signals() {
-    // SAFETY: plain calls on a live local.
-    unsafe {
-        let mut all: libc::sigset_t = std::mem::zeroed();
-        libc::sigfillset(&raw mut all);
-        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const all, ptr::null_mut());
+/// As long as this lives, the calling thread takes no signals.
+pub(crate) struct Blocked(libc::sigset_t);
+
+impl Blocked {
+    pub(crate) fn new() -> Self {
+        // SAFETY: plain calls on live locals.
+        unsafe {
+            let mut all: libc::sigset_t = std::mem::zeroed();
+            let mut before: libc::sigset_t = std::mem::zeroed();
+            libc::sigfillset(&raw mut all);
+            libc::pthread_sigmask(libc::SIG_BLOCK, &raw const all, &raw mut before);
+            Self(before)
+        }
     }
 }
 
-/// The opposite of [`block_signals`].
-pub(crate) fn unblock_signals() {
-    // SAFETY: plain calls on a live local.
-    unsafe {
-        let mut all: libc::sigset_t = std::mem::zeroed();
-        libc::sigfillset(&raw mut all);
-        libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const all, ptr::null_mut());
+impl Drop for Blocked {
+    fn drop(&mut self) {
+        // SAFETY: puts back what `new` found.
+        unsafe {
+            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.0, ptr::null_mut());
+        }
     }
 }
 

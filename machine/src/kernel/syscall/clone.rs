@@ -329,7 +329,6 @@ impl Kernel {
         self.only = None;
         self.stats = super::super::KernelStats::default();
         self.cloned = true;
-        self.inbox.take();
         let task = self.task();
         task.tid = pid;
         task.robust = 0;
