@@ -38,8 +38,10 @@ use signal::{
     AltStack, DefaultAction, SA_NODEFER, SA_ONSTACK, SA_RESETHAND, SA_RESTART, SIG_DFL, SIG_IGN,
     SIGBUS, SIGILL, SIGKILL, SIGSEGV, SIGSTOP, SigInfo, Signals, UNBLOCKABLE, bit,
 };
+use syscall::limits::{Limits, initial_limits};
 use syscall::memory::CachedFile;
-use syscall::proc::{Limits, initial_limits};
+use syscall::services::{self, Services};
+use syscall::strace;
 
 /// How a process guest ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -83,6 +85,7 @@ pub struct Kernel {
     comm: [u8; 16],
     pid: Option<i32>,
     scratch: Vec<u8>,
+    services: Services,
 }
 
 impl Kernel {
@@ -111,6 +114,7 @@ impl Kernel {
             comm,
             pid: None,
             scratch: Vec::new(),
+            services: Services::default(),
         }
     }
 
@@ -221,6 +225,7 @@ impl Kernel {
                 break end;
             }
         };
+        strace::ended(end);
         self.mm.sync_all(&mut Cx { vcpu, out })?;
         Ok(end)
     }
@@ -326,10 +331,12 @@ impl Kernel {
         vcpu: &mut Vcpu,
         out: &mut dyn Outside,
     ) -> Result<Option<GuestEnd>, Error> {
+        services::tick(self, vcpu, out)?;
         self.signals.collect();
         while let Some(info) = self.signals.take(!self.signals.mask) {
             let signo = info.signo();
             let action = self.signals.action(signo);
+            strace::signal(signo, info.code());
             match (action.handler, signal::default_action(signo)) {
                 (SIG_IGN, _) | (SIG_DFL, DefaultAction::Ignore) => {}
                 (SIG_DFL, DefaultAction::Terminate) => return Ok(Some(GuestEnd::Killed(signo))),

@@ -125,6 +125,11 @@ impl SigInfo {
         info.0[20..24].copy_from_slice(&uid.to_le_bytes());
         info
     }
+    /// Where it comes from: `si_code`.
+    #[must_use]
+    pub fn code(&self) -> i32 {
+        i32::from_le_bytes([self.0[8], self.0[9], self.0[10], self.0[11]])
+    }
     /// The signal's number.
     #[must_use]
     pub fn signo(&self) -> i32 {
@@ -178,11 +183,12 @@ impl Notifier {
     pub fn word(&self) -> &AtomicU64 {
         &self.0
     }
-    fn take(&self) -> u64 {
-        if self.0.load(Ordering::Relaxed) == 0 {
+    /// Takes all but what is `reserved`.
+    fn take(&self, reserved: u64) -> u64 {
+        if self.0.load(Ordering::Relaxed) & !reserved == 0 {
             0
         } else {
-            self.0.swap(0, Ordering::Acquire)
+            self.0.fetch_and(reserved, Ordering::AcqRel) & !reserved
         }
     }
 }
@@ -198,6 +204,8 @@ pub struct Signals {
     infos: Box<[Option<SigInfo>; SIG_MAX as usize + 1]>,
     /// From outside.
     pub outside: Notifier,
+    /// Signals from outside that are the kernel's own (a timer's), not the guest's.
+    pub reserved: u64,
     /// The alternate stack.
     pub alt: AltStack,
     /// An interrupted system call, and whether SA_RESTART applies to it.
@@ -215,6 +223,7 @@ impl Default for Signals {
             pending: 0,
             infos: Box::new([None; SIG_MAX as usize + 1]),
             outside: Notifier::default(),
+            reserved: 0,
             alt: AltStack::NONE,
             restart: None,
             last_fault: (0, 0, 0),
@@ -278,7 +287,7 @@ impl Signals {
 
     /// Takes in what came from outside.
     pub fn collect(&mut self) {
-        let mut new = self.outside.take();
+        let mut new = self.outside.take(self.reserved);
         while new != 0 {
             let signo = new.trailing_zeros() as i32 + 1;
             new &= new - 1;

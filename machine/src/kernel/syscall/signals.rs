@@ -96,6 +96,7 @@ pub fn rt_sigprocmask(call: &mut Call<'_>) -> SysResult {
 /// # Errors
 /// As Linux.
 pub fn rt_sigpending(call: &mut Call<'_>) -> SysResult {
+    call.tick()?;
     call.kernel.signals.collect();
     let set = call.kernel.signals.pending() & call.kernel.signals.mask;
     let n = call.args[1].min(8) as usize;
@@ -262,8 +263,10 @@ impl Call<'_> {
     /// # Errors
     /// The exit failed.
     pub fn wait_for_signal(&mut self) -> Result<(), Fail> {
+        self.tick()?;
         while !self.kernel.signals.deliverable() {
             self.host_sleep(1, 0, [0, NAP])?;
+            self.tick()?;
         }
         Ok(())
     }
@@ -332,6 +335,7 @@ pub fn rt_sigtimedwait(call: &mut Call<'_>) -> SysResult {
         seconds.saturating_mul(1_000_000_000).saturating_add(nanos)
     };
     loop {
+        call.tick()?;
         call.kernel.signals.collect();
         if let Some(found) = call.kernel.signals.take(set) {
             if info != 0 {
