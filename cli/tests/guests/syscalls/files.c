@@ -24,7 +24,7 @@ static void vectors(int fd) {
     printf("%.3s %.9s\n", c, d);
     SHOW(preadv2(fd, r, 2, 0, 0x4000000));
     SHOW(preadv(fd, r, 2, -5));
-    SHOW(readv(fd, r, 2000));
+    SHOW(syscall(SYS_readv, fd, r, 2000));
     int p[2];
     pipe2(p, O_NONBLOCK);
     SHOW(preadv2(p[0], r, 2, -1, RWF_NOWAIT));

@@ -1,5 +1,6 @@
 // Pseudo terminals and the requests of ioctl.
 #include "check.h"
+#include <poll.h>
 #include <sys/ioctl.h>
 #include <termios.h>
 
@@ -35,6 +36,8 @@ int main(void) {
     cfmakeraw(&t);
     SHOW(tcsetattr(s, TCSANOW, &t));
     SHOW(write(m, "abc\n", 4));
+    struct pollfd ready = {s, POLLIN, 0};
+    SHOW(poll(&ready, 1, 1000)); // the line discipline has its own time
     SHOW(ioctl(s, FIONREAD, &n));
     SHOW(n);
     char buf[16] = "";

@@ -3,6 +3,9 @@
 //! A signalfd is an eventfd on the host, so that poll, select and epoll work on it: its counter is 1 while a signal of
 //! its set is pending, which [`refresh`] sees to. Reading it takes signals out of the guest kernel's own queue.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use sevlab_cpu::Vcpu;
 
 use super::{Call, Sys, SysResult};
@@ -31,11 +34,11 @@ pub fn signalfd(call: &mut Call<'_>) -> SysResult {
     let set = call.read_u64(set)? & !UNBLOCKABLE;
     let fd = fd as i32;
     if fd != -1 {
-        let Some(old) = call.kernel.services.signalfds.get_mut(&fd) else {
+        let Some(old) = call.kernel.services.signalfds.get(&fd) else {
             let there = call.host(72, [fd as u64, 1, 0, 0, 0, 0])? >= 0; // F_GETFD
             return Err(if there { Errno::EINVAL } else { Errno::EBADF }.into());
         };
-        *old = set;
+        old.store(set, Ordering::Relaxed);
         call.tick()?;
         return Ok(Sys::Ret(i64::from(fd)));
     }
@@ -43,6 +46,7 @@ pub fn signalfd(call: &mut Call<'_>) -> SysResult {
     let ret = call.host(290, [0, flags, 0, 0, 0, 0])?;
     let ret = call.adopt(ret)?;
     if ret >= 0 {
+        let set = Arc::new(AtomicU64::new(set));
         call.kernel.services.signalfds.insert(ret as i32, set);
         call.tick()?;
     }
@@ -61,7 +65,7 @@ pub fn refresh(kernel: &mut Kernel, vcpu: &mut Vcpu, out: &mut dyn Outside) -> R
         .services
         .signalfds
         .iter()
-        .map(|(fd, set)| (*fd, *set))
+        .map(|(fd, set)| (*fd, set.load(Ordering::Relaxed)))
         .collect();
     for (fd, set) in all {
         let Some(ready) = is_ready(kernel, vcpu, out, fd)? else {
@@ -135,8 +139,8 @@ pub fn read(call: &mut Call<'_>, fd: i32, room: u64) -> Result<Option<Vec<u8>>, 
     let mut data = Vec::new();
     loop {
         call.tick()?;
-        let set = call.kernel.services.signalfds.get(&fd).copied();
-        let set = set.ok_or(Errno::EBADF)?;
+        let set = call.kernel.services.signalfds.get(&fd);
+        let set = set.ok_or(Errno::EBADF)?.load(Ordering::Relaxed);
         while data.len() < records * RECORD {
             let Some(info) = call.kernel.signals.take(set) else {
                 break;

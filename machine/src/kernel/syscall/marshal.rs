@@ -699,13 +699,95 @@ impl Call<'_> {
     }
 
     fn proxy_as(&mut self, row: &Row, args: &[u64; 6]) -> Result<i64, Fail> {
-        let staged = stage(self, row, args)?;
-        self.kernel.stats.host_calls += 1;
-        let ret = self.out.host_call(self.vcpu, &staged.call)?;
+        let wait = self.relative_wait(row.nr, args)?;
+        let mut staged = stage(self, row, args)?;
+        remainder(&mut staged.call);
+        let ret = loop {
+            self.kernel.stats.host_calls += 1;
+            let ret = self.out.host_call(self.vcpu, &staged.call)?;
+            if ret != Errno::EINTR.ret() || !self.goes_on(&mut staged.call, wait)? {
+                break ret;
+            }
+        };
         if !(-4095..=i64::MAX).contains(&ret) {
             let what = format!("{} returned {ret}", row.name);
             return Err(Error::Protocol { what }.into());
         }
         finish(self, &staged, ret)
     }
+
+    /// For calls whose relative time the host does not count down: when they are to end.
+    fn relative_wait(&mut self, nr: i64, args: &[u64; 6]) -> Result<Option<i128>, Fail> {
+        const MILLISECOND: i128 = 1_000_000;
+        let wait = match nr {
+            7 => i128::from(args[2] as i32) * MILLISECOND, // poll
+            232 | 281 => i128::from(args[3] as i32) * MILLISECOND, // epoll_wait, epoll_pwait
+            441 if args[3] != 0 => {
+                let seconds = self.read_u64(args[3])? as i64; // epoll_pwait2
+                let nanos = self.read_u64(args[3].wrapping_add(8))? as i64;
+                i128::from(seconds) * 1000 * MILLISECOND + i128::from(nanos)
+            }
+            _ => 0,
+        };
+        if wait <= 0 {
+            return Ok(None);
+        }
+        Ok(Some(self.clock(1)? + wait)) // CLOCK_MONOTONIC
+    }
+
+    /// The host was interrupted. If there is no signal that the guest would notice, the call goes on, for the time that
+    /// is left: to Linux a signal that is blocked is no interruption.
+    fn goes_on(&mut self, call: &mut HostCall, until: Option<i128>) -> Result<bool, Fail> {
+        // what the host has not read yet lies where timers and clocks work
+        let mut kept = [0; 64];
+        self.out.bounce_read(self.vcpu, 0, &mut kept)?;
+        self.tick()?;
+        let left = match until {
+            None => None,
+            Some(until) => Some((until - self.clock(1)?).max(0)),
+        };
+        self.out.bounce_write(self.vcpu, 0, &kept)?;
+        if self.kernel.signals.deliverable() {
+            return Ok(false);
+        }
+        match (call.nr, left) {
+            (7, Some(left)) => call.args[2] = milliseconds(left),
+            (232 | 281, Some(left)) => call.args[3] = milliseconds(left),
+            (441, Some(left)) => {
+                let mut time = [0; 16];
+                time[..8].copy_from_slice(&((left / 1_000_000_000) as u64).to_le_bytes());
+                time[8..].copy_from_slice(&((left % 1_000_000_000) as u64).to_le_bytes());
+                self.out
+                    .bounce_write(self.vcpu, call.args[3] as usize, &time)?;
+            }
+            _ => {
+                if let Some((request, rest)) = remainder(call) {
+                    let mut time = [0; 16];
+                    self.out
+                        .bounce_read(self.vcpu, call.args[rest] as usize, &mut time)?;
+                    self.out
+                        .bounce_write(self.vcpu, call.args[request] as usize, &time)?;
+                }
+            }
+        }
+        Ok(true)
+    }
+}
+
+fn milliseconds(nanos: i128) -> u64 {
+    ((nanos + 999_999) / 1_000_000) as u64
+}
+
+/// nanosleep and a relative clock_nanosleep: which arguments are the time and the place for the time that is left. The
+/// host is given such a place even where the guest has none.
+fn remainder(call: &mut HostCall) -> Option<(usize, usize)> {
+    let (request, rest) = match call.nr {
+        35 => (0, 1),
+        230 if call.args[1] & 1 == 0 => (2, 3),
+        _ => return None,
+    };
+    if call.args[rest] == NULL {
+        call.args[rest] = 32; // behind the only other thing there is
+    }
+    (call.args[request] != NULL).then_some((request, rest))
 }

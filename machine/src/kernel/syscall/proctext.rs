@@ -19,7 +19,7 @@ pub fn contents(call: &mut Call<'_>, name: &Name) -> Result<Option<Vec<u8>>, Fai
         Name::Own(name) => name.as_str(),
     };
     Ok(Some(match name {
-        "maps" => call.kernel.mm.maps_text().into_bytes(),
+        "maps" => maps(call).into_bytes(),
         "smaps" => smaps(call, false)?.into_bytes(),
         "smaps_rollup" => smaps(call, true)?.into_bytes(),
         "cmdline" => call.kernel.cmdline(),
@@ -34,6 +34,93 @@ pub fn contents(call: &mut Call<'_>, name: &Name) -> Result<Option<Vec<u8>>, Fai
     }))
 }
 
+/// A file that the launch has put into memory.
+struct Loaded {
+    start: u64,
+    end: u64,
+    name: String,
+}
+
+/// The program and its interpreter. They are pages of the launch, not mappings of files: where they lie is said by the
+/// auxiliary vector, and the interpreter's name by the program's headers.
+fn loaded(call: &mut Call<'_>) -> Vec<Loaded> {
+    const AT_PHDR: u64 = 3;
+    const AT_PHNUM: u64 = 5;
+    const AT_BASE: u64 = 7;
+    const PT_INTERP: u32 = 3;
+    const PT_PHDR: u32 = 6;
+    const PHDR: usize = 56;
+    let auxv = call.kernel.auxv().to_vec();
+    let word = |b: &[u8], at: usize| u64::from_le_bytes(core::array::from_fn(|i| b[at + i]));
+    let aux = |tag: u64| {
+        let mut pairs = auxv.chunks_exact(16).map(|p| (word(p, 0), word(p, 8)));
+        pairs.find(|(t, _)| *t == tag).map(|(_, v)| v)
+    };
+    let mut all = Vec::new();
+    let Some(phdr) = aux(AT_PHDR) else { return all };
+    let exe = call.kernel.exe.to_string_lossy().into_owned();
+    all.extend(neighbours(call, phdr, exe));
+    let mut headers = vec![0; PHDR * aux(AT_PHNUM).unwrap_or(0).min(256) as usize];
+    let Some(base) = aux(AT_BASE).filter(|b| *b != 0) else {
+        return all;
+    };
+    if call.read_user(phdr, &mut headers).is_err() {
+        return all;
+    }
+    let find = |kind: u32| {
+        let mut list = headers.chunks_exact(PHDR);
+        list.find(|h| word(h, 0) as u32 == kind)
+            .map(|h| word(h, 16))
+    };
+    let bias = find(PT_PHDR).map_or(0, |at| phdr.wrapping_sub(at));
+    if let Some(at) = find(PT_INTERP)
+        && let Ok(name) = call.read_str(bias.wrapping_add(at))
+    {
+        let name = String::from_utf8_lossy(&name[..name.len() - 1]).into_owned();
+        all.extend(neighbours(call, base, name));
+    }
+    all
+}
+
+/// The unnamed areas around `at` without a gap between them.
+fn neighbours(call: &Call<'_>, at: u64, name: String) -> Option<Loaded> {
+    let areas = call.kernel.mm.areas();
+    let unnamed = |area: &Vma| area.backing == Backing::Anon("");
+    let (mut start, area) = areas.find(at).filter(|(_, a)| unnamed(a))?;
+    let mut end = area.end;
+    while let Some((s, area)) = areas.below(start)
+        && area.end == start
+        && unnamed(area)
+    {
+        start = s;
+    }
+    while let Some((_, area)) = areas.find(end)
+        && unnamed(area)
+    {
+        end = area.end;
+    }
+    Some(Loaded { start, end, name })
+}
+
+/// `/proc/self/maps`.
+fn maps(call: &mut Call<'_>) -> String {
+    let loaded = loaded(call);
+    let mut text = String::new();
+    for line in call.kernel.mm.maps_text().lines() {
+        let start = line.split('-').next().unwrap_or("");
+        let start = u64::from_str_radix(start, 16).unwrap_or(0);
+        let unnamed = line.split_whitespace().count() == 5;
+        let file = loaded.iter().find(|f| (f.start..f.end).contains(&start));
+        text.push_str(line);
+        if let Some(file) = file.filter(|_| unnamed) {
+            text.push_str("                          ");
+            text.push_str(&file.name);
+        }
+        text.push('\n');
+    }
+    text
+}
+
 /// What the areas add up to, in bytes.
 #[derive(Default)]
 struct Sizes {
@@ -43,25 +130,35 @@ struct Sizes {
     text: u64,
     lib: u64,
     stack_top: u64,
+    /// The program's own code and data: first byte, and first byte behind.
+    code: (u64, u64),
+    initialized: (u64, u64),
 }
 
-fn sizes(call: &Call<'_>) -> Sizes {
+fn sizes(call: &mut Call<'_>) -> Sizes {
     let mut sum = Sizes::default();
-    let exe = call.kernel.exe.to_string_lossy().into_owned();
+    let exe = loaded(call).into_iter().next();
     for (start, area) in call.kernel.mm.areas().iter() {
         let bytes = area.end - start;
         sum.all += bytes;
-        match &area.backing {
-            Backing::Stack => {
-                sum.stack += bytes;
-                sum.stack_top = area.end;
+        let own = exe
+            .as_ref()
+            .is_some_and(|f| (f.start..f.end).contains(&start));
+        if area.backing == Backing::Stack {
+            sum.stack += bytes;
+            sum.stack_top = area.end;
+        } else if area.prot.executes() {
+            if own {
+                sum.text += bytes;
+                sum.code = (start, area.end);
+            } else {
+                sum.lib += bytes;
             }
-            Backing::File { file, .. } if area.prot.executes() && file.name == exe => {
-                sum.text += bytes
+        } else if area.prot.writes() && !area.shared {
+            sum.data += bytes;
+            if own {
+                sum.initialized = (start, area.end);
             }
-            _ if area.prot.executes() => sum.lib += bytes,
-            _ if area.prot.writes() && !area.shared => sum.data += bytes,
-            _ => {}
         }
     }
     sum
@@ -191,7 +288,7 @@ fn resident(call: &mut Call<'_>, start: u64, end: u64) -> Result<u64, Fail> {
 }
 
 fn smaps(call: &mut Call<'_>, rollup: bool) -> Result<String, Fail> {
-    let maps = call.kernel.mm.maps_text();
+    let maps = maps(call);
     let areas: Vec<(u64, Vma)> = call
         .kernel
         .mm
@@ -278,18 +375,7 @@ fn stat(call: &mut Call<'_>) -> Result<Vec<u8>, Fail> {
     let sizes = sizes(call);
     let stats = call.kernel.mm.stats();
     let [pending, blocked, ignored, caught] = masks(call);
-    let mut code = (0, 0);
-    let mut data = (0, 0);
-    let exe = call.kernel.exe.to_string_lossy().into_owned();
-    for (start, area) in call.kernel.mm.areas().iter() {
-        if matches!(&area.backing, Backing::File { file, .. } if file.name == exe) {
-            if area.prot.executes() && code.0 == 0 {
-                code = (start, area.end);
-            } else if area.prot.writes() {
-                data = (start, area.end);
-            }
-        }
-    }
+    let (code, data) = (sizes.code, sizes.initialized);
     let (rip, rsp) = (call.vcpu.state.rip, call.vcpu.state.gpr[4]);
     let limit = call.kernel.limits[5][0];
     let new = [
@@ -327,7 +413,7 @@ fn stat(call: &mut Call<'_>) -> Result<Vec<u8>, Fail> {
     Ok(format!("{pid} ({comm}) {}\n", fields.join(" ")).into_bytes())
 }
 
-fn statm(call: &Call<'_>) -> String {
+fn statm(call: &mut Call<'_>) -> String {
     let s = sizes(call);
     let resident = call.kernel.mm.stats().resident;
     let pages = |bytes: u64| bytes / 4096;
@@ -355,6 +441,7 @@ fn status(call: &mut Call<'_>) -> Result<Vec<u8>, Fail> {
         let key = line.split(':').next().unwrap_or("");
         let value = match key {
             "Name" => comm.clone(),
+            "FDSize" => "256".to_owned(),
             "VmPeak" | "VmSize" => kib(s.all),
             "VmLck" | "VmPin" | "VmSwap" | "HugetlbPages" | "VmPTE" | "RssFile" | "RssShmem" => {
                 kib(0)

@@ -2,6 +2,8 @@
 //! `/proc` that are open.
 
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use sevlab_cpu::Vcpu;
 
@@ -17,8 +19,8 @@ use crate::kernel::outside::Outside;
 pub struct Services {
     /// POSIX timers.
     pub timers: Timers,
-    /// Signal descriptors, with the signals they are for.
-    pub signalfds: HashMap<i32, u64>,
+    /// Signal descriptors, with the signals they are for. Copies of a descriptor share them.
+    pub signalfds: HashMap<i32, Arc<AtomicU64>>,
     /// Open directories that must not show what is the host's.
     pub directories: HashMap<i32, Directory>,
 }
@@ -48,7 +50,7 @@ impl Services {
     /// Descriptor `to` names what `from` names.
     pub fn copy(&mut self, from: i32, to: i32) {
         self.forget(to);
-        if let Some(set) = self.signalfds.get(&from).copied() {
+        if let Some(set) = self.signalfds.get(&from).cloned() {
             self.signalfds.insert(to, set);
         }
         if let Some(kind) = self.directories.get(&from).copied() {
