@@ -199,6 +199,7 @@ impl Kernel {
         out: &mut dyn Outside,
         exec: &mut dyn FnMut(&mut Vcpu) -> Stop,
     ) -> Result<GuestEnd, Error> {
+        strace::started(self.exe_bytes(), &self.argv, self.envp.len());
         let end = loop {
             if let Some(end) = self.deliver(vcpu, out)? {
                 break end;

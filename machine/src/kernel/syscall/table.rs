@@ -190,7 +190,7 @@ pub static ROWS: &[Row] = rows! {
     38  setitimer [Int, In(Len::Bytes(32)), Out(Len::Bytes(32))] Proxy, "ITIMER itv itv>";
     39  getpid [] Proxy, "";
     40  sendfile [Fd, Fd, OFF] Proxy, "fd fd l* u";
-    41  socket [] Front(fs::new_fd), "AF SOCK d";
+    41  socket [] Front(fs::new_fd), "AF SOCK proto";
     42  connect [Fd, In(Len::Arg(2))] Proxy, "fd sa u";
     43  accept [Fd, Out(Len::Via(2)), SOCKLEN] Front(fs::new_fd), "fd sa> d*";
     44  sendto [Fd, In(Len::Arg(2)), Int, Int, In(Len::Arg(5))] Front(fs::clamped), "fd < u MSG sa u";
@@ -203,8 +203,8 @@ pub static ROWS: &[Row] = rows! {
     51  getsockname [Fd, Out(Len::Via(2)), SOCKLEN] Proxy, "fd sa> d*>";
     52  getpeername [Fd, Out(Len::Via(2)), SOCKLEN] Proxy, "fd sa> d*>";
     53  socketpair [Int, Int, Int, Out(Len::Bytes(8))] Front(fs::pipe), "AF SOCK d fds>";
-    54  setsockopt [Fd, Int, Int, In(Len::Arg(4))] Proxy, "fd SOL SO opt u";
-    55  getsockopt [Fd, Int, Int, Out(Len::Via(4)), SOCKLEN] Proxy, "fd SOL SO opt> d*>";
+    54  setsockopt [Fd, Int, Int, In(Len::Arg(4))] Proxy, "fd SOL so opt u";
+    55  getsockopt [Fd, Int, Int, Out(Len::Via(4)), SOCKLEN] Proxy, "fd SOL so opt> d*>";
     56  clone [] ENOSYS, "CLONE p p p x";
     57  fork [] ENOSYS, "";
     58  vfork [] ENOSYS, "";
@@ -476,8 +476,8 @@ pub static ROWS: &[Row] = rows! {
     324 membarrier [] Front(system::membarrier), "MEMBARRIER x d";
     325 mlock2 [] Kernel(system::mlock), "p u x";
     326 copy_file_range [Fd, OFF, Fd, OFF] Proxy, "fd l* fd l* u x";
-    327 preadv2 [] Kernel(fs::readv), "fd iov> u l x RWF";
-    328 pwritev2 [] Kernel(fs::writev), "fd iov u l x RWF";
+    327 preadv2 [] Kernel(fs::readv), "fd iov> u l _ RWF";
+    328 pwritev2 [] Kernel(fs::writev), "fd iov u l _ RWF";
     329 pkey_mprotect [] ENOSYS, "p u PROT d";
     330 pkey_alloc [] ENOSYS, "x x";
     331 pkey_free [] ENOSYS, "d";
@@ -501,7 +501,7 @@ pub static ROWS: &[Row] = rows! {
     436 close_range [] Front(fs::close_range), "u u CLOSE_RANGE";
     437 openat2 [DirFd, Path, In(Len::Arg(3))] Front(openat2::openat2), "at s how u";
     438 pidfd_getfd [] Refuse(Errno::EPERM), "fd d x";
-    439 faccessat2 [DirFd, Path] Proxy, "at s ACCESS AT";
+    439 faccessat2 [DirFd, Path] Proxy, "at s ACCESS AT_ACCESS";
     440 process_madvise [] ENOSYS, "fd p u MADV x";
     441 epoll_pwait2 [Fd, OutRet(Len::Times(2, 12), 12), Int, TIMESPEC_IN, Null] Front(signals::epoll_pwait), "fd evs> d ts set u";
     442 mount_setattr [] Refuse(Errno::EPERM), "at s x p u";

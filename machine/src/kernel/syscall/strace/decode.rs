@@ -16,7 +16,7 @@ pub const WORDS: &[&str] = &[
     "stat>", "statx>", "dents>", "uts>", "ts", "ts>", "tv", "tv>", "itv", "itv>", "its", "its>", "times",
     "rlim", "rlim>", "wstatus>", "stack", "stack>", "sig", "set", "set>", "act", "act>", "info>",
     "poll", "fdset", "ev", "evs>", "sa", "sa>", "msg", "msg>", "opt", "opt>", "how",
-    "iarg", "farg", "prarg",
+    "iarg", "farg", "prarg", "proto", "so", "_", // the last one is not printed
 ];
 
 /// Bytes of a string or buffer that are printed.
@@ -76,6 +76,11 @@ pub fn quoted(bytes: &[u8], more: bool) -> String {
     text
 }
 
+/// The beginning of what is no path.
+pub(super) fn shortened(bytes: &[u8]) -> String {
+    quoted(&bytes[..bytes.len().min(SHOWN)], bytes.len() > SHOWN)
+}
+
 fn named(word: &str, value: u64) -> String {
     Names::of(word).map_or_else(|| hex(value), |names| names.text(value))
 }
@@ -110,6 +115,9 @@ pub(super) fn argument(
     ret: Option<i64>,
 ) -> Option<String> {
     let value = call.args[i];
+    if call.row.nr == 202 && i > 0 {
+        return Some(futex_argument(call, i));
+    }
     if word.ends_with('>') {
         return match ret {
             None => None,
@@ -140,8 +148,18 @@ pub(super) fn argument(
         "iarg" if call.args[2] < 0x1000 => call.args[2].to_string(),
         "iarg" => return ret.map(|ret| ioctl_argument(call, ret)),
         "farg" => return fcntl_argument(call, ret),
+        "_" => String::new(),
+        "proto" => match call.args[0] {
+            2 | 10 => named("IPPROTO", value),
+            _ => value.to_string(),
+        },
+        "so" => match call.args[1] {
+            1 => named("SO", value),
+            6 => named("TCP", value),
+            _ => value.to_string(),
+        },
         "prarg" => match call.args[0] as u32 {
-            15 => string(call, value).unwrap_or_else(|| pointer(value)),
+            15 => short_string(call, value).unwrap_or_else(|| pointer(value)),
             _ => hex(value),
         },
         word if word.starts_with(|c: char| c.is_ascii_uppercase()) => named(word, value),
@@ -212,7 +230,10 @@ fn input(call: &mut Call<'_>, word: &str, i: usize) -> Option<String> {
 fn output(call: &mut Call<'_>, word: &str, i: usize, ret: i64) -> Option<String> {
     let va = call.args[i];
     Some(match word {
-        ">" => buffer(call, va, ret as u64)?,
+        ">" => {
+            let room = call.args.get(i + 1).copied().unwrap_or(u64::MAX);
+            buffer(call, va, room.min(ret as u64))?
+        }
         "s>" => string(call, va)?,
         "d*>" => format!("[{}]", fields(call, va, 4)?.half(0) as i32),
         "fds>" => {
@@ -330,6 +351,13 @@ fn string(call: &mut Call<'_>, va: u64) -> Option<String> {
     Some(quoted(text, false))
 }
 
+/// A string that is no path: its beginning.
+fn short_string(call: &mut Call<'_>, va: u64) -> Option<String> {
+    let text = call.read_str(va).ok()?;
+    let text = &text[..text.len() - 1];
+    Some(shortened(text))
+}
+
 fn buffer(call: &mut Call<'_>, va: u64, len: u64) -> Option<String> {
     let n = len.min(SHOWN as u64) as usize;
     let f = fields(call, va, n)?;
@@ -352,7 +380,7 @@ fn strings(call: &mut Call<'_>, va: u64) -> Option<String> {
     let n = all.len().min(LISTED as usize);
     let mut parts = Vec::new();
     for p in &all[..n] {
-        parts.push(string(call, *p).unwrap_or_else(|| pointer(*p)));
+        parts.push(short_string(call, *p).unwrap_or_else(|| pointer(*p)));
     }
     Some(list(parts.into_iter(), all.len() > n))
 }
@@ -617,6 +645,31 @@ fn status(s: u32) -> String {
     }
 }
 
+/// futex: how many arguments there are depends on the operation.
+fn futex_argument(call: &mut Call<'_>, i: usize) -> String {
+    const PRIVATE: u64 = 128;
+    let (op, value) = (call.args[1], call.args[i]);
+    let none = String::new();
+    match (i, op & 127) {
+        (1, _) => {
+            let name = named("FUTEX", op & !PRIVATE);
+            match (op & PRIVATE != 0, name.split_once('|')) {
+                (true, Some((first, rest))) => format!("{first}_PRIVATE|{rest}"),
+                (true, None) => format!("{name}_PRIVATE"),
+                (false, _) => name,
+            }
+        }
+        (2, _) => (value as u32).to_string(),
+        (3, 0 | 6 | 9 | 11 | 13) if value == 0 => "NULL".to_owned(),
+        (3, 0 | 6 | 9 | 11 | 13) => input(call, "ts", i).unwrap_or_else(|| pointer(value)),
+        (3, 3 | 4 | 5 | 12) => (value as u32).to_string(),
+        (4, 3 | 4 | 5 | 11 | 12) => pointer(value),
+        (5, 9 | 10) if value as u32 == u32::MAX => "FUTEX_BITSET_MATCH_ANY".to_owned(),
+        (5, 4 | 5 | 9 | 10 | 12) => hex(value & 0xffff_ffff),
+        _ => none,
+    }
+}
+
 fn ioctl_argument(call: &mut Call<'_>, ret: i64) -> String {
     let va = call.args[2];
     let text = match call.args[1] as u32 {
@@ -661,6 +714,7 @@ fn fcntl_argument(call: &mut Call<'_>, ret: Option<i64>) -> Option<String> {
         2 => named("FD_", value),
         4 => named("O", value),
         10 => signal_name(value as i32),
+        1033 => named("SEAL", value),
         command @ (5..=7 | 36..=38) => {
             if matches!(command, 5 | 36) && ret.is_none() {
                 return None;

@@ -204,6 +204,9 @@ pub fn leave(call: &mut Call<'_>, begun: Option<Begun>, result: &SysResult) {
     }
     let mut value = match begun.result {
         _ if (-4095..0).contains(&ret) => names::failure(ret),
+        _ if call.row.nr == 72 && matches!(call.args[1] as u32, 1 | 3 | 1034) && ret != 0 => {
+            format!("{ret:#x}") // flags and seals
+        }
         Ret::Hex if ret != 0 => format!("{ret:#x}"),
         Ret::Octal if ret != 0 => format!("{ret:#o}").replacen("0o", "0", 1),
         _ => ret.to_string(),
@@ -233,6 +236,18 @@ pub fn unknown(nr: i64, args: &[u64; 6]) {
         let why = names::failure(-i64::from(libc::ENOSYS));
         trace.print(&line(&format!("syscall_{nr:#x}"), &texts, &why));
     }
+}
+
+/// A program begins.
+pub fn started(exe: &[u8], argv: &[Vec<u8>], variables: usize) {
+    let Some(trace) = TRACE.get() else { return };
+    let argv: Vec<String> = argv.iter().map(|a| decode::shortened(a)).collect();
+    let texts = [
+        Some(decode::quoted(exe, false)),
+        Some(format!("[{}]", argv.join(", "))),
+        Some(format!("[/* {variables} vars */]")),
+    ];
+    trace.print(&line("execve", &texts, "0"));
 }
 
 /// A signal that is delivered.
