@@ -101,6 +101,7 @@ impl Call<'_> {
         loop {
             let n = self.host(0, [fd as u64, 0, chunk, 0, 0, 0])?;
             if n == Errno::EINTR.ret() {
+                self.tick()?;
                 self.kernel.signals.collect();
                 continue;
             }

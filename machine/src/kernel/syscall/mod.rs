@@ -174,9 +174,8 @@ impl Call<'_> {
     /// EFAULT, ENAMETOOLONG.
     pub fn read_path(&mut self, va: u64) -> Result<Vec<u8>, Fail> {
         let path = self.read_str(va)?;
-        if path.first() != Some(&b'/')
-            || self.in_proc(None, &path)? != Some(procfs::Name::Own("exe".to_owned()))
-        {
+        let absolute = path.first() == Some(&b'/');
+        if !absolute || self.in_proc(None, &path)? != Some(procfs::Name::Own("exe".to_owned())) {
             return Ok(path);
         }
         let mut exe = self.kernel.exe_bytes().to_vec();

@@ -26,32 +26,28 @@ pub enum Directory {
     Threads,
 }
 
-/// First parts of relative names that may be meant. Others are passed on without asking where they start.
-const FIRST: [&str; 24] = [
-    "self",
-    "thread-self",
-    "proc",
-    "task",
-    "maps",
-    "smaps",
-    "exe",
-    "cmdline",
-    "environ",
-    "auxv",
-    "comm",
-    "stat",
-    "statm",
-    "status",
-    "limits",
-    "fd",
-    "fdinfo",
-    "cpuinfo",
-    "meminfo",
-    "mem",
-    ".",
-    "..",
-    "smaps_rollup",
-    "numa_maps",
+/// Last parts of the names that are the guest's. Other paths are passed on without another look.
+const LAST: [&[u8]; 20] = [
+    b"maps",
+    b"smaps",
+    b"smaps_rollup",
+    b"exe",
+    b"cmdline",
+    b"environ",
+    b"auxv",
+    b"comm",
+    b"stat",
+    b"statm",
+    b"status",
+    b"limits",
+    b"fd",
+    b"fdinfo",
+    b"task",
+    b"mem",
+    b"pagemap",
+    b"clear_refs",
+    b"cpuinfo",
+    b"meminfo",
 ];
 const AT_FDCWD: i32 = -100;
 
@@ -79,28 +75,22 @@ impl Call<'_> {
     /// The exit failed.
     pub fn in_proc(&mut self, dir: Option<u64>, path: &[u8]) -> Result<Option<Name>, Fail> {
         let path = path.strip_suffix(b"\0").unwrap_or(path);
+        let last = path
+            .split(|b| *b == b'/')
+            .rfind(|part| !matches!(*part, b"" | b"."));
+        if !last.is_some_and(|last| LAST.contains(&last)) {
+            return Ok(None);
+        }
         if path.first() == Some(&b'/') {
-            if !path.windows(4).any(|w| w == b"proc") {
-                return Ok(None);
-            }
             let Some(parts) = parts(path) else {
                 return Ok(None);
             };
             return self.name_of(&parts);
         }
-        let first = path.split(|b| *b == b'/').next().unwrap_or(b"");
-        let meant = core::str::from_utf8(first)
-            .is_ok_and(|f| FIRST.contains(&f) || f.parse::<u32>().is_ok());
-        if !meant {
-            return Ok(None);
-        }
         let base = match dir {
             Some(fd) if fd as i32 != AT_FDCWD => self.fd_name(fd)?,
             _ => self.host_link(b"/proc/self/cwd")?,
         };
-        if !base.starts_with("/proc") && !path.windows(4).any(|w| w == b"proc") {
-            return Ok(None);
-        }
         let mut whole = base.into_bytes();
         whole.push(b'/');
         whole.extend_from_slice(path);

@@ -126,6 +126,7 @@ What differs from Linux, and can be noticed:
 - preadv2 and pwritev2: RWF_APPEND looks up the end of the file first; other writers may come between.
 - vmsplice copies. sendfile, splice and copy_file_range do not look at RLIMIT_FSIZE.
 - `ioctl` and `fcntl` pass on the requests they know (`ioctl.rs`, `marshal.rs`); others get ENOTTY and EINVAL.
+- setuid and its family change the guest's thread, and no other thread of the simulation.
 - membarrier does not offer the commands that serialize instruction fetches.
 
 ";

@@ -10,10 +10,10 @@ mod decode;
 mod flags;
 mod names;
 
-use std::collections::HashSet;
 use std::fs::File;
 use std::io::Write;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 pub use decode::WORDS;
 pub use names::{errno_name, signal_name};
@@ -32,17 +32,15 @@ use crate::kernel::error::Fail;
 /// Column of the equals sign.
 const RESULT_COLUMN: usize = 40;
 
-/// Where the lines go, and which calls get one.
-pub struct Strace {
-    sink: Mutex<Sink>,
+/// Where the lines go, and which calls get one. Nothing here is locked: a process may fork at any time.
+struct Strace {
+    file: File,
     /// By index of the row; `None`: all.
     only: Option<Vec<bool>>,
-}
-
-struct Sink {
-    file: File,
-    /// Threads that made calls.
-    threads: HashSet<i32>,
+    /// The thread that made the first call; 0: none has.
+    first: AtomicI32,
+    /// There is, or was, another thread or process.
+    several: AtomicBool,
 }
 
 /// The trace of this process. There is at most one, as there is one guest with host signals.
@@ -54,12 +52,14 @@ static TRACE: OnceLock<Strace> = OnceLock::new();
 /// What in `only` is no system call's name and no class; or tracing has been started before.
 pub fn start(file: File, only: Option<&str>) -> Result<(), String> {
     let only = only.map(filter).transpose()?;
-    let sink = Mutex::new(Sink {
+    let trace = Strace {
         file,
-        threads: HashSet::new(),
-    });
+        only,
+        first: AtomicI32::new(0),
+        several: AtomicBool::new(false),
+    };
     TRACE
-        .set(Strace { sink, only })
+        .set(trace)
         .map_err(|_| "system calls are traced already".to_owned())
 }
 
@@ -134,17 +134,26 @@ fn thread() -> i32 {
 impl Strace {
     fn print(&self, line: &str) {
         let tid = thread();
-        let mut sink = self.sink.lock().unwrap_or_else(PoisonError::into_inner);
-        sink.threads.insert(tid);
-        // A process that came from a fork knows its parent's threads only.
-        let several = sink.threads.len() > 1;
-        let line = if several {
+        let first = self
+            .first
+            .compare_exchange(0, tid, Ordering::Relaxed, Ordering::Relaxed);
+        if first.is_err_and(|first| first != tid) {
+            self.several.store(true, Ordering::Relaxed);
+        }
+        let line = if self.several.load(Ordering::Relaxed) {
             format!("[pid {tid}] {line}\n")
         } else {
             format!("{line}\n")
         };
         // Nobody is left to tell if the trace can't be written.
-        let _ = sink.file.write_all(line.as_bytes());
+        let _ = (&self.file).write_all(line.as_bytes());
+    }
+}
+
+/// From now on lines say whose they are: a thread or process has been started.
+pub fn another() {
+    if let Some(trace) = TRACE.get() {
+        trace.several.store(true, Ordering::Relaxed);
     }
 }
 
