@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use sevlab_machine::kernel::syscall::strace;
-use sevlab_machine::{CacheMode, CipherKind, SevMode};
+use sevlab_machine::{CacheMode, CipherKind, CpuPreset, SevMode};
 use sevlab_memctl::MIN_RESIDENT;
 
 use crate::jit_opt::JitOpt;
@@ -89,6 +89,16 @@ pub struct RunArgs {
     )]
     pub cache: Cache,
 
+    /// The processor that the guest is shown: epyc-rome (Zen 2), epyc-milan (Zen 3), epyc-genoa (Zen 4, without AVX-512),
+    /// or host, everything that this host and sevlab can run. An instruction that it lacks is an invalid opcode
+    #[arg(
+        long,
+        value_name = "PRESET",
+        default_value = "host",
+        help_heading = "Machine"
+    )]
+    pub cpu: CpuPreset,
+
     /// Guest memory: bytes, or with a suffix K, M, G or T (powers of 1024)
     #[arg(long, value_name = "SIZE", default_value = "4G", value_parser = size, help_heading = "Machine")]
     pub memory: u64,
@@ -102,6 +112,11 @@ pub struct RunArgs {
     /// are random
     #[arg(long, value_name = "NUMBER", help_heading = "Machine")]
     pub seed: Option<u64>,
+
+    /// Run the guest's threads one at a time, in turns that are the same in every run. Without it they run in parallel,
+    /// each on a host thread of its own
+    #[arg(long, help_heading = "Machine")]
+    pub deterministic: bool,
 
     /// Translate hot guest code (on), or interpret all of it (off)
     #[arg(

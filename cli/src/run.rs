@@ -147,6 +147,12 @@ fn config(args: &RunArgs) -> Result<MachineConfig, Failure> {
             "--jit-opt has no effect with --jit off".to_owned(),
         ));
     }
+    if !args.cpu.offers(args.sev.into()) {
+        let name = args.cpu.name();
+        return Err(Failure::Usage(format!(
+            "--cpu {name} has no SEV-SNP: use epyc-milan or a later one, or --sev es"
+        )));
+    }
     let Some(name) = args.command.first() else {
         return Err(Failure::Usage("no PROGRAM was named".to_owned()));
     };
@@ -157,12 +163,14 @@ fn config(args: &RunArgs) -> Result<MachineConfig, Failure> {
     Ok(MachineConfig {
         sev: args.sev.into(),
         cipher: args.cipher,
+        cpu: args.cpu,
         cache: args.cache.into(),
         memory: args.memory,
         resident: args.resident,
         keep_dram: args.dump_dram.is_some(),
         engine,
         seed: args.seed,
+        deterministic: args.deterministic,
         argv: args.command.clone(),
         envp: environment(),
         ..MachineConfig::new(program::find(name, env::var_os("PATH"))?)

@@ -140,6 +140,8 @@ pub trait Builder {
         expected: Self::V,
         new: Self::V,
     ) -> Result<Self::V, Self::Stop>;
+    /// A full memory barrier between what comes before and what comes after.
+    fn fence(&mut self);
 
     /// Records that the flags in `mask` now follow from this record; the others keep their source.
     fn set_flags(

@@ -10,10 +10,10 @@
 //! 3. An engine drains its list before it runs anything by address, and compares the epoch after a
 //!    store inside a block.
 //!
-//! The map is a vCPU's own: code that another vCPU writes is the machine's to announce, by
-//! [`Vcpu::drop_frame_code`].
+//! The frames are the cluster's ([`crate::smp`]), the linear pages a vCPU's own: a write by another vCPU
+//! reaches this one as mail, which it reads before it runs anything more by address.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use sevlab_arch::{PAGE_SIZE, Spa, Va};
 
@@ -24,12 +24,9 @@ use crate::vcpu::Vcpu;
 /// Past this many undrained pages a list is sorted and freed of duplicates.
 const COMPACT: usize = 4096;
 
-/// Frames and linear pages that hold decoded code.
+/// Linear pages that hold decoded code.
+#[derive(Default)]
 pub(crate) struct CodeMap {
-    /// One bit a frame.
-    bits: Vec<u64>,
-    /// Linear pages decoded from a frame.
-    frames: HashMap<u64, Vec<u64>>,
     /// The frame each linear page was decoded from.
     pages: BTreeMap<u64, u64>,
     /// The linear page noted last.
@@ -43,54 +40,6 @@ struct Noted {
     page: u64,
     host: usize,
     frame: Spa,
-}
-
-impl CodeMap {
-    pub(crate) fn new(frames: u64) -> Self {
-        Self {
-            bits: vec![0; frames.div_ceil(64) as usize],
-            frames: HashMap::new(),
-            pages: BTreeMap::new(),
-            recent: None,
-        }
-    }
-
-    /// Whether the frame of `spa` holds decoded code.
-    #[inline]
-    pub(crate) fn holds(&self, spa: Spa) -> bool {
-        let pfn = spa.pfn();
-        self.bits
-            .get((pfn / 64) as usize)
-            .is_some_and(|w| w >> (pfn % 64) & 1 != 0)
-    }
-
-    fn set(&mut self, pfn: u64, on: bool) {
-        if let Some(w) = self.bits.get_mut((pfn / 64) as usize) {
-            *w = *w & !(1 << (pfn % 64)) | u64::from(on) << (pfn % 64);
-        }
-    }
-
-    fn add(&mut self, page: u64, pfn: u64) {
-        self.pages.insert(page, pfn);
-        self.frames.entry(pfn).or_default().push(page);
-        self.set(pfn, true);
-    }
-
-    fn remove_page(&mut self, page: u64) {
-        if self.recent.is_some_and(|r| r.page == page) {
-            self.recent = None;
-        }
-        let Some(pfn) = self.pages.remove(&page) else {
-            return;
-        };
-        if let Some(list) = self.frames.get_mut(&pfn) {
-            list.retain(|&p| p != page);
-            if list.is_empty() {
-                self.frames.remove(&pfn);
-                self.set(pfn, false);
-            }
-        }
-    }
 }
 
 impl Vcpu {
@@ -124,7 +73,19 @@ impl Vcpu {
             Some(_) => self.drop_page_code(page),
             None => {}
         }
-        self.code.add(page, pfn);
+        self.code.pages.insert(page, pfn);
+        self.cluster.add_code(&self.seat, page, pfn);
+        if self.cluster.written_by_others(&self.seat, t.spa) {
+            // One of them may be between its probe and its store.
+            let mine = self.begin_exclusive();
+            let stripped = self.strip_write_tags(&t);
+            if mine {
+                self.end_exclusive();
+            }
+            stripped?;
+            // What was read in the mail may have undone the above.
+            return self.note_code(va);
+        }
         self.strip_write_tags(&t)?;
         Ok(t.spa.page())
     }
@@ -142,7 +103,8 @@ impl Vcpu {
             .host_page(t.domain, t.spa.page(), false)
             .map_err(Stop::Host)?
         {
-            self.tlb.drop_write_host(host);
+            self.mem.drop_write_tags(host);
+            self.cluster.no_writers(t.spa);
         }
         Ok(())
     }
@@ -158,7 +120,7 @@ impl Vcpu {
         let mut at = Va(va);
         loop {
             if let Ok(t) = self.peek(at, Access::Write)
-                && self.code.holds(t.spa)
+                && self.cluster.holds(t.spa)
             {
                 return true;
             }
@@ -178,19 +140,13 @@ impl Vcpu {
     /// Whether the frame of `spa` holds decoded code.
     #[must_use]
     pub fn frame_has_code(&self, spa: Spa) -> bool {
-        self.code.holds(spa)
+        self.cluster.holds(spa)
     }
 
     /// Drops all code decoded from the frame of `spa`: for whoever changes its bytes other than
     /// through this vCPU's writes.
     pub fn drop_frame_code(&mut self, spa: Spa) {
-        for page in self
-            .code
-            .frames
-            .get(&spa.pfn())
-            .cloned()
-            .unwrap_or_default()
-        {
+        for page in self.cluster.take_code(&self.seat, spa.pfn()) {
             self.drop_page_code(page);
         }
     }
@@ -219,8 +175,20 @@ impl Vcpu {
         }
     }
 
+    /// Another vCPU wrote to the frame that `page` was decoded from.
+    pub(crate) fn drop_decoded(&mut self, page: u64, pfn: u64) {
+        if self.code.pages.get(&page) == Some(&pfn) {
+            self.drop_page_code(page);
+        }
+    }
+
     fn drop_page_code(&mut self, page: u64) {
-        self.code.remove_page(page);
+        if self.code.recent.is_some_and(|r| r.page == page) {
+            self.code.recent = None;
+        }
+        if let Some(pfn) = self.code.pages.remove(&page) {
+            self.cluster.remove_code(&self.seat, page, pfn);
+        }
         self.code_epoch += 1;
         self.counters.code_drops += 1;
         for list in [&mut self.dropped_code, &mut self.dropped_blocks] {

@@ -52,11 +52,20 @@ pub fn decode(rip: u64, bytes: &[u8]) -> Result<Insn, DecodeError> {
             return Err(DecodeError::NeedMore { rip });
         }
         DecoderError::NoMoreBytes => return Err(DecodeError::TooLong { rip }),
-        // All 15 bytes were used and the instruction still went on.
-        _ if decoder.position() == MAX_LEN => return Err(DecodeError::TooLong { rip }),
+        // All 15 bytes were used: the instruction went on, or its last byte is the fifteenth.
+        _ if decoder.position() == MAX_LEN && goes_on(bytes) => {
+            return Err(DecodeError::TooLong { rip });
+        }
         _ => return Err(DecodeError::Invalid { rip }),
     }
     Ok(convert(&x, bytes))
+}
+
+/// Whether 15 bytes that are no valid instruction are not even an invalid one.
+fn goes_on(bytes: &[u8]) -> bool {
+    let mut decoder = Decoder::new(64, bytes, DecoderOptions::NO_INVALID_CHECK);
+    let _ = decoder.decode();
+    decoder.last_error() != DecoderError::None
 }
 
 /// An instruction of `len` bytes at `rip` that does nothing but `op` ([`Op::Ud`], [`Op::Privileged`]):
@@ -335,6 +344,19 @@ fn memory(x: &Instruction, op: Op) -> MemRef {
     if let Some(addr32) = destination {
         return plain(7, addr32, false);
     }
+    if matches!(op, Op::Clzero | Op::Monitorx) {
+        // Their rAX: what CLZERO and MONITORX name by an operand that iced calls a register.
+        let segment = match x.segment_prefix() {
+            Register::FS => 4,
+            Register::GS => 5,
+            _ => MemRef::NONE,
+        };
+        let narrow = matches!(x.code(), Code::Clzerod | Code::Monitorxd);
+        return MemRef {
+            seg: segment,
+            ..plain(0, narrow, true)
+        };
+    }
     if !(0..x.op_count()).any(|n| x.op_kind(n) == OpKind::Memory) {
         return MemRef::ABSENT;
     }
@@ -382,6 +404,10 @@ fn control(x: &Instruction, op: Op) -> Control {
         | Op::Int1
         | Op::Into
         | Op::Iret
+        | Op::JmpFar
+        | Op::CallFar
+        | Op::RetFar
+        | Op::Rdpru
         | Op::Ud
         | Op::Privileged
         | Op::Syscall

@@ -203,9 +203,25 @@ pub enum Op {
     Lods,
     Scas,
     Cmps,
-    // no effect on state that we model: NOP, ENDBR, PAUSE, prefetches, fences, CLFLUSH family
+    // no effect on state that we model: NOP, ENDBR, PAUSE, prefetches, LFENCE and SFENCE (loads keep their order, and so do
+    // stores: there are no weakly ordered ones), CLFLUSH family
     Nop,
     Clflush,
+    /// A full barrier.
+    Mfence,
+    // far transfers within the code segment
+    JmpFar,
+    CallFar,
+    RetFar,
+    // AMD's own
+    Extrq,
+    Insertq,
+    /// MOVNTSS, MOVNTSD: the low scalar to memory.
+    Movnts,
+    Clzero,
+    Monitorx,
+    Mwaitx,
+    Rdpru,
     // system
     Syscall,
     Cpuid,

@@ -125,6 +125,8 @@ pub struct CpuState {
     pub mxcsr: u32,
     /// Guest instructions retired.
     pub retired: u64,
+    /// In turns: how many loops and blocks may still run. Else it does not count.
+    pub budget: i64,
     /// Words an execution engine keeps here (helper addresses, caches, slots).
     pub engine: [u64; ENGINE_WORDS],
     /// Low 128 bits of the vector registers.
@@ -183,6 +185,7 @@ impl CpuState {
             exit_request: core::sync::atomic::AtomicU32::new(0),
             mxcsr: 0x1f80,
             retired: 0,
+            budget: i64::MAX,
             engine: [0; ENGINE_WORDS],
             xmm: [Lane::default(); 16],
             ymmh: [Lane::default(); 16],

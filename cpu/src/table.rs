@@ -223,15 +223,15 @@ fn integer(code: Code) -> Option<(Op, Route)> {
         M::Jmp => match code {
             Code::Jmp_rel8_64 | Code::Jmp_rel32_64 => sem(Op::Jmp),
             Code::Jmp_rm64 => sem(Op::JmpInd),
-            _ => privileged,
+            _ => complex(Op::JmpFar),
         },
         M::Call => match code {
             Code::Call_rel32_64 => sem(Op::Call),
             Code::Call_rm64 => sem(Op::CallInd),
-            _ => privileged,
+            _ => complex(Op::CallFar),
         },
         M::Ret => sem(Op::Ret),
-        M::Retf => privileged,
+        M::Retf => complex(Op::RetFar),
         M::Jo => sem(Op::Jcc(Cond::O)),
         M::Jno => sem(Op::Jcc(Cond::No)),
         M::Jb => sem(Op::Jcc(Cond::B)),
@@ -257,6 +257,19 @@ fn integer(code: Code) -> Option<(Op, Route)> {
         M::Int1 => complex(Op::Int1),
         M::Iretd | M::Iretq | M::Iret => complex(Op::Iret),
         M::Ud0 | M::Ud1 | M::Ud2 => complex(Op::Ud),
+        // #UD, not #GP, at CPL 3: outside SMM, SMAP's, where SVM is off (as in every guest here), where CPUID does not show it
+        M::Rsm
+        | M::Clac
+        | M::Stac
+        | M::Vmrun
+        | M::Vmload
+        | M::Vmsave
+        | M::Stgi
+        | M::Clgi
+        | M::Skinit
+        | M::Invlpga
+        | M::Invlpgb
+        | M::Tlbsync => complex(Op::Ud),
         // strings
         M::Movsb | M::Movsw | M::Movsq => complex(Op::Movs),
         M::Movsd if code == Code::Movsd_m32_m32 => complex(Op::Movs),
@@ -267,7 +280,7 @@ fn integer(code: Code) -> Option<(Op, Route)> {
         M::Scasb | M::Scasw | M::Scasd | M::Scasq => complex(Op::Scas),
         M::Insb | M::Insw | M::Insd => complex(Op::Ins),
         M::Outsb | M::Outsw | M::Outsd => complex(Op::Outs),
-        // hints and fences; RDSSP is a NOP where shadow stacks are off
+        // hints and fences; what only an 8087 or 80287 obeyed; RDSSP is a NOP where shadow stacks are off
         M::Nop
         | M::Reservednop
         | M::Endbr64
@@ -283,12 +296,23 @@ fn integer(code: Code) -> Option<(Op, Route)> {
         | M::Prefetchit0
         | M::Prefetchit1
         | M::Lfence
-        | M::Mfence
         | M::Sfence
         | M::Cldemote
+        | M::Fneni
+        | M::Fndisi
+        | M::Fnsetpm
         | M::Rdsspd
         | M::Rdsspq => sem(Op::Nop),
+        M::Mfence => sem(Op::Mfence),
         M::Clflush | M::Clflushopt | M::Clwb => sem(Op::Clflush),
+        // AMD's own
+        M::Extrq => complex(Op::Extrq),
+        M::Insertq => complex(Op::Insertq),
+        M::Movntss | M::Movntsd => complex(Op::Movnts),
+        M::Clzero => complex(Op::Clzero),
+        M::Monitorx => complex(Op::Monitorx),
+        M::Mwaitx => complex(Op::Mwaitx),
+        M::Rdpru => complex(Op::Rdpru),
         // system
         M::Syscall => complex(Op::Syscall),
         M::Cpuid => complex(Op::Cpuid),
@@ -325,9 +349,6 @@ fn integer(code: Code) -> Option<(Op, Route)> {
         | M::Clts
         | M::Invd
         | M::Invlpg
-        | M::Invlpga
-        | M::Invlpgb
-        | M::Tlbsync
         | M::Invpcid
         | M::Lgdt
         | M::Lidt
@@ -347,15 +368,6 @@ fn integer(code: Code) -> Option<(Op, Route)> {
         | M::Xsaves64
         | M::Xrstors
         | M::Xrstors64
-        | M::Vmrun
-        | M::Vmload
-        | M::Vmsave
-        | M::Stgi
-        | M::Clgi
-        | M::Skinit
-        | M::Clac
-        | M::Stac
-        | M::Rsm
         | M::Psmash
         | M::Pvalidate
         | M::Rmpadjust

@@ -15,6 +15,7 @@ use sevlab_memctl::{FastTlb, MemCtl, TlbEntry};
 
 use crate::code::CodeMap;
 use crate::mmu::{Access, Paging};
+use crate::smp::{Cluster, Seat};
 use crate::state::CpuState;
 use crate::stop::{Exception, Stop};
 use crate::svm::World;
@@ -98,6 +99,20 @@ pub struct Counters {
     pub entries: u64,
 }
 
+impl Counters {
+    /// Adds another vCPU's.
+    pub fn add(&mut self, o: &Self) {
+        self.tlb_fills += o.tlb_fills;
+        self.full_walks += o.full_walks;
+        self.short_walks += o.short_walks;
+        self.nested_walks += o.nested_walks;
+        self.uncached += o.uncached;
+        self.tlb_flushes += o.tlb_flushes;
+        self.code_drops += o.code_drops;
+        self.entries += o.entries;
+    }
+}
+
 /// One virtual CPU. `state` is the first field, so a pointer to it is a pointer to the vCPU.
 #[repr(C)]
 pub struct Vcpu {
@@ -113,6 +128,8 @@ pub struct Vcpu {
     pub mode: SevMode,
     /// The VMPL it runs at.
     pub vmpl: u8,
+    /// The instructions that its processor has. To be set before anything is decoded.
+    pub profile: crate::profile::Profile,
     /// Root of the nested page tables, if nested paging is on.
     pub ncr3: Option<Spa>,
     /// Event counts.
@@ -129,6 +146,10 @@ pub struct Vcpu {
     pub interp: crate::interp::Cache,
     pub(crate) paging: Paging,
     pub(crate) code: CodeMap,
+    pub(crate) cluster: Arc<Cluster>,
+    pub(crate) seat: Arc<Seat>,
+    /// Pages written, while that is recorded.
+    pub(crate) writes: Option<Vec<u64>>,
     pub(crate) world: Option<Box<World>>,
     /// The guest's context is an SNP one: what [`VcpuConfig::mode`] said.
     pub(crate) config_snp: bool,
@@ -139,21 +160,29 @@ pub struct Vcpu {
 unsafe impl Send for Vcpu {}
 
 impl Vcpu {
-    /// A vCPU in [`CpuState::process`] state, attached to `mem`.
+    /// The first vCPU of a machine, in [`CpuState::process`] state, attached to `mem`.
     #[must_use]
     pub fn new(mem: Arc<MemCtl>, config: VcpuConfig) -> Box<Self> {
+        let cluster = Cluster::new(mem.span() / PAGE_SIZE);
+        Self::in_cluster(mem, cluster, config)
+    }
+
+    /// One more vCPU of the machine that `cluster` belongs to.
+    #[must_use]
+    pub fn in_cluster(mem: Arc<MemCtl>, cluster: Arc<Cluster>, config: VcpuConfig) -> Box<Self> {
         let tlb = Arc::new(FastTlb::new());
         mem.attach_tlb(Arc::clone(&tlb));
         let mut state = *CpuState::process();
         state.tlb = tlb.base_ptr();
-        let frames = mem.size() / PAGE_SIZE;
-        Box::new(Self {
+        let seat = cluster.join();
+        let vcpu = Box::new(Self {
             state,
             tlb,
             mem,
             asid: config.asid,
             mode: config.mode,
             vmpl: config.vmpl,
+            profile: crate::profile::Profile::ALL,
             ncr3: config.ncr3,
             counters: Counters::default(),
             dropped_code: Vec::new(),
@@ -161,11 +190,16 @@ impl Vcpu {
             code_epoch: 0,
             interp: crate::interp::Cache::default(),
             paging: Paging::new(config.c_bit, config.phys_bits),
-            code: CodeMap::new(frames),
+            code: CodeMap::default(),
+            cluster,
+            seat,
+            writes: None,
             world: None,
             config_snp: config.mode == SevMode::Snp,
             pending_event: EventInjection::default(),
-        })
+        });
+        vcpu.sit_down();
+        vcpu
     }
 
     /// The mask of the C-bit in page-table entries.

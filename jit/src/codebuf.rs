@@ -7,12 +7,25 @@
 use crate::Error;
 use memmap2::{Mmap, MmapMut, MmapOptions};
 use std::fs::File;
-use std::os::fd::FromRawFd;
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Alignment of each function: a cache line, which also serves its constants.
 const ALIGN: usize = 64;
+
+/// A file in memory of so many bytes.
+fn memfd(bytes: usize) -> std::io::Result<File> {
+    // SAFETY: the name is a NUL-terminated constant.
+    let fd = unsafe { libc::memfd_create(c"sevlab-code".as_ptr(), libc::MFD_CLOEXEC) };
+    if fd < 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    // SAFETY: `fd` was just opened and is owned by nobody else.
+    let file = unsafe { File::from_raw_fd(fd) };
+    file.set_len(bytes as u64)?;
+    Ok(file)
+}
 
 /// Append-only executable memory.
 pub(crate) struct CodeBuf {
@@ -25,14 +38,7 @@ impl CodeBuf {
     /// A buffer of `bytes` bytes, backed by memory only as far as it is filled.
     pub(crate) fn new(bytes: usize) -> Result<Self, Error> {
         let fail = |source| Error::CodeBuffer { bytes, source };
-        // SAFETY: the name is a NUL-terminated constant.
-        let fd = unsafe { libc::memfd_create(c"sevlab-code".as_ptr(), libc::MFD_CLOEXEC) };
-        if fd < 0 {
-            return Err(fail(std::io::Error::last_os_error()));
-        }
-        // SAFETY: `fd` was just opened and is owned by nobody else.
-        let file = unsafe { File::from_raw_fd(fd) };
-        file.set_len(bytes as u64).map_err(fail)?;
+        let file = memfd(bytes).map_err(fail)?;
         // SAFETY: nobody else has the memfd, so the mappings change only through `writable`.
         let writable = unsafe { MmapOptions::new().map_mut(&file) }.map_err(fail)?;
         // SAFETY: as above.
@@ -58,6 +64,38 @@ impl CodeBuf {
         writable[at..end].copy_from_slice(code);
         self.used.store(end, Ordering::Relaxed);
         Ok(self.executable.as_ptr() as usize + at)
+    }
+
+    /// In a clone of the process: the memory is the original's too, so this one gets its own, at the same
+    /// address and with the same code. Nothing runs in it meanwhile.
+    pub(crate) fn forked(&self) -> Result<(), Error> {
+        let mut writable = self
+            .writable
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let bytes = writable.len();
+        let fail = |source| Error::CodeBuffer { bytes, source };
+        let file = memfd(bytes).map_err(fail)?;
+        // SAFETY: nobody else has the memfd, as above.
+        let mut own = unsafe { MmapOptions::new().map_mut(&file) }.map_err(fail)?;
+        let used = self.used.load(Ordering::Relaxed);
+        own[..used].copy_from_slice(&writable[..used]);
+        // SAFETY: replaces exactly the executable mapping, whose owner lives on, by one of the same length.
+        let at = unsafe {
+            libc::mmap(
+                self.executable.as_ptr().cast_mut().cast(),
+                bytes,
+                libc::PROT_READ | libc::PROT_EXEC,
+                libc::MAP_SHARED | libc::MAP_FIXED,
+                file.as_raw_fd(),
+                0,
+            )
+        };
+        if at == libc::MAP_FAILED {
+            return Err(fail(std::io::Error::last_os_error()));
+        }
+        *writable = own;
+        Ok(())
     }
 
     /// Bytes in use.

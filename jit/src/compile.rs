@@ -225,6 +225,17 @@ impl Compiler {
         })
     }
 
+    /// Another compiler for the code buffer of one that is gone.
+    pub(crate) fn again(options: &JitOptions, shared: Arc<Shared>) -> Result<Self, Error> {
+        Ok(Self {
+            isa: make_isa(options)?,
+            options: options.clone(),
+            context: Context::new(),
+            builder: FunctionBuilderContext::new(),
+            shared,
+        })
+    }
+
     pub(crate) fn shared(&self) -> Arc<Shared> {
         Arc::clone(&self.shared)
     }

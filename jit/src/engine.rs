@@ -18,9 +18,9 @@ use sevlab_cpu::insn::Insn;
 use sevlab_cpu::interp::Dispatched;
 use sevlab_cpu::thunk::mxcsr;
 use sevlab_cpu::{CpuState, Stop, Vcpu, decode, interp};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// What the translator did.
@@ -65,6 +65,8 @@ struct Pending {
 /// Where regions are compiled.
 enum Worker {
     Foreground(Box<Compiler>),
+    /// On a thread that starts with the first request; `None` if there is no compiler yet either.
+    Idle(Option<Box<Compiler>>),
     Background {
         requests: Sender<(u64, Region)>,
         results: Receiver<Compiled>,
@@ -95,39 +97,16 @@ pub struct Engine {
     stats: JitStats,
     full: bool,
     stop: Arc<AtomicBool>,
+    quiet: Arc<Mutex<()>>,
 }
 
 impl Engine {
     /// An engine with its own code buffer (and compile thread, if `options.background`).
     pub fn new(options: JitOptions) -> Result<Self, Error> {
-        let mut compiler = Compiler::new(&options)?;
+        let compiler = Compiler::new(&options)?;
         let shared = compiler.shared();
-        let stop = Arc::new(AtomicBool::new(false));
         let worker = if options.background {
-            let (requests, inbox) = channel::<(u64, Region)>();
-            let (outbox, results) = channel();
-            let ready = Arc::new(AtomicUsize::new(0));
-            let (flag, stopped) = (Arc::clone(&ready), Arc::clone(&stop));
-            std::thread::Builder::new()
-                .name("sevlab-jit".into())
-                .spawn(move || {
-                    while let Ok((ticket, region)) = inbox.recv() {
-                        if stopped.load(Ordering::Relaxed) {
-                            break;
-                        }
-                        let done = compiler.compile(ticket, &region);
-                        if outbox.send(done).is_err() {
-                            break;
-                        }
-                        flag.fetch_add(1, Ordering::Release);
-                    }
-                })
-                .map_err(|e| Error::Host(format!("compile thread: {e}")))?;
-            Worker::Background {
-                requests,
-                results,
-                ready,
-            }
+            Worker::Idle(Some(Box::new(compiler)))
         } else {
             Worker::Foreground(Box::new(compiler))
         };
@@ -149,8 +128,57 @@ impl Engine {
             refused: FxHashSet::default(),
             stats: JitStats::default(),
             full: false,
-            stop,
+            stop: Arc::new(AtomicBool::new(false)),
+            quiet: Arc::default(),
         })
+    }
+
+    /// Held while the compile thread works. Whoever clones the host process takes it first.
+    #[must_use]
+    pub fn quiet(&self) -> Arc<Mutex<()>> {
+        Arc::clone(&self.quiet)
+    }
+
+    /// The host process has been cloned, and this is the clone: the compile thread is not in it, and the
+    /// code buffer must not be the original's.
+    ///
+    /// # Errors
+    /// No memory for the code.
+    pub fn forked(&mut self) -> Result<(), Error> {
+        self.shared.code.forked()?;
+        self.stats = JitStats::default();
+        if let Worker::Background { .. } = self.worker {
+            let gone = std::mem::replace(&mut self.worker, Worker::Idle(None));
+            // Its channels may be locked by a thread that is not here.
+            std::mem::forget(gone);
+            self.stop = Arc::new(AtomicBool::new(false));
+            let pending: Vec<Pending> = self.pending.drain().map(|(_, p)| p).collect();
+            for p in pending {
+                self.forget_copies(&p.blocks);
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands a region to the compile thread, which is started if need be. False if there is none.
+    fn send(&mut self, ticket: u64, region: Region) -> bool {
+        if let Worker::Idle(compiler) = &mut self.worker {
+            let compiler = match compiler.take() {
+                Some(compiler) => Ok(*compiler),
+                None => Compiler::again(&self.options, Arc::clone(&self.shared)),
+            };
+            match compiler.and_then(|c| background(c, &self.stop, &self.quiet)) {
+                Ok(worker) => self.worker = worker,
+                Err(e) => {
+                    tracing::warn!(target: "sevlab::jit", error = %e, "no compile thread");
+                    return false;
+                }
+            }
+        }
+        match &self.worker {
+            Worker::Background { requests, .. } => requests.send((ticket, region)).is_ok(),
+            _ => false,
+        }
     }
 
     /// What was done so far.
@@ -167,6 +195,12 @@ impl Engine {
         loop {
             if vcpu.state.exit_request.load(Ordering::Acquire) != 0 {
                 return Stop::Requested;
+            }
+            if self.options.budget {
+                vcpu.state.budget -= 1;
+                if vcpu.state.budget < 0 {
+                    return Stop::Budget;
+                }
             }
             if !vcpu.dropped_code.is_empty() {
                 self.drop_pages(vcpu);
@@ -315,9 +349,9 @@ impl Engine {
                 let done = compiler.compile(ticket, &region);
                 self.install(done);
             }
-            Worker::Background { requests, .. } => {
-                // If the thread is gone, the program simply stays in the interpreter.
-                if requests.send((ticket, region)).is_err() {
+            Worker::Background { .. } | Worker::Idle(_) => {
+                // If there is no thread, the program simply stays in the interpreter.
+                if !self.send(ticket, region) {
                     self.full = true;
                 }
             }
@@ -458,8 +492,58 @@ impl Engine {
         let region = Region::form(rip, &self.options, vcpu, decode_at, |_, _| true)?;
         match &mut self.worker {
             Worker::Foreground(c) => c.clif(&region).ok(),
-            Worker::Background { .. } => None,
+            Worker::Background { .. } | Worker::Idle(_) => None,
         }
+    }
+}
+
+/// Starts the compile thread.
+fn background(
+    mut compiler: Compiler,
+    stop: &Arc<AtomicBool>,
+    quiet: &Arc<Mutex<()>>,
+) -> Result<Worker, Error> {
+    let (requests, inbox) = channel::<(u64, Region)>();
+    let (outbox, results) = channel();
+    let ready = Arc::new(AtomicUsize::new(0));
+    let (flag, stopped, quiet) = (Arc::clone(&ready), Arc::clone(stop), Arc::clone(quiet));
+    let work = move || {
+        while let Ok((ticket, region)) = inbox.recv() {
+            let _working = quiet.lock().unwrap_or_else(PoisonError::into_inner);
+            if stopped.load(Ordering::Relaxed) {
+                break;
+            }
+            let done = compiler.compile(ticket, &region);
+            if outbox.send(done).is_err() {
+                break;
+            }
+            flag.fetch_add(1, Ordering::Release);
+        }
+    };
+    without_signals(|| {
+        std::thread::Builder::new()
+            .name("sevlab-jit".into())
+            .spawn(work)
+            .map_err(|e| Error::Host(format!("compile thread: {e}")))
+    })?;
+    Ok(Worker::Background {
+        requests,
+        results,
+        ready,
+    })
+}
+
+/// Runs `f`, whose new threads take none of the process's signals.
+fn without_signals<R>(f: impl FnOnce() -> R) -> R {
+    // SAFETY: plain calls on live locals.
+    unsafe {
+        let mut all: libc::sigset_t = std::mem::zeroed();
+        let mut before: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&raw mut all);
+        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const all, &raw mut before);
+        let result = f();
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut());
+        result
     }
 }
 
@@ -473,7 +557,9 @@ impl Drop for Engine {
 /// raised.
 pub(crate) fn interpret_only(state: &CpuState) -> bool {
     const TF: u64 = 1 << 8;
-    state.mxcsr & mxcsr::MASKS != mxcsr::MASKS || state.rflags & TF != 0
+    state.mxcsr & mxcsr::MASKS != mxcsr::MASKS
+        || state.rflags & TF != 0
+        || interp::alignment_checked(state)
 }
 
 /// A jump-cache entry that no address matches: its low bits would lead to another entry.
@@ -485,5 +571,6 @@ fn empty_entry(index: usize) -> [u64; 2] {
 fn decode_at(vcpu: &mut Vcpu, at: u64) -> Option<Insn> {
     let mut bytes = [0u8; 15];
     let n = vcpu.fetch(at, &mut bytes).ok()?;
-    decode::decode(at, &bytes[..n]).ok()
+    let insn = decode::decode(at, &bytes[..n]).ok()?;
+    Some(vcpu.profile.seen(insn))
 }

@@ -85,5 +85,9 @@ pub const TLB: i32 = offset_of!(CpuState, tlb) as i32;
 pub const EXIT_REQUEST: i32 = offset_of!(CpuState, exit_request) as i32;
 /// Offset of the retired instruction count.
 pub const RETIRED: i32 = offset_of!(CpuState, retired) as i32;
+/// Offset of the budget of a turn.
+pub const BUDGET: i32 = offset_of!(CpuState, budget) as i32;
 /// Offset of the scratch space.
 pub const SCRATCH: i32 = offset_of!(CpuState, scratch) as i32;
+/// Sixteen bytes of the scratch space that nobody reads.
+pub const DISCARD: i32 = SCRATCH + 496;

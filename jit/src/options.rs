@@ -39,6 +39,9 @@ pub struct JitOptions {
     /// Most memory has no host address (cache mode `none`): read-modify-writes go through the helpers too, instead of
     /// leaving to the interpreter. The machine sets it.
     pub uncached: bool,
+    /// Regions count their loops against the vCPU's budget ([`sevlab_cpu::CpuState::budget`]): vCPUs that run in turns.
+    /// The machine sets it.
+    pub budget: bool,
     /// Where to write each region's guest instructions, CLIF and host code, for reading.
     pub dump_dir: Option<std::path::PathBuf>,
     /// Bytes of the code buffer.
@@ -61,6 +64,7 @@ impl Default for JitOptions {
             max_copies: 3,
             max_insns: 128,
             uncached: false,
+            budget: false,
             dump_dir: None,
             code_bytes: 256 << 20,
         }

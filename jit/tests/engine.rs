@@ -678,3 +678,35 @@ fn unmasked_floating_point_exceptions_are_raised() {
     assert!(matches!(out.stop, Stop::Exception(e) if e.vector == 19));
     assert_eq!(out.gpr[15], 10);
 }
+
+/// A result that is overwritten before anybody reads it has raised its flags even so.
+#[test]
+fn dead_results_raise_their_flags() {
+    let divide: [Emit; 3] = [
+        |a| a.divsd(xmm2, xmm3),
+        |a| a.divps(xmm2, xmm3),
+        |a| a.vdivpd(ymm2, ymm2, ymm3),
+    ];
+    for f in divide {
+        let code = assemble(|a| {
+            let mut top = a.create_label();
+            a.mov(ecx, 30)?;
+            a.mov(r8, DATA)?;
+            a.set_label(&mut top)?;
+            a.mov(dword_ptr(r8), 0x1f80)?;
+            a.ldmxcsr(dword_ptr(r8))?;
+            // 1.0, or pairs of it, by zero
+            a.mov(rax, 0x3f80_0000_3f80_0000u64)?;
+            a.movq(xmm2, rax)?;
+            a.pxor(xmm3, xmm3)?;
+            f(a)?;
+            a.vpxor(ymm2, ymm2, ymm2)?;
+            a.stmxcsr(dword_ptr(r8))?;
+            a.mov(edx, dword_ptr(r8))?;
+            a.add(rsi, rdx)?;
+            a.dec(ecx)?;
+            a.jne(top)
+        });
+        agree(Kind::Plain, &code);
+    }
+}

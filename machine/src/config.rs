@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use sevlab_arch::psp::{SevPolicy, SnpPolicy};
 use sevlab_jit::JitOptions;
 
+use crate::hv::cpuid::CpuPreset;
+
 pub use sevlab_cpu::SevMode;
 pub use sevlab_memctl::{CacheMode, CipherKind};
 
@@ -27,6 +29,8 @@ pub struct MachineConfig {
     pub cipher: CipherKind,
     /// What of encrypted memory is kept as plaintext.
     pub cache: CacheMode,
+    /// The processor that the guest is shown.
+    pub cpu: CpuPreset,
     /// Guest memory in bytes; rounded up to 2 MiB.
     pub memory: u64,
     /// Most private pages kept as plaintext; `None`: no limit.
@@ -37,6 +41,9 @@ pub struct MachineConfig {
     pub engine: Engine,
     /// Makes keys, nonces, tweaks and the chip's identity repeatable; `None`: random.
     pub seed: Option<u64>,
+    /// vCPUs run one at a time, in turns that depend on nothing but what the guest does; and code is translated at
+    /// a point of the run that does not depend on time either. What comes from outside comes when it comes.
+    pub deterministic: bool,
     /// Policy of an SEV or SEV-ES guest; the ES bit is set as the mode needs it.
     pub sev_policy: SevPolicy,
     /// Policy of an SNP guest.
@@ -63,6 +70,13 @@ impl MachineConfig {
     /// Default bounce area.
     pub const BOUNCE: u64 = 1 << 20;
 
+    /// Whether vCPUs run one at a time: because that is asked for, or because pages are pushed out of the
+    /// simulated caches, which a vCPU that runs at that moment must not be using.
+    #[must_use]
+    pub fn in_turns(&self) -> bool {
+        self.deterministic || self.resident.is_some()
+    }
+
     /// A machine that runs `program` without arguments, environment or protection.
     #[must_use]
     pub fn new(program: impl Into<PathBuf>) -> Self {
@@ -71,11 +85,13 @@ impl MachineConfig {
             sev: SevMode::Off,
             cipher: CipherKind::Aes128Xex,
             cache: CacheMode::Page,
+            cpu: CpuPreset::Host,
             memory: Self::MEMORY,
             resident: None,
             bounce: Self::BOUNCE,
             engine: Engine::Jit(JitOptions::default()),
             seed: None,
+            deterministic: false,
             sev_policy: SevPolicy::NODBG | SevPolicy::NOKS,
             snp_policy: SnpPolicy::SMT | SnpPolicy::RESERVED_MUST_BE_ONE,
             host_data: [0; 32],

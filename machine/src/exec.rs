@@ -1,12 +1,15 @@
 #![allow(unsafe_code)] // MXCSR of the host thread
 //! What runs guest code between two stops: the interpreter, or the translator on top of it.
 
+use std::sync::{Arc, Mutex};
+
 use sevlab_cpu::thunk::mxcsr;
 use sevlab_cpu::{Stop, Vcpu, interp};
 use sevlab_jit::JitStats;
 
-use crate::config::Engine;
+use crate::config::{CacheMode, Engine, MachineConfig};
 use crate::error::Error;
+use crate::kernel::Runner;
 
 /// An execution engine.
 pub(crate) enum Exec {
@@ -17,13 +20,17 @@ pub(crate) enum Exec {
 }
 
 impl Exec {
-    /// `uncached`: most of the guest's memory has no host address.
-    pub(crate) fn new(engine: &Engine, uncached: bool) -> Result<Self, Error> {
+    /// The engine that the configuration asks for.
+    pub(crate) fn new(config: &MachineConfig) -> Result<Self, Error> {
+        let uncached = config.cache == CacheMode::None && config.sev.encrypted();
+        let (engine, budget) = (&config.engine, config.in_turns());
         Ok(match engine {
             Engine::Interpreter => Self::Interpreter,
             Engine::Jit(options) => {
                 let options = sevlab_jit::JitOptions {
                     uncached,
+                    budget,
+                    background: options.background && !config.deterministic,
                     ..options.clone()
                 };
                 Self::Jit(Box::new(sevlab_jit::Engine::new(options)?))
@@ -31,13 +38,24 @@ impl Exec {
         })
     }
 
-    /// Runs the guest until something stops it.
-    pub(crate) fn run(&mut self, vcpu: &mut Vcpu) -> Stop {
+    /// What must be held while the host process is cloned.
+    pub(crate) fn quiet(&self) -> Option<Arc<Mutex<()>>> {
+        match self {
+            Self::Interpreter => None,
+            Self::Jit(engine) => Some(engine.quiet()),
+        }
+    }
+
+    fn run_guest(&mut self, vcpu: &mut Vcpu) -> Stop {
         let host = read_mxcsr();
         let guest = vcpu.state.mxcsr;
         mxcsr::load(&mut vcpu.state, guest);
         let stop = match self {
             Self::Interpreter => loop {
+                vcpu.state.budget = vcpu.state.budget.wrapping_sub(1);
+                if vcpu.state.budget < 0 {
+                    break Stop::Budget;
+                }
                 if let Err(stop) = interp::run_block(vcpu) {
                     break stop;
                 }
@@ -54,6 +72,22 @@ impl Exec {
         match self {
             Self::Interpreter => None,
             Self::Jit(engine) => Some(engine.stats()),
+        }
+    }
+}
+
+impl Runner for Exec {
+    fn run(&mut self, vcpu: &mut Vcpu) -> Stop {
+        self.run_guest(vcpu)
+    }
+
+    fn forked(&mut self, _: &mut Vcpu) {
+        if let Self::Jit(engine) = self
+            && let Err(e) = engine.forked()
+        {
+            // The code buffer is the original's, which goes on using it.
+            tracing::error!("the clone has no code buffer of its own, so it interprets: {e}");
+            *self = Self::Interpreter;
         }
     }
 }

@@ -5,9 +5,12 @@
 //! through the checks of the protocol's guest half, and the guest kernel checks the rest.
 
 use std::ptr::NonNull;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use corosensei::Yielder;
 use sevlab_arch::exit::ExitCode;
+use sevlab_arch::rmp::{RmpStatus, VmplPerms};
+use sevlab_arch::vmsa::SevFeatures;
 use sevlab_arch::{Asid, Gpa, PAGE_SIZE};
 use sevlab_cpu::mmu::npf;
 use sevlab_cpu::svm::VmExit;
@@ -15,8 +18,10 @@ use sevlab_cpu::{Access, SevMode, Stop, Vcpu};
 use sevlab_ghcb::guest::{self, Session};
 use sevlab_ghcb::msr::{MsrRequest, MsrResponse};
 use sevlab_ghcb::psc::{PscEntry, PscList, PscOperation};
-use sevlab_ghcb::{Ghcb, HvFeatures, Hypercall, Request, Response, Scratch};
-use sevlab_memctl::PageSize;
+use sevlab_ghcb::{
+    ApCreation, ApOperation, Ghcb, HvFeatures, Hypercall, Request, Response, Scratch,
+};
+use sevlab_memctl::{PageSize, RmpAdjust};
 use zerocopy::{FromZeros, IntoBytes};
 
 use crate::hv::cpuid::C_BIT;
@@ -56,7 +61,7 @@ pub(crate) struct Fence<'y> {
     bounce_len: usize,
     session: Option<Session>,
     page: Box<Ghcb>,
-    regions: Regions,
+    regions: Arc<Mutex<Regions>>,
 }
 
 /// Which 2 MiB regions hold pages that the launch validated one by one, and which were validated whole.
@@ -145,17 +150,17 @@ impl<'y> Fence<'y> {
         yielder: &'y Yielder<(), GuestExit>,
         mode: SevMode,
         asid: Asid,
-        layout: &Layout,
-        regions: Regions,
+        port: crate::layout::Port,
+        regions: Arc<Mutex<Regions>>,
     ) -> Self {
         Self {
             port: Port(yielder),
             mode,
             asid,
-            ghcb_gpa: layout.ghcb_gpa(),
-            request_gpa: layout.request_gpa(),
-            bounce_gpa: layout.bounce_gpa(),
-            bounce_len: layout.bounce_len as usize,
+            ghcb_gpa: port.ghcb,
+            request_gpa: port.request,
+            bounce_gpa: port.bounce,
+            bounce_len: port.bounce_len as usize,
             session: None,
             page: Box::new(Ghcb::new_zeroed()),
             regions,
@@ -295,7 +300,7 @@ impl<'y> Fence<'y> {
             };
             let mem = vcpu.mem.clone();
             match mem.rmp().pvalidate(self.asid, gpa, spa, size, validate) {
-                Ok(done) if done.status != sevlab_arch::rmp::RmpStatus::SUCCESS => {
+                Ok(done) if done.status != RmpStatus::SUCCESS => {
                     return Err(protocol(&format!("PVALIDATE of {gpa}: {}", done.status)));
                 }
                 // A page that changed behind our back: the hypervisor remapped it.
@@ -309,17 +314,53 @@ impl<'y> Fence<'y> {
         Err(protocol(&format!("PVALIDATE of {gpa} keeps faulting")))
     }
 
+    /// RMPADJUST of one page: a save area or not.
+    fn rmpadjust(&mut self, vcpu: &mut Vcpu, gpa: Gpa, vmsa: bool) -> Result<(), Error> {
+        let adjust = RmpAdjust {
+            target_vmpl: 1,
+            perms: VmplPerms::empty(),
+            vmsa,
+        };
+        for _ in 0..TRIES {
+            let spa = match vcpu.gpa_to_spa(gpa, false, Access::Read) {
+                Ok(spa) => spa,
+                Err(Stop::NestedFault { gpa, error }) => {
+                    self.port.nested_fault(vcpu, gpa, error);
+                    continue;
+                }
+                Err(stop) => {
+                    return Err(Error::UnexpectedStop {
+                        during: "RMPADJUST",
+                        stop: format!("{stop:?}"),
+                    });
+                }
+            };
+            let mem = vcpu.mem.clone();
+            let size = PageSize::Size4K;
+            match mem.rmp().rmpadjust(self.asid, gpa, spa, size, 0, adjust) {
+                Ok(RmpStatus::SUCCESS) => return Ok(()),
+                Ok(status) => return Err(protocol(&format!("RMPADJUST of {gpa}: {status}"))),
+                Err(fault) => self.port.nested_fault(vcpu, gpa, fault.npf_bits()),
+            }
+        }
+        Err(protocol(&format!("RMPADJUST of {gpa} keeps faulting")))
+    }
+
     /// Validates the region of `gpa` whole, if none of it was launched. True if that is done.
     fn accept_region(&mut self, vcpu: &mut Vcpu, gpa: Gpa) -> Result<bool, Error> {
         let region = (gpa.0 / LARGE_PAGE) as usize;
-        if self.regions.launched.get(region) != Some(&false) {
-            return Ok(false);
+        {
+            let mut regions = self.regions.lock().unwrap_or_else(PoisonError::into_inner);
+            if regions.launched.get(region) != Some(&false) {
+                return Ok(false);
+            }
+            // The guest kernel's lock is held: no other vCPU asks at the same time.
+            if std::mem::replace(&mut regions.whole[region], true) {
+                return Ok(true);
+            }
         }
-        if !self.regions.whole[region] {
-            let head = Gpa(gpa.0 & !(LARGE_PAGE - 1));
-            self.pvalidate(vcpu, head, PageSize::Size2M, true)?;
-            self.regions.whole[region] = true;
-        }
+        let head = Gpa(gpa.0 & !(LARGE_PAGE - 1));
+        self.pvalidate(vcpu, head, PageSize::Size2M, true)?;
         Ok(true)
     }
 
@@ -494,6 +535,42 @@ impl Outside for Fence<'_> {
             }
         }
         Ok(())
+    }
+
+    fn create_vcpu(
+        &mut self,
+        vcpu: &mut Vcpu,
+        cpu: usize,
+        frame: Gpa,
+        image: &[u8],
+    ) -> Result<(), Error> {
+        let Some(session) = self.session else {
+            return self.bounce_write(vcpu, 0, image);
+        };
+        let snp = self.mode == SevMode::Snp;
+        if snp {
+            self.rmpadjust(vcpu, frame, false)?;
+        }
+        let mut page = [0; PAGE_SIZE as usize];
+        page[..image.len()].copy_from_slice(image);
+        self.port
+            .access(vcpu, |vcpu| vcpu.write_gpa(frame, true, &page))?;
+        if !snp {
+            return Ok(());
+        }
+        self.rmpadjust(vcpu, frame, true)?;
+        let request = Request::ApCreation(ApCreation {
+            apic_id: cpu as u32,
+            vmpl: 0,
+            operation: ApOperation::Create {
+                vmsa: frame,
+                features: SevFeatures::SNP_ACTIVE.bits(),
+            },
+        });
+        match self.event(vcpu, session, &request)? {
+            Response::Info(0) => Ok(()),
+            _ => Err(protocol("AP creation failed")),
+        }
     }
 
     fn nested_fault(&mut self, vcpu: &mut Vcpu, gpa: Gpa, error: u64) -> Result<(), Error> {

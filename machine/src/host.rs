@@ -5,10 +5,14 @@
 //! the handlers are installed without SA_RESTART, so a proxied system call returns EINTR. Signals that
 //! say something about the host's own instructions (SIGSEGV and the like) stay the host's.
 
+use std::cell::{Cell, UnsafeCell};
 use std::ptr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
-use crate::kernel::{GuestEnd, Kernel, Notifier};
+use crate::doorbell::{interrupt, kick_signal};
+use crate::kernel::signal::{STOP_SIGNALS, SigInfo, bit};
+use crate::kernel::{GuestEnd, Process};
 
 /// Signals that are never forwarded: uncatchable, or about the host's own code. SIGPIPE stays ignored,
 /// so that a proxied write fails with EPIPE and the guest kernel raises the signal.
@@ -25,47 +29,201 @@ const OWN: [i32; 9] = [
 ];
 /// Highest signal number.
 const LAST: i32 = 64;
+/// Signals that may wait to be taken in.
+const PLACES: usize = 256;
+/// vCPUs that a signal can be reported to.
+const CPUS: usize = crate::layout::MAX_CPUS;
+
+/// One signal on its way in.
+struct Place {
+    /// 0 free, 1 being written, 2 full.
+    state: AtomicU32,
+    /// When it came.
+    order: AtomicU64,
+    info: UnsafeCell<[u8; 128]>,
+}
+
+/// Signals from outside the guest, as an asynchronous handler may leave them.
+pub struct Inbox {
+    places: Box<[Place]>,
+    full: AtomicBool,
+    next: AtomicU64,
+}
+
+// SAFETY: `info` is accessed only by whoever took the place from free to being written, or from full to
+// free, and `state` orders that.
+unsafe impl Sync for Inbox {}
+// SAFETY: plain data.
+unsafe impl Send for Inbox {}
+
+impl Default for Inbox {
+    fn default() -> Self {
+        let place = |_| Place {
+            state: AtomicU32::new(0),
+            order: AtomicU64::new(0),
+            info: UnsafeCell::new([0; 128]),
+        };
+        Self {
+            places: (0..PLACES).map(place).collect(),
+            full: AtomicBool::new(false),
+            next: AtomicU64::new(0),
+        }
+    }
+}
+
+impl Inbox {
+    /// Leaves a signal. Async-signal-safe; if there is no place, the signal is lost, as with a full
+    /// `RLIMIT_SIGPENDING`.
+    pub fn put(&self, info: &[u8; 128]) {
+        for place in &self.places {
+            let taken = place
+                .state
+                .compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed);
+            if taken.is_ok() {
+                // SAFETY: the place is this call's until the state changes.
+                unsafe { *place.info.get() = *info };
+                let order = self.next.fetch_add(1, Ordering::Relaxed);
+                place.order.store(order, Ordering::Relaxed);
+                place.state.store(2, Ordering::Release);
+                self.full.store(true, Ordering::Release);
+                return;
+            }
+        }
+    }
+
+    /// Takes all that came, oldest first. One caller at a time.
+    pub fn take(&self) -> Vec<SigInfo> {
+        if !self.full.load(Ordering::Relaxed) || !self.full.swap(false, Ordering::AcqRel) {
+            return Vec::new();
+        }
+        let mut found = Vec::new();
+        for place in &self.places {
+            if place.state.load(Ordering::Acquire) == 2 {
+                // SAFETY: a full place is the taker's.
+                let info = unsafe { *place.info.get() };
+                found.push((place.order.load(Ordering::Relaxed), SigInfo(info)));
+                place.state.store(0, Ordering::Release);
+            }
+        }
+        found.sort_unstable_by_key(|(order, _)| *order);
+        found.into_iter().map(|(_, info)| info).collect()
+    }
+}
 
 static ACTIVE: AtomicBool = AtomicBool::new(false);
-static PENDING: AtomicPtr<AtomicU64> = AtomicPtr::new(ptr::null_mut());
-static REQUEST: AtomicPtr<AtomicU32> = AtomicPtr::new(ptr::null_mut());
+static INBOX: AtomicPtr<Inbox> = AtomicPtr::new(ptr::null_mut());
+/// Exit requests of the vCPUs, by number.
+static REQUESTS: [AtomicPtr<AtomicU32>; CPUS] = [const { AtomicPtr::new(ptr::null_mut()) }; CPUS];
 
-extern "C" fn note(signo: i32) {
-    let (pending, request) = (
-        PENDING.load(Ordering::Acquire),
-        REQUEST.load(Ordering::Acquire),
-    );
-    if pending.is_null() || request.is_null() {
-        return;
-    }
-    // SAFETY: `Forwarding` keeps both alive and takes the pointers away before they go; atomics are
-    // async-signal-safe.
+thread_local! {
+    /// The vCPU of this thread.
+    static REQUEST: Cell<*const AtomicU32> = const { Cell::new(ptr::null()) };
+}
+
+extern "C" fn note(signo: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    // SAFETY: the kernel gives both, for as long as the handler runs; the words are live until `Cpu` is
+    // dropped, which takes the pointers away first; all that is called is async-signal-safe.
     unsafe {
-        (*pending).fetch_or(1 << (signo - 1), Ordering::Release);
-        (*request).store(1, Ordering::Release);
+        let raw = &*info.cast::<[u8; 128]>();
+        let kick = signo == kick_signal()
+            && (*info).si_code == libc::SI_TKILL
+            && (*info).si_pid() == libc::getpid();
+        if !kick {
+            let inbox = INBOX.load(Ordering::Acquire);
+            if !inbox.is_null() {
+                (*inbox).put(raw);
+            }
+            // Whoever looks first takes it in, and passes it on to whom it concerns.
+            for request in &REQUESTS {
+                let request = request.load(Ordering::Acquire);
+                if !request.is_null() {
+                    (*request).store(1, Ordering::SeqCst);
+                }
+            }
+        }
+        let own = REQUEST.with(Cell::get);
+        if !own.is_null() {
+            (*own).store(1, Ordering::SeqCst);
+            let context = context.cast::<libc::ucontext_t>();
+            interrupt(&mut (*context).uc_mcontext.gregs[libc::REG_RIP as usize]);
+        }
+    }
+}
+
+/// While this lives, signals that arrive are reported to the calling thread's vCPU.
+pub(crate) struct Cpu(usize);
+
+impl Cpu {
+    /// `request` is the vCPU's `exit_request`, which must outlive the result.
+    pub(crate) fn new(cpu: usize, request: &AtomicU32) -> Self {
+        let request = ptr::from_ref(request);
+        REQUEST.with(|r| r.set(request));
+        if ACTIVE.load(Ordering::Acquire) {
+            REQUESTS[cpu].store(request.cast_mut(), Ordering::Release);
+        }
+        Self(cpu)
+    }
+
+    /// In a clone of the process: no other vCPU is there.
+    pub(crate) fn alone(cpu: usize) {
+        for (i, request) in REQUESTS.iter().enumerate() {
+            if i != cpu {
+                request.store(ptr::null_mut(), Ordering::Release);
+            }
+        }
+    }
+}
+
+impl Drop for Cpu {
+    fn drop(&mut self) {
+        let own = REQUEST.with(|r| r.replace(ptr::null()));
+        let _ = REQUESTS[self.0].compare_exchange(
+            own.cast_mut(),
+            ptr::null_mut(),
+            Ordering::AcqRel,
+            Ordering::Relaxed,
+        );
+    }
+}
+
+/// This thread takes no signals: one that runs a vCPU is to have them.
+pub(crate) fn block_signals() {
+    // SAFETY: plain calls on a live local.
+    unsafe {
+        let mut all: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&raw mut all);
+        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const all, ptr::null_mut());
+    }
+}
+
+/// The opposite of [`block_signals`].
+pub(crate) fn unblock_signals() {
+    // SAFETY: plain calls on a live local.
+    unsafe {
+        let mut all: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&raw mut all);
+        libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const all, ptr::null_mut());
     }
 }
 
 /// Host signals go to a guest as long as this lives.
 pub(crate) struct Forwarding {
     old: Vec<(i32, libc::sigaction)>,
-    /// Keeps the word alive that the handler writes.
-    _pending: Notifier,
+    /// Kept alive for the handler.
+    _inbox: Arc<Inbox>,
 }
 
 impl Forwarding {
-    /// Installs the handlers, unless another machine of this process has them. `request` is the
-    /// vCPU's `exit_request`; it must outlive the result. Signals that are ignored stay so, and the
-    /// guest starts with them ignored.
-    pub(crate) fn install(kernel: &mut Kernel, request: &AtomicU32) -> Option<Self> {
+    /// Installs the handlers, unless another machine of this process has them. Signals that are ignored
+    /// stay so, and the guest starts with them ignored.
+    pub(crate) fn install(process: &Process) -> Option<Self> {
         if ACTIVE.swap(true, Ordering::AcqRel) {
             return None;
         }
-        let pending = kernel.notifier();
-        PENDING.store(ptr::from_ref(pending.word()).cast_mut(), Ordering::Release);
-        REQUEST.store(ptr::from_ref(request).cast_mut(), Ordering::Release);
+        let inbox = process.inbox();
+        INBOX.store(Arc::as_ptr(&inbox).cast_mut(), Ordering::Release);
         let mut old = Vec::new();
-        for signo in (1..=LAST).filter(|s| !OWN.contains(s)) {
+        for signo in (1..=LAST).filter(|s| !OWN.contains(s) && !stops(*s)) {
             // SAFETY: zeroed is a valid `sigaction`; the calls get live locals. The C library refuses
             // the signals it keeps to itself.
             unsafe {
@@ -74,25 +232,95 @@ impl Forwarding {
                     continue;
                 }
                 if before.sa_sigaction == libc::SIG_IGN {
-                    kernel.inherit_ignored(signo);
-                    continue;
+                    process.kernel().inherit_ignored(signo);
+                    if signo != kick_signal() {
+                        continue;
+                    }
                 }
-                let mut action: libc::sigaction = std::mem::zeroed();
-                action.sa_sigaction = note as extern "C" fn(i32) as usize;
-                // Guest code runs with a stack pointer of its own making only inside translated code,
-                // which keeps the host's; still, an alternate stack is the safer place.
-                action.sa_flags = libc::SA_ONSTACK;
-                libc::sigfillset(&raw mut action.sa_mask);
-                if libc::sigaction(signo, &raw const action, ptr::null_mut()) == 0 {
+                if catch(signo) {
                     old.push((signo, before));
                 }
             }
         }
-        Some(Self {
-            old,
-            _pending: pending,
-        })
+        Some(Self { old, _inbox: inbox })
     }
+}
+
+/// Whether a signal's default action is the host's to carry out.
+fn stops(signo: i32) -> bool {
+    STOP_SIGNALS & bit(signo) != 0
+}
+
+/// Has the calling thread block these stop signals, and no others.
+pub(crate) fn block(set: u64) -> i64 {
+    // SAFETY: plain calls on live locals.
+    unsafe {
+        let mut mask: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut mask);
+        for signo in (1..=LAST).filter(|s| set & bit(*s) != 0) {
+            libc::sigaddset(&raw mut mask, signo);
+        }
+        -i64::from(libc::pthread_sigmask(
+            libc::SIG_SETMASK,
+            &raw const mask,
+            ptr::null_mut(),
+        ))
+    }
+}
+
+/// What becomes of a stop signal, or of SIGCHLD: reported (0), ignored (1), or the host's default (2).
+pub(crate) fn action(signo: i32, what: u64, flags: u64) -> i64 {
+    let allowed = stops(signo) || signo == libc::SIGCHLD;
+    if !allowed || !ACTIVE.load(Ordering::Acquire) {
+        return -i64::from(libc::EINVAL);
+    }
+    let done = match what {
+        0 => catch_with(
+            signo,
+            flags as i32 & (libc::SA_NOCLDSTOP | libc::SA_NOCLDWAIT),
+        ),
+        // SAFETY: a plain call.
+        1 => unsafe { libc::signal(signo, libc::SIG_IGN) != libc::SIG_ERR },
+        // SAFETY: a plain call.
+        _ => unsafe { libc::signal(signo, libc::SIG_DFL) != libc::SIG_ERR },
+    };
+    if done { 0 } else { -i64::from(libc::EINVAL) }
+}
+
+/// Stops this process by a signal whose default action that is.
+pub(crate) fn stop(signo: i32) -> i64 {
+    let signo = if stops(signo) { signo } else { libc::SIGSTOP };
+    // SAFETY: plain calls.
+    unsafe {
+        if stops(signo) {
+            libc::signal(signo, libc::SIG_DFL);
+        }
+        i64::from(libc::kill(libc::getpid(), signo))
+    }
+}
+
+/// Installs the handler for one signal.
+fn catch(signo: i32) -> bool {
+    catch_with(signo, 0)
+}
+
+fn catch_with(signo: i32, flags: i32) -> bool {
+    // SAFETY: zeroed is a valid `sigaction`, filled in below.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        let handler: extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void) = note;
+        action.sa_sigaction = handler as usize;
+        // Guest code runs with a stack pointer of its own making only inside translated code,
+        // which keeps the host's; still, an alternate stack is the safer place.
+        action.sa_flags = libc::SA_ONSTACK | libc::SA_SIGINFO | flags;
+        libc::sigfillset(&raw mut action.sa_mask);
+        libc::sigaction(signo, &raw const action, ptr::null_mut()) == 0
+    }
+}
+
+/// The signal that ends a vCPU's sleep is always caught, also where the guest gets none of the host's.
+pub(crate) fn catch_kicks() {
+    catch(kick_signal());
 }
 
 impl Drop for Forwarding {
@@ -101,8 +329,7 @@ impl Drop for Forwarding {
             // SAFETY: puts back what `install` found.
             unsafe { libc::sigaction(*signo, ptr::from_ref(action), ptr::null_mut()) };
         }
-        PENDING.store(ptr::null_mut(), Ordering::Release);
-        REQUEST.store(ptr::null_mut(), Ordering::Release);
+        INBOX.store(ptr::null_mut(), Ordering::Release);
         ACTIVE.store(false, Ordering::Release);
     }
 }
@@ -126,24 +353,37 @@ pub(crate) fn raise_descriptor_limit() {
 pub fn exit_like(end: GuestEnd) -> ! {
     match end {
         GuestEnd::Exited(status) => std::process::exit(status),
-        GuestEnd::Killed(signo) => {
-            // SAFETY: plain libc calls on live locals. A core file would be this process's, not the
-            // guest's, so none is written.
-            unsafe {
-                let none = libc::rlimit {
-                    rlim_cur: 0,
-                    rlim_max: 0,
-                };
-                libc::setrlimit(libc::RLIMIT_CORE, &raw const none);
-                libc::signal(signo, libc::SIG_DFL);
-                let mut set: libc::sigset_t = std::mem::zeroed();
-                libc::sigemptyset(&raw mut set);
-                libc::sigaddset(&raw mut set, signo);
-                libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const set, ptr::null_mut());
-                libc::raise(signo);
-            }
-            // Only a signal whose default is to do nothing gets here.
-            std::process::exit(128 + signo)
+        GuestEnd::Killed(signo) => die_of(signo),
+    }
+}
+
+/// As [`exit_like`], for a clone of the process: nothing that the original would do at its end is done.
+pub(crate) fn clone_exit_like(end: GuestEnd) -> ! {
+    match end {
+        // SAFETY: ends the process.
+        GuestEnd::Exited(status) => unsafe { libc::_exit(status) },
+        GuestEnd::Killed(signo) => die_of(signo),
+    }
+}
+
+fn die_of(signo: i32) -> ! {
+    {
+        // SAFETY: plain libc calls on live locals. A core file would be this process's, not the
+        // guest's, so none is written.
+        unsafe {
+            let none = libc::rlimit {
+                rlim_cur: 0,
+                rlim_max: 0,
+            };
+            libc::setrlimit(libc::RLIMIT_CORE, &raw const none);
+            libc::signal(signo, libc::SIG_DFL);
+            let mut set: libc::sigset_t = std::mem::zeroed();
+            libc::sigemptyset(&raw mut set);
+            libc::sigaddset(&raw mut set, signo);
+            libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const set, ptr::null_mut());
+            libc::raise(signo);
         }
+        // Only a signal whose default is to do nothing gets here.
+        std::process::exit(128 + signo)
     }
 }

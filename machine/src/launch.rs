@@ -240,10 +240,11 @@ impl Launch<'_> {
         launched.sort_unstable();
         for inside in launched.chunk_by(|a, b| a.0 / LARGE_PAGE == b.0 / LARGE_PAGE) {
             let head = inside[0].0 & !(LARGE_PAGE - 1);
-            self.hv.mark_given(Gpa(head));
+            self.hv.memory().mark_given(Gpa(head));
             for gpa in (head..head + LARGE_PAGE).step_by(PAGE) {
                 let immutable = inside.binary_search(&Gpa(gpa)).is_ok();
                 self.hv
+                    .memory()
                     .assign(Gpa(gpa), PageSize::Size4K, true, immutable)?;
             }
         }
@@ -298,32 +299,9 @@ impl Launch<'_> {
     // ---- the VMCB ----
 
     fn vmcb(&self, image: &Image) -> Result<(), Error> {
-        let nested = match self.config.sev {
-            SevMode::Off => 0,
-            SevMode::Sev => Control::NESTED_SEV,
-            SevMode::Es | SevMode::Snp => Control::NESTED_SEV | Control::NESTED_SEV_ES,
-        };
-        let control = Control {
-            intercept_misc1: (Intercepts1::CPUID
-                | Intercepts1::RDTSC
-                | Intercepts1::HLT
-                | Intercepts1::IOIO
-                | Intercepts1::MSR
-                | Intercepts1::SHUTDOWN)
-                .bits(),
-            intercept_misc2: (Intercepts2::VMRUN | Intercepts2::VMMCALL | Intercepts2::RDTSCP)
-                .bits(),
-            asid: self.asid.0,
-            tlb_control: Control::TLB_FLUSH_ASID,
-            nested_control: Control::NESTED_PAGING | nested,
-            nested_cr3: self.hv.npt.root().0,
-            vmsa_pa: if self.config.sev.encrypted_state() {
-                self.layout.vmsa().0
-            } else {
-                0
-            },
-            ..Control::default()
-        };
+        let vmsa = self.layout.vmsa();
+        let root = self.hv.memory().npt.root();
+        let control = control(self.config.sev, self.asid, root, vmsa);
         let at = self.layout.vmcb();
         self.mem.write(Domain::Shared, at, control.as_bytes())?;
         if !self.config.sev.encrypted_state() {
@@ -335,6 +313,31 @@ impl Launch<'_> {
             )?;
         }
         Ok(())
+    }
+}
+
+/// The VMCB's control area of a vCPU that has not run yet.
+pub(crate) fn control(mode: SevMode, asid: Asid, nested_root: Spa, vmsa: Spa) -> Control {
+    let nested = match mode {
+        SevMode::Off => 0,
+        SevMode::Sev => Control::NESTED_SEV,
+        SevMode::Es | SevMode::Snp => Control::NESTED_SEV | Control::NESTED_SEV_ES,
+    };
+    Control {
+        intercept_misc1: (Intercepts1::CPUID
+            | Intercepts1::RDTSC
+            | Intercepts1::HLT
+            | Intercepts1::IOIO
+            | Intercepts1::MSR
+            | Intercepts1::SHUTDOWN)
+            .bits(),
+        intercept_misc2: (Intercepts2::VMRUN | Intercepts2::VMMCALL | Intercepts2::RDTSCP).bits(),
+        asid: asid.0,
+        tlb_control: Control::TLB_FLUSH_ASID,
+        nested_control: Control::NESTED_PAGING | nested,
+        nested_cr3: nested_root.0,
+        vmsa_pa: if mode.encrypted_state() { vmsa.0 } else { 0 },
+        ..Control::default()
     }
 }
 

@@ -6,6 +6,8 @@
 //! window of unencrypted memory.
 
 mod config;
+mod cpus;
+pub mod doorbell;
 mod error;
 mod exec;
 mod fence;
@@ -17,10 +19,12 @@ mod layout;
 mod report;
 mod stats;
 mod vm;
+mod world;
 
 pub use config::{CacheMode, CipherKind, Engine, MachineConfig, SevMode, mode_name};
 pub use error::Error;
 pub use host::exit_like;
+pub use hv::cpuid::CpuPreset;
 pub use kernel::GuestEnd;
 pub use launch::Launched;
 pub use layout::Layout;

@@ -35,6 +35,8 @@ pub struct ConfigReport {
     pub sev: String,
     /// The memory controller's cipher.
     pub cipher: String,
+    /// The processor that the guest is shown.
+    pub cpu: String,
     /// page or none.
     pub cache: String,
     /// Guest memory in bytes.
@@ -139,6 +141,7 @@ fn config_report(config: &MachineConfig) -> ConfigReport {
     ConfigReport {
         sev: mode_name(config.sev).to_owned(),
         cipher: config.cipher.to_string(),
+        cpu: config.cpu.name().to_owned(),
         cache: match config.cache {
             CacheMode::Page => "page",
             CacheMode::None => "none",

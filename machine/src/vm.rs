@@ -1,45 +1,38 @@
-#![allow(unsafe_code)] // the vCPU is lent between the coroutine and the hypervisor
-//! The machine: builds the board, launches the guest, and runs it by world switches.
-//!
-//! The guest half runs in a coroutine on a stack of its own. VMRUN is [`svm::enter`], a resume of the
-//! coroutine until it yields an exit, and [`svm::leave`]; then the hypervisor half answers. The vCPU is
-//! the one thing both halves hold, and never at the same time: it goes along with the control flow.
+//! The machine: builds the board, launches the guest, and runs it.
 
 use std::fs::File;
 use std::hash::{BuildHasher, Hasher};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::ptr::NonNull;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use corosensei::stack::DefaultStack;
-use corosensei::{Coroutine, CoroutineResult};
-use sevlab_arch::exit::ExitCode;
 use sevlab_arch::rmp::RmpUpdate;
 use sevlab_arch::{Asid, Gpa};
-use sevlab_cpu::svm::{self, VmExit};
 use sevlab_cpu::{SevMode, Vcpu, VcpuConfig};
-use sevlab_memctl::MemCtl;
+use sevlab_memctl::{HostOptions, MemCtl};
 use sevlab_psp::driver::{Driver, LogEntry};
 use sevlab_psp::{Config as PspConfig, Entropy, Firmware, kdf};
 
-use crate::config::{CacheMode, MachineConfig};
+use crate::config::MachineConfig;
+use crate::cpus::{Cpus, Totals};
 use crate::error::Error;
 use crate::exec::Exec;
-use crate::fence::{Fence, GuestExit, Regions};
-use crate::host::{self, Forwarding};
+#[cfg(test)]
+use crate::fence::Fence;
+use crate::fence::Regions;
+use crate::host::{self, Forwarding, catch_kicks};
 use crate::hv::cpuid::{C_BIT, CpuModel};
 use crate::hv::{self, Hypervisor};
 use crate::kernel::image::{self, ImageConfig};
-use crate::kernel::{GuestEnd, Kernel};
+use crate::kernel::{GuestEnd, Kernel, Process};
 use crate::launch::{Launch, Launched};
 use crate::layout::Layout;
 use crate::report::Report;
-use crate::stats::{Stats, Translated};
+use crate::stats::Stats;
+#[cfg(test)]
+use crate::world::Half;
 
-/// The guest half's stack: the guest kernel, the engines and their helpers run on it.
-const STACK: usize = 16 << 20;
 /// ASID of a guest whose state is encrypted, or that is not encrypted at all.
 const ES_ASID: Asid = Asid(1);
 
@@ -81,20 +74,26 @@ impl Machine {
         host::raise_descriptor_limit();
         let snp = config.sev == SevMode::Snp;
         let layout = Layout::new(config.memory, config.bounce, snp);
-        let mem = MemCtl::new(sevlab_memctl::Config {
+        let dram = sevlab_memctl::Config {
             size: layout.size,
             cipher: config.cipher,
             cache: config.cache,
             resident: config.resident,
             tweak_seed: config.seed.unwrap_or_else(random_u64),
             snp,
-        })?;
+        };
+        let mem = MemCtl::with_window(dram, &HostOptions::default(), layout.files_len)?;
         let mut psp = PspConfig {
             chip_seed: bytes_of(config.seed.unwrap_or(0), "chip"),
             entropy: entropy(config.seed, "firmware"),
             ..PspConfig::default()
         };
-        let cpuid = Arc::new(CpuModel::host(config.sev, psp.max_asid, psp.min_sev_asid));
+        let cpuid = Arc::new(CpuModel::new(
+            config.cpu,
+            config.sev,
+            psp.max_asid,
+            psp.min_sev_asid,
+        ));
         let policy = Arc::clone(&cpuid);
         psp.cpuid = Some(Arc::new(move |leaf| policy.leaf(leaf.leaf, leaf.subleaf)));
         let asid = match config.sev {
@@ -116,10 +115,15 @@ impl Machine {
                 asid,
                 mode: config.sev,
                 c_bit: C_BIT,
-                ncr3: Some(hv.npt.root()),
+                ncr3: Some(hv.memory().npt.root()),
                 ..VcpuConfig::default()
             },
         );
+        if config.in_turns() {
+            vcpu.cluster().run_in_turns();
+        }
+        vcpu.profile = cpuid.profile();
+        vcpu.state.sys.xcr0 = cpuid.xcr0();
         let image = image::build(&image_config(&config, &layout, &cpuid))?;
         let launched = Launch {
             config: &config,
@@ -136,10 +140,7 @@ impl Machine {
         let extra = [layout.secrets_page(), layout.cpuid_page()];
         let regions = Regions::new(&layout, pages.chain(extra));
         let guest = Guest {
-            exec: Exec::new(
-                &config.engine,
-                config.cache == CacheMode::None && config.sev.encrypted(),
-            )?,
+            exec: Exec::new(&config)?,
             kernel: Box::new(image.kernel),
             regions,
         };
@@ -156,7 +157,8 @@ impl Machine {
         })
     }
 
-    /// Runs the guest to its end.
+    /// Runs the guest to its end. In a clone of the host process (a guest's fork) this does not return: the
+    /// process ends as the guest does.
     ///
     /// # Errors
     /// The machine can't go on, or has run already. What a guest does to itself is no error.
@@ -166,24 +168,37 @@ impl Machine {
             exec,
             regions,
         } = self.guest.take().ok_or(Error::Used)?;
+        kernel.in_turns = self.config.in_turns();
+        if kernel.in_turns {
+            self.vcpu.state.budget = sevlab_cpu::smp::TURN;
+        }
+        let process = Arc::new(Process::new(*kernel));
+        let regions = Arc::new(Mutex::new(regions));
+        let board = Arc::new(Cpus::new(
+            self.config.clone(),
+            Arc::clone(&self.mem),
+            self.asid,
+            self.hv.shared_memory(),
+            Arc::clone(&self.hv.cpuid),
+            Arc::clone(&process),
+            Arc::clone(&regions),
+        ));
         let forwarding = if self.config.host_signals {
-            Forwarding::install(&mut kernel, &self.vcpu.state.exit_request)
+            Forwarding::install(&process)
         } else {
             None
         };
-        self.hv.calls.interrupted_by(kernel.notifier());
+        catch_kicks();
+        self.hv.board = Some(Arc::<Cpus>::clone(&board));
         let start = Instant::now();
-        let (end, kernel, exec) = self.world(regions, move |vcpu, fence| {
-            let (mut kernel, mut exec) = (kernel, exec);
-            let end = fence
-                .boot(vcpu)
-                .and_then(|()| kernel.run(vcpu, fence, &mut |vcpu| exec.run(vcpu)));
-            (end, kernel, exec)
-        })?;
+        let result = board.run(0, &mut self.vcpu, &mut self.hv, exec);
+        // The others go on without this one, or end because of it.
+        let result = board.join(0, result);
         let elapsed = start.elapsed();
+        self.hv.board = None;
         drop(forwarding);
-        let exit = end?;
-        let stats = self.stats(&kernel, &exec, elapsed);
+        let exit = result?;
+        let stats = self.stats(&process.kernel(), &board.totals(), elapsed);
         self.retire()?;
         Ok(RunOutcome { exit, stats })
     }
@@ -205,8 +220,8 @@ impl Machine {
         Ok(())
     }
 
-    /// The loop of world switches: `guest` is what the guest half does, from its first instruction to
-    /// its last.
+    /// [`Machine::world_by`] with the hypervisor itself.
+    #[cfg(test)]
     fn world<R: 'static>(
         &mut self,
         regions: Regions,
@@ -215,76 +230,35 @@ impl Machine {
         self.world_by(regions, guest, &mut Hypervisor::handle)
     }
 
-    /// [`Machine::world`] with `answer` in the hypervisor's place.
+    /// The loop of world switches of the first vCPU, with a guest half of the caller's and `answer` in the
+    /// hypervisor's place: for tests of what both halves must withstand.
+    #[cfg(test)]
     fn world_by<R: 'static>(
         &mut self,
         regions: Regions,
         guest: impl FnOnce(&mut Vcpu, &mut Fence<'_>) -> R + 'static,
         answer: &mut dyn FnMut(&mut Hypervisor, &mut Vcpu) -> Result<(), Error>,
     ) -> Result<R, Error> {
-        let vmcb = self.layout.vmcb();
-        let mut vcpu = NonNull::from(&mut *self.vcpu);
-        let (mode, asid, layout) = (self.config.sev, self.asid, self.layout.clone());
-        let stack = DefaultStack::new(STACK).map_err(|source| Error::Host {
-            what: "stack of the guest half",
-            source,
-        })?;
-        let mut borrowed = vcpu;
-        // Boxed: a coroutine has little room for what it starts with.
-        let start = Box::new((guest, layout, regions));
-        let mut guest = Coroutine::with_stack(stack, move |yielder, ()| -> Box<R> {
-            let (guest, layout, regions) = *start;
-            // SAFETY: `self.vcpu` outlives the coroutine. This half uses the reference only between a
-            // resume and the next yield (which lends it on, see `GuestExit`), the other half only
-            // outside of that.
-            let vcpu = unsafe { borrowed.as_mut() };
-            let mut fence = Fence::new(yielder, mode, asid, &layout, regions);
-            Box::new(guest(vcpu, &mut fence))
-        });
-        loop {
-            // SAFETY: the coroutine is suspended (or has not begun), and `vcpu` is the pointer that it
-            // lent last.
-            svm::enter(unsafe { vcpu.as_mut() }, vmcb)?;
-            self.hv.entered()?;
-            match guest.resume(()) {
-                CoroutineResult::Yield(GuestExit { vcpu: lent, exit }) => {
-                    vcpu = lent;
-                    // SAFETY: as above: the coroutine is suspended in the yield that lent it.
-                    let v = unsafe { vcpu.as_mut() };
-                    svm::leave(v, vmcb, &exit)?;
-                    answer(&mut self.hv, v)?;
-                }
-                CoroutineResult::Return(result) => {
-                    // The guest is done for good: it halts.
-                    let halt = VmExit {
-                        code: ExitCode::HLT.0,
-                        ..VmExit::default()
-                    };
-                    svm::leave(&mut self.vcpu, vmcb, &halt)?;
-                    self.hv.count(ExitCode::HLT);
-                    return Ok(*result);
-                }
-            }
-        }
+        let half = Half {
+            mode: self.config.sev,
+            asid: self.asid,
+            port: self.layout.port(0),
+            regions: Arc::new(Mutex::new(regions)),
+        };
+        crate::world::world(half, &mut self.vcpu, &mut self.hv, guest, answer)
     }
 
-    fn stats(&self, kernel: &Kernel, exec: &Exec, elapsed: Duration) -> Stats {
+    fn stats(&self, kernel: &Kernel, totals: &Totals, elapsed: Duration) -> Stats {
         let k = kernel.stats();
-        let instructions = self.vcpu.state.retired;
         Stats {
             elapsed,
-            instructions,
-            translated: exec.jit_stats().map(|j| Translated {
-                instructions: instructions.saturating_sub(j.interpreted),
-                regions: j.regions,
-                compile_time: j.compile_time,
-                code_bytes: j.host_bytes,
-            }),
-            vcpu: self.vcpu.counters,
+            instructions: totals.instructions,
+            translated: totals.translated,
+            vcpu: totals.vcpu,
             memory: self.mem.stats(),
-            exits: self.hv.exits.clone(),
+            exits: totals.exits.clone(),
             syscalls: k.syscalls,
-            host_calls: self.hv.calls.executed,
+            host_calls: totals.host_calls,
             unknown: k.unknown.clone(),
             refused: k.refused.clone(),
             measurement: self.launched.measurement.clone(),
@@ -367,6 +341,7 @@ fn image_config(config: &MachineConfig, layout: &Layout, cpuid: &CpuModel) -> Im
         c_bit: config.sev.encrypted().then_some(C_BIT),
         random: random.to_le_bytes(),
         hwcap: cpuid.leaf(1, 0)[3],
+        window: layout.file_window(),
         ..ImageConfig::new(&config.program, bytes(&config.argv), layout.kernel_memory())
     }
 }

@@ -11,7 +11,7 @@
 //! Locks, in this order: the RMP's, the metadata's, the set of TLBs, a TLB's chains.
 
 use std::ptr::NonNull;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLockReadGuard};
 
 use sevlab_arch::{Asid, PAGE_SHIFT, PAGE_SIZE, Spa};
 
@@ -100,6 +100,13 @@ enum Fill<'a> {
     Zero,
 }
 
+/// See [`MemCtl::freeze`].
+pub struct Frozen<'a> {
+    _meta: MutexGuard<'a, Meta>,
+    _rmp: MutexGuard<'a, ()>,
+    _tlbs: RwLockReadGuard<'a, Vec<Arc<FastTlb>>>,
+}
+
 /// The memory controller. See the crate's page.
 pub struct MemCtl {
     cfg: Config,
@@ -127,13 +134,24 @@ impl MemCtl {
     /// # Errors
     /// As [`MemCtl::new`].
     pub fn with_options(cfg: Config, host: &HostOptions) -> Result<Arc<Self>, Error> {
+        Self::with_window(cfg, host, 0)
+    }
+
+    /// [`MemCtl::with_options`] with a window of so many bytes behind DRAM, see [`MemCtl::window`]: a multiple of 4 KiB.
+    ///
+    /// # Errors
+    /// As [`MemCtl::new`].
+    pub fn with_window(cfg: Config, host: &HostOptions, window: u64) -> Result<Arc<Self>, Error> {
         let size = cfg.size;
         let bad_size = |why| Err(Error::Size { size, why });
         if size == 0 || !size.is_multiple_of(PAGE_SIZE) {
             return bad_size("not a positive multiple of 4 KiB");
         }
-        if size > 1 << 43 {
+        if size > 1 << 43 || window > 1 << 43 {
             return bad_size("above 8 TiB");
+        }
+        if !window.is_multiple_of(PAGE_SIZE) {
+            return bad_size("its window is not a multiple of 4 KiB");
         }
         let cached = cfg.cache != CacheMode::None;
         let limit = cfg.resident.filter(|_| cached);
@@ -145,7 +163,7 @@ impl MemCtl {
         }
         let pages = (size >> PAGE_SHIFT) as usize;
         let path = host.cipher_path.unwrap_or_else(Path::detect);
-        let dram = Arc::new(Dram::new(size, cached, host.huge_pages)?);
+        let dram = Arc::new(Dram::new(size, window, cached, host.huge_pages)?);
         let tlbs = Arc::new(TlbSet::default());
         Ok(Arc::new(Self {
             hits_without_lock: cached && limit.is_none(),
@@ -207,7 +225,7 @@ impl MemCtl {
     /// # Errors
     /// [`Error::OutOfRange`], [`Error::NoKey`].
     pub fn read(&self, d: Domain, a: Spa, out: &mut [u8]) -> Result<(), Error> {
-        self.check_range(a, out.len() as u64)?;
+        self.check_reach(d, a, out.len() as u64)?;
         match d {
             Domain::Shared => {
                 for (pfn, at, r) in page_parts(a, out.len()) {
@@ -238,7 +256,7 @@ impl MemCtl {
     /// # Errors
     /// [`Error::OutOfRange`], [`Error::NoKey`]; nothing is written then.
     pub fn write(&self, d: Domain, a: Spa, data: &[u8]) -> Result<(), Error> {
-        self.check_range(a, data.len() as u64)?;
+        self.check_reach(d, a, data.len() as u64)?;
         match d {
             Domain::Shared => {
                 for (pfn, at, r) in page_parts(a, data.len()) {
@@ -310,7 +328,7 @@ impl MemCtl {
                 Ok(())
             }
             Domain::Shared if a.0.is_multiple_of(8) => {
-                self.check_range(a, 8)?;
+                self.check_reach(d, a, 8)?;
                 self.make_raw(a.pfn());
                 self.dram.store_raw(a.0, v);
                 Ok(())
@@ -319,12 +337,65 @@ impl MemCtl {
         }
     }
 
+    /// Sets bits of an aligned little-endian 64-bit number, atomically against other threads that do so: the
+    /// accessed and dirty bits of page-table entries.
+    ///
+    /// # Errors
+    /// As [`MemCtl::write`].
+    pub fn or_u64(&self, d: Domain, a: Spa, bits: u64) -> Result<(), Error> {
+        self.check_range(a, 8)?;
+        if !a.0.is_multiple_of(8) {
+            return Err(Error::Unaligned { spa: a });
+        }
+        match d {
+            Domain::Shared => {
+                self.make_raw(a.pfn());
+                self.dram.mark(a.pfn());
+                self.dram.raw.or(a.0, bits);
+            }
+            Domain::Private(asid) if self.cfg.cache == CacheMode::None => {
+                let meta = self.lock();
+                let engine = meta.keys.engine(asid, a)?;
+                let mut word = [0; 8];
+                uncached::read(engine, &self.dram, &self.counters, a, &mut word);
+                let word = u64::from_le_bytes(word) | bits;
+                let bytes = word.to_le_bytes();
+                uncached::write(engine, &self.dram, &self.counters, a, &bytes);
+            }
+            Domain::Private(asid) => {
+                let mut meta = self.lock();
+                self.bring_in(&mut meta, a.pfn(), asid, true, Fill::Decrypt)?;
+                self.dram.plain().or(a.0, bits);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the write tags of every fast TLB for the host page at `host` away.
+    pub fn drop_write_tags(&self, host: NonNull<u8>) {
+        self.tlbs.drop_write_host(host);
+    }
+
+    /// Keeps the controller's books locked, so that a clone of the host process finds them whole.
+    pub fn freeze(&self) -> Frozen<'_> {
+        Frozen {
+            _meta: self.lock(),
+            _rmp: self.rmp.freeze(),
+            _tlbs: self.tlbs.freeze(),
+        }
+    }
+
+    /// In a clone of the host process: of the attached TLBs only this one has an owner here.
+    pub fn keep_only_tlb(&self, tlb: &Arc<FastTlb>) {
+        self.tlbs.keep_only(tlb);
+    }
+
     /// Zeroes the page as `d` sees it. What it held is not decrypted first.
     ///
     /// # Errors
     /// [`Error::OutOfRange`], [`Error::Unaligned`], [`Error::NoKey`].
     pub fn zero_page(&self, d: Domain, page: Spa) -> Result<(), Error> {
-        let pfn = self.page_number(page)?;
+        let pfn = self.page_of(d, page)?;
         match d {
             Domain::Shared => {
                 self.make_raw(pfn);
@@ -394,7 +465,7 @@ impl MemCtl {
         write: bool,
         insert: Option<(&FastTlb, sevlab_arch::Va, Perms)>,
     ) -> Result<Option<NonNull<u8>>, Error> {
-        let pfn = self.page_number(page)?;
+        let pfn = self.page_of(d, page)?;
         let mut meta = self.lock();
         let host = match d {
             Domain::Shared => {
@@ -428,6 +499,24 @@ impl MemCtl {
         }
     }
 
+    /// [`MemCtl::check_range`] for an access by `d`: shared ones reach the window behind DRAM, too.
+    fn check_reach(&self, d: Domain, spa: Spa, len: u64) -> Result<(), Error> {
+        match d {
+            Domain::Shared if spa.0.checked_add(len).is_some_and(|end| end <= self.span()) => {
+                Ok(())
+            }
+            _ => self.check_range(spa, len),
+        }
+    }
+
+    fn page_of(&self, d: Domain, page: Spa) -> Result<u64, Error> {
+        if page.offset() != 0 {
+            return Err(Error::Unaligned { spa: page });
+        }
+        self.check_reach(d, page, PAGE_SIZE)?;
+        Ok(page.pfn())
+    }
+
     pub(crate) fn page_number(&self, page: Spa) -> Result<u64, Error> {
         if page.offset() != 0 {
             return Err(Error::Unaligned { spa: page });
@@ -438,7 +527,7 @@ impl MemCtl {
 
     /// Makes DRAM the page's only copy, if it is not already.
     pub(crate) fn make_raw(&self, pfn: u64) {
-        if self.states.of(pfn).owner().is_some() {
+        if self.states.get(pfn).is_some_and(|s| s.owner().is_some()) {
             self.evict(&mut self.lock(), pfn);
         }
     }
@@ -502,7 +591,10 @@ impl MemCtl {
 
     /// Pushes the page's plaintext out, if it is resident: no fast-TLB entry for it is left, and DRAM is its only copy.
     pub(crate) fn evict(&self, meta: &mut Meta, pfn: u64) {
-        let state = self.states.of(pfn);
+        // Beyond DRAM there are no states, and no owners.
+        let Some(state) = self.states.get(pfn) else {
+            return;
+        };
         let Some(owner) = state.owner() else { return };
         // First, so that a thread that comes without the lock has to wait for it.
         self.states.set_absent(pfn);

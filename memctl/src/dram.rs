@@ -1,25 +1,27 @@
 #![allow(unsafe_code)] // raw access to the two host mappings
 //! The two host mappings: `dram`, what the memory modules hold, and `plain`, the plaintext of resident private pages.
 //!
-//! Both are anonymous, private to the process and take no host memory until touched. Guest code, devices and this crate reach
+//! Both are anonymous, private to the process and take no host memory until touched. Behind DRAM lies the window
+//! ([`crate::window`]), address space that holds nothing until files are mapped there. Guest code, devices and this crate reach
 //! them through raw pointers, as any machine's memory is reached: nothing here ever makes a Rust reference to their bytes.
 
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use memmap2::{Advice, MmapOptions, MmapRaw};
 use sevlab_arch::{PAGE_SHIFT, PAGE_SIZE, Spa};
 
 use crate::error::Error;
+use crate::window::Watch;
 
 const HUGE: usize = 2 << 20;
 
 /// One mapping, aligned to 2 MiB.
 pub(crate) struct Region {
     base: NonNull<u8>,
+    /// Bytes, the window included.
     len: usize,
-    /// Holds the mapping; `base` points into it.
-    _map: MmapRaw,
+    /// What the host gave, with room to align.
+    whole: (NonNull<u8>, usize),
 }
 
 // SAFETY: the mapping is owned, lives as long as the region and has no thread affinity; every access to its bytes is through raw
@@ -29,31 +31,44 @@ unsafe impl Send for Region {}
 unsafe impl Sync for Region {}
 
 impl Region {
-    fn new(len: usize, huge_pages: bool) -> Result<Self, Error> {
-        let fail = |e: std::io::Error| Error::Host {
-            what: "mapping guest memory",
-            errno: e.raw_os_error().unwrap_or(0),
+    /// `len` bytes of memory and `window` bytes of address space behind them.
+    fn new(len: usize, window: usize, huge_pages: bool) -> Result<Self, Error> {
+        let all = len + window + HUGE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        // SAFETY: a new mapping, where the host likes.
+        let start = unsafe { libc::mmap(std::ptr::null_mut(), all, libc::PROT_NONE, flags, -1, 0) };
+        let whole = NonNull::new(start.cast::<u8>())
+            .filter(|_| start != libc::MAP_FAILED)
+            .ok_or_else(|| Error::host("reserving guest memory"))?;
+        let skip = whole.as_ptr().align_offset(HUGE);
+        // SAFETY: an alignment of 2 MiB skips less than 2 MiB, by which the mapping is longer than what is used of it.
+        let base = unsafe { whole.add(skip) };
+        let region = Self {
+            base,
+            len: len + window,
+            whole: (whole, all),
         };
-        let map = MmapOptions::new()
-            .len(len + HUGE)
-            .no_reserve_swap()
-            .map_anon()
-            .map_err(fail)?;
-        let map = MmapRaw::from(map);
-        let start = map.as_mut_ptr();
-        let skip = start.align_offset(HUGE);
+        let rights = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: the first `len` bytes of the mapping, page-aligned.
+        if unsafe { libc::mprotect(base.as_ptr().cast(), len, rights) } != 0 {
+            return Err(Error::host("mapping guest memory"));
+        }
+        // Nobody has business in the window before something is mapped there, but it is no reason to die. A host that counts
+        // every writable page (vm.overcommit_memory 2) may not allow that many: zeroes to read will do.
+        // SAFETY: inside the mapping, page-aligned.
+        unsafe {
+            let behind = base.as_ptr().add(len).cast();
+            if libc::mprotect(behind, window, rights) != 0 {
+                libc::mprotect(behind, window, libc::PROT_READ);
+            }
+        }
         if huge_pages && len >= HUGE {
             // Only advice: a host without huge pages runs slower, not wrong.
-            let _ = map.advise_range(Advice::HugePage, skip, len & !(HUGE - 1));
+            // SAFETY: inside the mapping.
+            unsafe { libc::madvise(base.as_ptr().cast(), len & !(HUGE - 1), libc::MADV_HUGEPAGE) };
         }
-        // SAFETY: an alignment of 2 MiB skips less than 2 MiB, by which the mapping is longer than `len`.
-        let base = unsafe { NonNull::new_unchecked(start.add(skip)) };
         base.as_ptr().expose_provenance(); // fast-TLB addends come back as integers
-        Ok(Self {
-            base,
-            len,
-            _map: map,
-        })
+        Ok(region)
     }
 
     /// The host address of byte `at`.
@@ -116,6 +131,12 @@ impl Region {
         self.cell(at).store(v, Ordering::Release);
     }
 
+    /// Sets bits of an aligned 64-bit word; `at` is a multiple of 8.
+    #[inline]
+    pub(crate) fn or(&self, at: u64, bits: u64) {
+        self.cell(at).fetch_or(bits, Ordering::AcqRel);
+    }
+
     #[inline]
     fn cell(&self, at: u64) -> &AtomicU64 {
         assert!(
@@ -128,8 +149,20 @@ impl Region {
     }
 }
 
+impl Drop for Region {
+    fn drop(&mut self) {
+        let (start, len) = self.whole;
+        // SAFETY: the region's own mapping, whatever is mapped over its window; nothing points there any more.
+        unsafe { libc::munmap(start.as_ptr().cast(), len) };
+    }
+}
+
 /// DRAM and the plaintext beside it.
 pub(crate) struct Dram {
+    /// Ends before the mapping does.
+    _watch: Option<Watch>,
+    /// Bytes of the window behind DRAM.
+    pub window: u64,
     /// What a bus probe sees.
     pub raw: Region,
     /// The plaintext of resident private pages, at the same offsets. None where nothing is ever resident.
@@ -139,12 +172,26 @@ pub(crate) struct Dram {
 }
 
 impl Dram {
-    pub(crate) fn new(size: u64, with_plain: bool, huge_pages: bool) -> Result<Self, Error> {
+    pub(crate) fn new(
+        size: u64,
+        window: u64,
+        with_plain: bool,
+        huge_pages: bool,
+    ) -> Result<Self, Error> {
         let pages = size >> PAGE_SHIFT;
+        let raw = Region::new(size as usize, window as usize, huge_pages)?;
         Ok(Self {
-            raw: Region::new(size as usize, huge_pages)?,
+            _watch: match window {
+                0 => None,
+                _ => Some(Watch::new(
+                    raw.span(size, window as usize),
+                    window as usize,
+                )?),
+            },
+            window,
+            raw,
             plain: if with_plain {
-                Some(Region::new(size as usize, huge_pages)?)
+                Some(Region::new(size as usize, 0, huge_pages)?)
             } else {
                 None
             },
@@ -166,10 +213,13 @@ impl Dram {
         }
     }
 
-    /// Notes that the page may differ from zero from now on.
+    /// Notes that the page may differ from zero from now on, if it is one of DRAM.
     #[inline]
     pub(crate) fn mark(&self, pfn: u64) {
-        let (word, bit) = (&self.written[(pfn / 64) as usize], 1 << (pfn % 64));
+        let Some(word) = self.written.get((pfn / 64) as usize) else {
+            return;
+        };
+        let bit = 1 << (pfn % 64);
         if word.load(Ordering::Relaxed) & bit == 0 {
             word.fetch_or(bit, Ordering::Relaxed);
         }

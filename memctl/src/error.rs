@@ -74,3 +74,13 @@ pub enum Error {
         errno: i32,
     },
 }
+
+impl Error {
+    /// [`Error::Host`] with the calling thread's last error.
+    pub(crate) fn host(what: &'static str) -> Self {
+        Self::Host {
+            what,
+            errno: std::io::Error::last_os_error().raw_os_error().unwrap_or(0),
+        }
+    }
+}

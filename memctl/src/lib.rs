@@ -6,6 +6,8 @@
 //! on its 16-byte blocks ([`CacheMode::None`]). The [`FastTlb`] is what translated code probes inline; the controller takes
 //! entries out of it, before it returns, whenever they would be wrong. The [`Rmp`] is SNP's page-ownership table, in DRAM itself.
 //!
+//! Behind DRAM there may be a *window* ([`MemCtl::window`]): addresses at which pages of host files are mapped for sharing.
+//!
 //! Not here: virtual addresses, page walks (`cpu`), and where keys come from (`psp`).
 //!
 //! # Threads
@@ -28,6 +30,7 @@ mod rmp;
 mod stats;
 mod tlb;
 mod uncached;
+mod window;
 
 pub use cipher::CipherKind;
 pub use ctl::{CacheMode, Config, Domain, HostOptions, MIN_RESIDENT, MemCtl};
@@ -38,3 +41,4 @@ pub use rmp::{PageSize, Pvalidate, Rmp, RmpAccess, RmpAdjust, RmpFault, RmpReaso
 pub use sevlab_arch::rmp::{RmpEntry, RmpStatus, RmpUpdate, VmplPerms};
 pub use stats::MemStats;
 pub use tlb::{Access, FastTlb, Granule, Perms, TlbEntry};
+pub use window::check_file;

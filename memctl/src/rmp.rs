@@ -232,6 +232,11 @@ impl Rmp {
         Ok(rmp)
     }
 
+    /// No instruction changes the table as long as the result lives.
+    pub(crate) fn freeze(&self) -> MutexGuard<'_, ()> {
+        self.change()
+    }
+
     /// Whether SNP is on.
     #[must_use]
     pub fn is_enabled(&self) -> bool {

@@ -18,7 +18,7 @@
 
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 use sevlab_arch::{PAGE_SHIFT, PAGE_SIZE, Va};
 
@@ -450,6 +450,17 @@ impl TlbSet {
         let mut set = self.0.write().unwrap_or_else(PoisonError::into_inner);
         set.retain(|t| !Arc::ptr_eq(t, tlb));
         tlb.flush();
+    }
+
+    /// Forgets all others, without touching them: their owners are gone, in the middle of whatever they did.
+    pub(crate) fn keep_only(&self, tlb: &Arc<FastTlb>) {
+        let mut set = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        set.retain(|t| Arc::ptr_eq(t, tlb));
+    }
+
+    /// Keeps the set as it is as long as the result lives.
+    pub(crate) fn freeze(&self) -> RwLockReadGuard<'_, Vec<Arc<FastTlb>>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn drop_host(&self, host: NonNull<u8>) {

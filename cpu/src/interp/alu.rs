@@ -1,7 +1,5 @@
 //! The builder that computes.
 
-use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
-
 use super::{Halt, Interp};
 use crate::builder::{Bin, Builder, Cmp, Rmw, Un};
 use crate::flags::{ARITH, CF, Cond, DF, Flag, FlagMask, FlagOp, LazyFlags};
@@ -49,12 +47,12 @@ fn holds(f: &LazyFlags, cc: Cond) -> bool {
 }
 
 macro_rules! by_width {
-    ($w:expr, $f:ident, $($arg:expr),*) => {
+    ($w:expr, $f:ident) => {
         match $w {
-            Width::B1 => $f!(u8, AtomicU8, $($arg),*),
-            Width::B2 => $f!(u16, AtomicU16, $($arg),*),
-            Width::B4 => $f!(u32, AtomicU32, $($arg),*),
-            Width::B8 => $f!(u64, AtomicU64, $($arg),*),
+            Width::B1 => $f!(u8),
+            Width::B2 => $f!(u16),
+            Width::B4 => $f!(u32),
+            Width::B8 => $f!(u64),
         }
     };
 }
@@ -82,16 +80,6 @@ impl Interp<'_> {
         let r = self.v.probe_write(va, u64::from(w.bytes()));
         self.lift(r)?;
         self.load_slow(w, va)
-    }
-
-    /// An aligned host address for an atomic access of `w`; `None`: it has to be a read and a write (it crosses a page, is
-    /// unaligned, or the memory has no host address).
-    fn atomic_place(&mut self, w: Width, va: u64) -> Result<Option<*mut u8>, Halt> {
-        let r = self.v.host_for_write(va, u64::from(w.bytes()));
-        let host = self.lift(r)?;
-        Ok(host
-            .map(core::ptr::NonNull::as_ptr)
-            .filter(|p| (*p as usize).is_multiple_of(w.bytes() as usize)))
     }
 
     /// The record's place for a partial update: the flags of `mask` come from `bits`.
@@ -298,89 +286,49 @@ impl Builder for Interp<'_> {
     }
     #[inline(always)]
     fn load(&mut self, w: Width, va: u64) -> Result<u64, Halt> {
+        self.check_alignment(w, va)?;
         let Some(host) = self.v.probe_read(va, u64::from(w.bytes())) else {
             return self.load_slow(w, va);
         };
         macro_rules! get {
-            ($t:ty, $a:ty,) => {
+            ($t:ty) => {
                 // SAFETY: the tag matched for all of the access: mapped guest memory.
                 u64::from(unsafe { host.cast::<$t>().read_unaligned() })
             };
         }
-        Ok(by_width!(w, get,))
+        Ok(by_width!(w, get))
     }
     #[inline(always)]
     fn store(&mut self, w: Width, va: u64, v: u64) -> Result<(), Halt> {
+        self.check_alignment(w, va)?;
         let Some(host) = self.v.probe_write_tag(va, u64::from(w.bytes())) else {
             return self.store_slow(w, va, v);
         };
         macro_rules! put {
-            ($t:ty, $a:ty,) => {
+            ($t:ty) => {
                 // SAFETY: the tag matched for all of the access: mapped writable guest memory.
                 unsafe { host.cast::<$t>().write_unaligned(v as $t) }
             };
         }
-        by_width!(w, put,);
+        by_width!(w, put);
         Ok(())
     }
     #[inline(always)]
     fn load_rmw(&mut self, w: Width, va: u64) -> Result<u64, Halt> {
+        self.check_alignment(w, va)?;
         if self.v.probe_write_tag(va, u64::from(w.bytes())).is_none() {
             return self.load_rmw_slow(w, va);
         }
         self.load(w, va)
     }
     fn atomic(&mut self, op: Rmw, w: Width, va: u64, v: u64) -> Result<u64, Halt> {
-        let Some(host) = self.atomic_place(w, va)? else {
-            let old = self.load_rmw(w, va)?;
-            let new = match op {
-                Rmw::Add => old.wrapping_add(v),
-                Rmw::Sub => old.wrapping_sub(v),
-                Rmw::And => old & v,
-                Rmw::Or => old | v,
-                Rmw::Xor => old ^ v,
-                Rmw::Xchg => v,
-            };
-            self.store(w, va, new)?;
-            return Ok(old);
-        };
-        macro_rules! rmw {
-            ($t:ty, $a:ty,) => {{
-                // SAFETY: an aligned host address of mapped writable guest memory, which is only ever accessed as raw memory.
-                let a = unsafe { <$a>::from_ptr(host.cast::<$t>()) };
-                let v = v as $t;
-                u64::from(match op {
-                    Rmw::Add => a.fetch_add(v, Ordering::SeqCst),
-                    Rmw::Sub => a.fetch_sub(v, Ordering::SeqCst),
-                    Rmw::And => a.fetch_and(v, Ordering::SeqCst),
-                    Rmw::Or => a.fetch_or(v, Ordering::SeqCst),
-                    Rmw::Xor => a.fetch_xor(v, Ordering::SeqCst),
-                    Rmw::Xchg => a.swap(v, Ordering::SeqCst),
-                })
-            }};
-        }
-        Ok(by_width!(w, rmw,))
+        self.locked_rmw(op, w, va, v)
     }
     fn atomic_cas(&mut self, w: Width, va: u64, expected: u64, new: u64) -> Result<u64, Halt> {
-        let Some(host) = self.atomic_place(w, va)? else {
-            let old = self.load_rmw(w, va)?;
-            self.store(w, va, if old == expected { new } else { old })?;
-            return Ok(old);
-        };
-        macro_rules! cas {
-            ($t:ty, $a:ty,) => {{
-                // SAFETY: as in `atomic`.
-                let a = unsafe { <$a>::from_ptr(host.cast::<$t>()) };
-                let (Ok(old) | Err(old)) = a.compare_exchange(
-                    expected as $t,
-                    new as $t,
-                    Ordering::SeqCst,
-                    Ordering::SeqCst,
-                );
-                u64::from(old)
-            }};
-        }
-        Ok(by_width!(w, cas,))
+        self.locked_cas(w, va, expected, new)
+    }
+    fn fence(&mut self) {
+        super::locked::barrier();
     }
 
     #[inline(always)]
@@ -464,6 +412,14 @@ impl Builder for Interp<'_> {
             | Op::Stmxcsr
             | Op::Ldmxcsr
             | Op::Xgetbv => self.fpu(i),
+            Op::JmpFar | Op::CallFar | Op::RetFar => self.far(i),
+            Op::Extrq
+            | Op::Insertq
+            | Op::Movnts
+            | Op::Clzero
+            | Op::Monitorx
+            | Op::Mwaitx
+            | Op::Rdpru => self.amd(i),
             _ => self.system(i),
         }
     }

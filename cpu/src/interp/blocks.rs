@@ -177,6 +177,13 @@ impl Cache {
         self.blocks.is_empty()
     }
 
+    /// The host process has been cloned, and this is the clone.
+    pub(crate) fn forked(&mut self) {
+        if let Some(thunks) = &mut self.thunks {
+            thunks.forked();
+        }
+    }
+
     /// The thunks, made on first use.
     ///
     /// # Errors

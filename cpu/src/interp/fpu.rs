@@ -122,6 +122,7 @@ impl Interp<'_> {
     fn aligned(&mut self, i: &Insn, to: u64) -> Result<u64, Halt> {
         let va = self.address(&i.mem);
         if va & (to - 1) != 0 {
+            self.check_alignment(Width::B4, va)?;
             return self.halt(Exception::GENERAL_PROTECTION);
         }
         Ok(va)

@@ -15,8 +15,12 @@
 #![allow(unsafe_code)] // blocks are reached by pointer while they run; host memory by address
 
 mod alu;
+mod amd;
 mod blocks;
+mod far;
+mod faults;
 mod fpu;
+mod locked;
 mod string;
 mod system;
 mod thunks;
@@ -24,6 +28,7 @@ mod thunks;
 use core::sync::atomic::Ordering;
 
 pub use blocks::{Block, Cache, MAX_BLOCK};
+pub use faults::alignment_checked;
 
 use crate::decode::{self, DecodeError, MAX_LEN};
 use crate::insn::{Control, Insn, Op};
@@ -60,10 +65,13 @@ impl<'a> Interp<'a> {
 
     /// Why the last instruction stopped.
     #[cold]
-    fn take_stop(&mut self) -> Stop {
-        self.stop
-            .take()
-            .unwrap_or(Stop::Exception(Exception::INVALID_OPCODE))
+    fn take_stop(&mut self, i: &Insn) -> Stop {
+        let stop = self.stop.take();
+        faults::named(
+            &self.v.state,
+            i,
+            stop.unwrap_or(Stop::Exception(Exception::INVALID_OPCODE)),
+        )
     }
 
     #[cold]
@@ -104,6 +112,7 @@ pub fn fetch(v: &mut Vcpu, rip: u64) -> Result<Insn, Stop> {
         Err(DecodeError::Invalid { .. }) => decode::faulting(rip, Op::Ud, &bytes[..1]),
         Err(DecodeError::TooLong { .. }) => decode::faulting(rip, Op::Privileged, &bytes),
     };
+    let i = v.profile.seen(i);
     let last = rip.wrapping_add(u64::from(i.len) - 1);
     if (last ^ rip) & !(PAGE_SIZE - 1) != 0 {
         v.note_code(Va(last))?;
@@ -234,7 +243,7 @@ fn run(v: &mut Vcpu, block: &Block) -> Result<(), Stop> {
             sem::exec(&mut it, i)
         };
         if done.is_err() {
-            let stop = it.take_stop();
+            let stop = it.take_stop(i);
             v.state.retired += k as u64 + u64::from(completed(&stop));
             return Err(stop);
         }
@@ -289,7 +298,7 @@ pub fn exec(v: &mut Vcpu, i: &Insn) -> Result<(), Stop> {
     let mut it = Interp::new(v);
     it.next = i.next_rip();
     if sem::exec(&mut it, i).is_err() {
-        let stop = it.take_stop();
+        let stop = it.take_stop(i);
         v.state.retired += u64::from(completed(&stop));
         return Err(stop);
     }

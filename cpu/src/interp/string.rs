@@ -15,7 +15,7 @@ use crate::flags::{ARITH, DF, FlagOp};
 use crate::insn::{Insn, MemRef, Op, Rep, Width};
 use crate::mmu::Access;
 use crate::state::gpr::{RAX, RCX, RDI, RSI};
-use crate::stop::Stop;
+use crate::stop::{Exception, Stop};
 
 /// Elements between two looks at the exit request.
 const CHECK: u64 = 4096;
@@ -82,10 +82,19 @@ impl Interp<'_> {
         }
         let count_width = if p.addr32 { Width::B4 } else { Width::B8 };
         let mut left = self.gpr(RCX, count_width);
+        let traced = self.v.state.rflags & super::TF != 0;
+        let by_element = p.down || p.addr32 || traced || super::alignment_checked(&self.v.state);
+        if p.addr32 {
+            // Hosts write the 32-bit count, and fast strings their index registers, whether or not anything moves.
+            self.set_gpr(RCX, Width::B4, left);
+            if matches!(p.op, Op::Movs | Op::Stos) {
+                self.advance(&p, 0);
+            }
+        }
         let mut until_check = CHECK;
         let mut compared = None;
         while left > 0 {
-            let (done, last) = if p.down || p.addr32 {
+            let (done, last) = if by_element {
                 (0, None)
             } else {
                 self.run_of(&p, left)?
@@ -103,6 +112,10 @@ impl Interp<'_> {
                 && p.ends(a, b)
             {
                 break;
+            }
+            if traced && left > 0 {
+                // Each element is a step of its own. The flags wait for the last.
+                return self.halt(Exception::DEBUG);
             }
             until_check = until_check.saturating_sub(done);
             if until_check == 0 && left > 0 {
@@ -158,8 +171,9 @@ impl Interp<'_> {
                 self.set_gpr(RAX, p.w, v);
             }
             Op::Cmps => {
-                let a = self.load(p.w, src)?;
+                // In this order, which shows where both fault.
                 let b = self.load(p.w, dst)?;
+                let a = self.load(p.w, src)?;
                 compared = Some((a, b));
             }
             _ => {

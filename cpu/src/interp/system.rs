@@ -321,18 +321,7 @@ impl Interp<'_> {
         }
         let expected = [self.gpr(RAX, B8), self.gpr(RDX, B8)];
         let new = [self.gpr(RBX, B8), self.gpr(RCX, B8)];
-        let r = self.v.host_for_write(va, 16);
-        let old = match self.lift(r)? {
-            // SAFETY: a host address of 16 mapped writable bytes, aligned as the guest's address is.
-            Some(host) => unsafe { cas_16(host.as_ptr().cast(), expected, new) },
-            None => {
-                let old = [self.load_rmw(B8, va)?, self.load_rmw(B8, va + 8)?];
-                let put = if old == expected { new } else { old };
-                self.store(B8, va, put[0])?;
-                self.store(B8, va + 8, put[1])?;
-                old
-            }
-        };
+        let old = self.locked_cas_16(va, expected, new)?;
         if old != expected {
             self.set_gpr(RAX, B8, old[0]);
             self.set_gpr(RDX, B8, old[1]);
@@ -362,27 +351,4 @@ impl Interp<'_> {
         self.set_flags(ARITH, FlagOp::Explicit, B8, 0, 0, u64::from(ok));
         Ok(())
     }
-}
-
-/// LOCK CMPXCHG16B; returns the old value.
-///
-/// # Safety
-/// `at` is mapped, writable and 16-byte aligned; the host has the instruction (every x86-64-v2 host).
-unsafe fn cas_16(at: *mut u128, expected: [u64; 2], new: [u64; 2]) -> [u64; 2] {
-    let [mut lo, mut hi] = expected;
-    // SAFETY: the caller says so. RBX can't be an operand, so it is exchanged and put back.
-    unsafe {
-        core::arch::asm!(
-            "xchg rbx, rsi",
-            "lock cmpxchg16b [rdi]",
-            "mov rbx, rsi",
-            inout("rsi") new[0] => _,
-            in("rdi") at,
-            in("rcx") new[1],
-            inout("rax") lo,
-            inout("rdx") hi,
-            options(nostack),
-        );
-    }
-    [lo, hi]
 }

@@ -37,8 +37,21 @@ impl Interp<'_> {
     #[inline(always)]
     fn run_thunk(&mut self, t: &Thunk, i: &Insn) -> Result<(), Halt> {
         let va = self.address(&i.mem);
-        let r = thunk::run_on(t, self.v, i, va);
-        self.lift(r)
+        let mut r = Ok(());
+        if va & t.checked_alignment() != 0 && self.misaligned(va).is_err() {
+            r = Err(self.stop.take().unwrap_or(Exception::ALIGNMENT.into()));
+        }
+        if r.is_ok() {
+            r = thunk::run_on(t, self.v, i, va);
+        }
+        match r {
+            Ok(()) => Ok(()),
+            Err(s) if va & u64::from(t.align() - 1) != 0 => self.halt(s),
+            Err(s) => {
+                let s = self.named_thunk(i, va, s);
+                self.halt(s)
+            }
+        }
     }
 
     #[cold]

@@ -127,7 +127,11 @@ impl Vcpu {
             None => self.walk(va.0, access, true)?,
         };
         let writing = access == Access::Write;
-        if writing && self.code.holds(t.spa) {
+        // Before the look at the code bits, see `crate::smp`.
+        if t.writable {
+            self.cluster.note_writer(&self.seat, t.spa);
+        }
+        if writing && self.cluster.holds(t.spa) {
             self.drop_frame_code(t.spa);
         }
         if known.is_some() {
@@ -138,8 +142,15 @@ impl Vcpu {
         let data_domain = self.domain(t.private);
         let grant_write = t.writable
             && data_domain == t.domain
-            && !self.code.holds(t.spa)
+            && !self.cluster.holds(t.spa)
             && (writing || t.domain == Domain::Shared || self.mem.config().resident.is_none());
+        let mut grant_write = grant_write;
+        if let Some(pages) = &mut self.writes {
+            grant_write &= writing;
+            if writing {
+                pages.push(va.page().0);
+            }
+        }
         let write = writing || grant_write;
         let page = if self.may_cache(&t) {
             // One entry has one addend: where data and fetch use different domains, an entry holds
@@ -181,6 +192,10 @@ impl Vcpu {
     /// Forgets all guest mappings. Decoded code stays: a caller that changed what is mapped where
     /// executable also calls [`Vcpu::drop_code_range`], or uses [`Vcpu::set_cr3`].
     pub fn flush_tlb(&mut self) {
+        self.flush_tlb_here();
+    }
+
+    pub(crate) fn flush_tlb_here(&mut self) {
         self.tlb.flush();
         self.paging.walk.flush();
         self.paging.pages.flush();
@@ -230,7 +245,7 @@ impl Vcpu {
             let at = gpa.plus(done as u64);
             let n = ((4096 - at.offset()) as usize).min(data.len() - done);
             let spa = self.gpa_to_spa(at, private, Access::Write)?;
-            if self.code.holds(spa) {
+            if self.cluster.holds(spa) {
                 self.drop_frame_code(spa);
             }
             self.mem

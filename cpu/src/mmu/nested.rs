@@ -140,7 +140,7 @@ impl Vcpu {
             }
             if commit && want != entry {
                 self.mem
-                    .write_u64(Domain::Shared, at, want)
+                    .or_u64(Domain::Shared, at, want & !entry)
                     .map_err(Stop::Host)?;
             }
             let address = entry & pte::ADDR_WITH_C & !self.paging.c_mask;

@@ -276,7 +276,7 @@ impl Vcpu {
                 }
                 for &(spa, old) in &passed {
                     if spa != 0 && old & pte::A == 0 {
-                        self.set_entry(spa, old | pte::A, domain)?;
+                        self.set_bits(spa, pte::A, domain)?;
                     }
                 }
                 if want != entry {
@@ -287,7 +287,7 @@ impl Vcpu {
                         true,
                         npf::TABLE,
                     )?;
-                    self.set_entry(entry_spa, want, domain)?;
+                    self.set_bits(entry_spa, want & !entry, domain)?;
                 }
                 for (i, t) in found.iter().enumerate() {
                     if let Some(t) = t {
@@ -305,15 +305,9 @@ impl Vcpu {
         }
     }
 
-    fn set_entry(
-        &mut self,
-        spa: u64,
-        value: u64,
-        domain: sevlab_memctl::Domain,
-    ) -> Result<(), Stop> {
-        self.mem
-            .write_u64(domain, Spa(spa), value)
-            .map_err(Stop::Host)
+    /// Sets bits of an entry, atomically against the walks of other vCPUs.
+    fn set_bits(&mut self, spa: u64, bits: u64, domain: sevlab_memctl::Domain) -> Result<(), Stop> {
+        self.mem.or_u64(domain, Spa(spa), bits).map_err(Stop::Host)
     }
 
     /// Nested translation of a guest table's address: as a user write (APM vol. 2, 15.25.5), because

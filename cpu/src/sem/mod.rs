@@ -46,6 +46,10 @@ pub fn exec<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
         Op::JmpInd => control::jmp_indirect(b, i),
         Op::Ret => control::ret(b, i),
         Op::Nop => Ok(()),
+        Op::Mfence => {
+            b.fence();
+            Ok(())
+        }
 
         Op::Xchg => mov::xchg(b, i),
         Op::Pushf => mov::pushf(b, i),
@@ -156,6 +160,16 @@ pub fn exec<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
         | Op::PushSeg
         | Op::PopSeg
         | Op::SegCheck
+        | Op::JmpFar
+        | Op::CallFar
+        | Op::RetFar
+        | Op::Extrq
+        | Op::Insertq
+        | Op::Movnts
+        | Op::Clzero
+        | Op::Monitorx
+        | Op::Mwaitx
+        | Op::Rdpru
         | Op::Rdrand
         | Op::Rdseed
         | Op::Privileged

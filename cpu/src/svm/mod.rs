@@ -369,6 +369,38 @@ fn store(vcpu: &mut Vcpu, world: &mut World, vmcb: Spa, exit: &VmExit) -> Result
     Ok(())
 }
 
+/// A save area for a vCPU that is to start in the state in which `vcpu` is.
+#[must_use]
+pub fn image_of(vcpu: &Vcpu) -> Box<Vmsa> {
+    let mut image = Box::new(Vmsa::default());
+    vmsa::store(&vcpu.state, &mut image);
+    image.vmpl = vcpu.vmpl;
+    if vcpu.mode == SevMode::Snp {
+        image.sev_features = SevFeatures::SNP_ACTIVE.bits();
+    }
+    image
+}
+
+/// Sets the registers of a vCPU without encrypted state, and the save area in the VMCB at `vmcb`, as
+/// `image` says: what a hypervisor does before the first VMRUN.
+///
+/// # Errors
+/// The VMCB is not in DRAM.
+pub fn load_registers(
+    vcpu: &mut Vcpu,
+    vmcb: Spa,
+    image: &Vmsa,
+) -> Result<(), sevlab_memctl::Error> {
+    vmsa::load(&mut vcpu.state, image);
+    let mut area = Save::default();
+    save::store(&vcpu.state, &mut area);
+    vcpu.mem.write(
+        Domain::Shared,
+        vmcb.plus(SAVE_OFFSET),
+        &area.as_bytes()[..SAVE_BYTES],
+    )
+}
+
 const RFLAGS_IF: u64 = 1 << 9;
 
 /// Leaves nothing of the guest in the register file. What belongs to the engines stays: `tlb`,

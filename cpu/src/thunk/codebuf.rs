@@ -83,6 +83,11 @@ impl CodeBuf {
         Ok(Some(self.executable[at..].as_ptr()))
     }
 
+    /// In a clone of the process: what is free of the chunk is the original's too, so none of it is used.
+    pub(super) fn forked(&mut self) {
+        self.used = CHUNK;
+    }
+
     /// Bytes of code made so far (whole chunks before the current one count in full).
     pub(super) fn len(&self) -> usize {
         self.total - CHUNK + self.used

@@ -195,6 +195,18 @@ fn alignment(ins: &Instruction, u: &Uses, kind: ThunkKind) -> u16 {
     }
 }
 
+/// The low address bits that #AC looks at.
+fn natural(u: &Uses) -> u8 {
+    match u.mem_read.max(u.mem_write) {
+        size @ (2 | 4 | 8) => size as u8 - 1,
+        10 => 7,
+        // x87 environments and states, of 16- and 32-bit words
+        14 | 94 => 1,
+        28 | 108 => 3,
+        _ => 0,
+    }
+}
+
 fn pointers(m: M) -> Pointers {
     use M::*;
     match m {
@@ -226,6 +238,7 @@ pub(super) fn make(
         mem_read: 0,
         mem_write: 0,
         align: 1,
+        natural: 0,
         probe: false,
         explicit: false,
         simd: false,
@@ -238,6 +251,11 @@ pub(super) fn make(
         writes_flags: 0,
     };
     if software(m) {
+        t.natural = match m {
+            M::Maskmovq => 7,
+            M::Maskmovdqu | M::Vmaskmovdqu => 15,
+            _ => 0,
+        };
         t.soft = soft::plan(ins).ok_or(ThunkError::Unsupported { code: ins.code() })?;
         return Ok((t, None));
     }
@@ -260,6 +278,7 @@ pub(super) fn make(
     t.mem_read = u.mem_read;
     t.mem_write = u.mem_write;
     t.align = alignment(ins, &u, kind);
+    t.natural = natural(&u);
     t.simd = u.vec != 0 || kind == ThunkKind::Vector;
     let mmx = match kind {
         ThunkKind::X87 => false,

@@ -115,6 +115,8 @@ pub struct Thunk {
     mem_read: u16,
     mem_write: u16,
     align: u16,
+    /// What an address may not have set where misaligned accesses raise #AC.
+    natural: u8,
     /// Not only memory is written: a write is probed first.
     probe: bool,
     /// `cc` must be explicit before.
@@ -158,6 +160,12 @@ impl Thunk {
     #[must_use]
     pub fn align(&self) -> u16 {
         self.align
+    }
+    /// Address bits that must be clear, or #AC(0), under EFLAGS.AC; 0 if the instruction checks nothing.
+    #[inline]
+    #[must_use]
+    pub fn checked_alignment(&self) -> u64 {
+        u64::from(self.natural)
     }
     /// Arithmetic flags whose value before matters (those it reads, or leaves undefined).
     #[must_use]
@@ -214,6 +222,11 @@ impl ThunkCache {
             // SAFETY: `ret` is the address of executable memory that is never unmapped; it holds a return.
             nothing: unsafe { core::mem::transmute::<*const u8, Entry>(ret) },
         })
+    }
+
+    /// The host process has been cloned, and this is the clone.
+    pub fn forked(&mut self) {
+        self.code.forked();
     }
 
     /// Finds or makes the thunk of an instruction that [`route`] accepts.

@@ -231,6 +231,10 @@ fn masked_store<C: ThunkCpu>(
     mask: &[u8],
     elem: usize,
 ) -> Result<(), Stop> {
+    if elem == 1 {
+        // MASKMOVDQU and MASKMOVQ: all of the operand must be writable whatever the mask.
+        cpu.probe_write(va, data.len())?;
+    }
     for r in runs(mask, elem) {
         cpu.probe_write(va.wrapping_add(r.start as u64), r.len())?;
     }

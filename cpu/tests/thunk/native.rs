@@ -62,6 +62,44 @@ core::arch::global_asm!(
     "mov r15, [rdi + 120]",
     "mov rdi, [rdi + 56]",
     "jmp qword ptr [rip + sevlab_native_code]",
+    // The same with flags that take effect at the first instruction of the code: TF, AC.
+    ".globl sevlab_native_step",
+    "sevlab_native_step:",
+    "push rbx",
+    "push rbp",
+    "push r12",
+    "push r13",
+    "push r14",
+    "push r15",
+    "mov [rip + sevlab_native_rsp], rsp",
+    "mov [rip + sevlab_native_regs], rdi",
+    "fxrstor64 [rdi + 768]",
+    ".irp n,0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15",
+    "vmovdqu ymm\\n, [rdi + 256 + 32 * \\n]",
+    ".endr",
+    "mov eax, ss",
+    "push rax",
+    "push qword ptr [rdi + 32]",
+    "push qword ptr [rdi + 128]",
+    "mov eax, cs",
+    "push rax",
+    "push rsi",
+    "mov rax, [rdi + 0]",
+    "mov rcx, [rdi + 8]",
+    "mov rdx, [rdi + 16]",
+    "mov rbx, [rdi + 24]",
+    "mov rbp, [rdi + 40]",
+    "mov rsi, [rdi + 48]",
+    "mov r8, [rdi + 64]",
+    "mov r9, [rdi + 72]",
+    "mov r10, [rdi + 80]",
+    "mov r11, [rdi + 88]",
+    "mov r12, [rdi + 96]",
+    "mov r13, [rdi + 104]",
+    "mov r14, [rdi + 112]",
+    "mov r15, [rdi + 120]",
+    "mov rdi, [rdi + 56]",
+    "iretq",
     ".globl sevlab_native_done",
     "sevlab_native_done:",
     "mov [rip + sevlab_native_rdi], rdi",
@@ -85,6 +123,8 @@ core::arch::global_asm!(
     "pushfq",
     "pop rax",
     "mov [rdi + 128], rax",
+    "push 2",
+    "popfq",
     "mov rax, [rip + sevlab_native_rdi]",
     "mov [rdi + 56], rax",
     "cld",
@@ -108,6 +148,7 @@ core::arch::global_asm!(
 
 unsafe extern "sysv64" {
     fn sevlab_native_run(regs: *mut Registers, code: *const u8);
+    fn sevlab_native_step(regs: *mut Registers, code: *const u8);
     fn sevlab_native_done();
 }
 
@@ -117,12 +158,27 @@ thread_local! {
     /// The fault of the running instruction.
     static SIGNAL: Cell<i32> = const { Cell::new(0) };
     static CODE: Cell<usize> = const { Cell::new(0) };
+    /// One instruction is being stepped: every signal is its own.
+    static STEPPING: Cell<bool> = const { Cell::new(false) };
+    /// Where the signal was raised, its code, and the address it names.
+    static PLACE: Cell<(u64, i32)> = const { Cell::new((0, 0)) };
 }
 
-unsafe extern "C" fn on_signal(n: i32, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
+/// TF in RFLAGS.
+const TF: u64 = 1 << 8;
+
+unsafe extern "C" fn on_signal(n: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     let context = context.cast::<libc::ucontext_t>();
-    // SAFETY: the kernel gives a valid context.
-    let rip = unsafe { &mut (&mut (*context).uc_mcontext.gregs)[libc::REG_RIP as usize] };
+    // SAFETY: the kernel gives a valid context and information.
+    let (gregs, code) = unsafe { (&mut (*context).uc_mcontext.gregs, (*info).si_code) };
+    if STEPPING.replace(false) {
+        PLACE.set((gregs[libc::REG_RIP as usize] as u64, code));
+        gregs[libc::REG_EFL as usize] &= !(TF as i64);
+        gregs[libc::REG_RIP as usize] = sevlab_native_done as *const () as i64;
+        SIGNAL.set(n);
+        return;
+    }
+    let rip = &mut gregs[libc::REG_RIP as usize];
     let code = CODE.get();
     if (*rip as usize).wrapping_sub(code) >= PAGE {
         // Not ours: let it happen again, with the default action.
@@ -134,14 +190,15 @@ unsafe extern "C" fn on_signal(n: i32, _: *mut libc::siginfo_t, context: *mut li
     *rip = sevlab_native_done as *const () as i64;
 }
 
-fn map(len: usize, prot: i32) -> *mut u8 {
-    // SAFETY: a fresh anonymous mapping.
+fn map(at: u64, len: usize, prot: i32) -> *mut u8 {
+    let fixed = if at == 0 { 0 } else { libc::MAP_FIXED };
+    // SAFETY: a fresh anonymous mapping; fixed addresses are low ones, where nothing but these tests maps anything.
     let p = unsafe {
         libc::mmap(
-            core::ptr::null_mut(),
+            at as *mut _,
             len,
             prot,
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | fixed,
             -1,
             0,
         )
@@ -162,13 +219,25 @@ pub const MEMORY: usize = 2 * PAGE;
 
 impl Native {
     pub fn new() -> Self {
+        Self::at(0, 0)
+    }
+
+    /// With code and operand memory at these addresses, or anywhere for 0.
+    pub fn at(code: u64, memory: u64) -> Self {
         static LOCK: Mutex<()> = Mutex::new(());
         static HANDLERS: Once = Once::new();
         let lock = LOCK
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
         HANDLERS.call_once(|| {
-            for n in [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGILL] {
+            let all = [
+                libc::SIGSEGV,
+                libc::SIGBUS,
+                libc::SIGFPE,
+                libc::SIGILL,
+                libc::SIGTRAP,
+            ];
+            for n in all {
                 // SAFETY: installs a handler that only uses its context and constant-initialised thread locals.
                 unsafe {
                     let mut action: libc::sigaction = core::mem::zeroed();
@@ -178,7 +247,7 @@ impl Native {
                 }
             }
         });
-        let stack = map(1 << 16, libc::PROT_READ | libc::PROT_WRITE);
+        let stack = map(0, 1 << 16, libc::PROT_READ | libc::PROT_WRITE);
         let stack = libc::stack_t {
             ss_sp: stack.cast(),
             ss_flags: 0,
@@ -187,11 +256,15 @@ impl Native {
         // SAFETY: the stack is a leaked mapping of that size.
         let set = unsafe { libc::sigaltstack(&stack, core::ptr::null_mut()) };
         assert_eq!(set, 0);
-        let code = map(PAGE, libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC);
+        let code = map(
+            code,
+            PAGE,
+            libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC,
+        );
         CODE.set(code as usize);
         Self {
             code,
-            memory: map(MEMORY, libc::PROT_READ | libc::PROT_WRITE),
+            memory: map(memory, MEMORY, libc::PROT_READ | libc::PROT_WRITE),
             _lock: lock,
         }
     }
@@ -220,4 +293,33 @@ impl Native {
         }
         SIGNAL.get()
     }
+
+    /// Runs one instruction, wherever it goes, and stops behind it (signal SIGTRAP) or at its fault. The registers are those
+    /// after it.
+    pub fn step(&mut self, bytes: &[u8], regs: &mut Registers) -> Step {
+        SIGNAL.set(0);
+        regs.flags |= TF;
+        STEPPING.set(true);
+        // SAFETY: the page is writable; the trap flag stops execution after one instruction, and so does any fault.
+        unsafe {
+            core::ptr::copy_nonoverlapping(bytes.as_ptr(), self.code, bytes.len());
+            sevlab_native_step(regs, self.code);
+        }
+        regs.flags &= !TF;
+        let (rip, code) = PLACE.get();
+        Step {
+            signal: SIGNAL.get(),
+            code,
+            rip,
+        }
+    }
+}
+
+/// How a step ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Step {
+    pub signal: i32,
+    /// `si_code`.
+    pub code: i32,
+    pub rip: u64,
 }

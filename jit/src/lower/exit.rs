@@ -123,6 +123,19 @@ impl Lower<'_, '_> {
             .fb
             .ins()
             .load(types::I32, state_flags(), p, layout::EXIT_REQUEST);
+        let v = if self.options.budget {
+            let left = self
+                .fb
+                .ins()
+                .load(types::I64, state_flags(), p, layout::BUDGET);
+            let left = self.fb.ins().iadd_imm_s(left, -1);
+            self.fb.ins().store(state_flags(), left, p, layout::BUDGET);
+            let out = self.fb.ins().ushr_imm_u(left, 63);
+            let out = self.fb.ins().ireduce(types::I32, out);
+            self.fb.ins().bor(v, out)
+        } else {
+            v
+        };
         let here = self.fb.current_block().expect("inside a block");
         let leave = self.fb.create_block();
         self.fb.set_cold_block(leave);

@@ -282,7 +282,7 @@ impl Builder for Lower<'_, '_> {
     }
 
     fn atomic(&mut self, op: Rmw, w: Width, va: Value, v: Value) -> Result<Value, Stopped> {
-        let host = self.host_address(va, w.bytes(), true);
+        let host = self.locked_address(va, w);
         let op = match op {
             Rmw::Add => AtomicRmwOp::Add,
             Rmw::Sub => AtomicRmwOp::Sub,
@@ -304,11 +304,15 @@ impl Builder for Lower<'_, '_> {
         expected: Value,
         new: Value,
     ) -> Result<Value, Stopped> {
-        let host = self.host_address(va, w.bytes(), true);
+        let host = self.locked_address(va, w);
         Ok(self
             .fb
             .ins()
             .atomic_cas(MemFlagsData::new().with_notrap(), host, expected, new))
+    }
+
+    fn fence(&mut self) {
+        self.fb.ins().fence();
     }
 
     fn set_flags(&mut self, mask: FlagMask, op: FlagOp, w: Width, a: Value, b: Value, r: Value) {
@@ -406,6 +410,20 @@ impl Builder for Lower<'_, '_> {
 }
 
 impl Lower<'_, '_> {
+    /// The host address of an operand that is accessed by one locked instruction. One across two lines is left to the
+    /// interpreter, which has a lock for those.
+    fn locked_address(&mut self, va: Value, w: Width) -> Value {
+        const LINE: u64 = 64;
+        if w != Width::B1 {
+            let mask = self.iconst(types::I64, LINE - 1);
+            let at = self.fb.ins().band(va, mask);
+            let last = self.iconst(types::I64, LINE - u64::from(w.bytes()));
+            let crosses = self.fb.ins().icmp(IntCC::UnsignedGreaterThan, at, last);
+            self.leave_if(crosses);
+        }
+        self.host_address(va, w.bytes(), true)
+    }
+
     /// Widens an integer value to I64.
     fn to64(&mut self, signed: bool, v: Value) -> Value {
         if self.fb.func.dfg.value_type(v) == types::I64 {

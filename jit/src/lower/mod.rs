@@ -71,6 +71,9 @@ struct Gpr {
 struct Vec2 {
     low: Home,
     high: Home,
+    /// The halves hold results of floating-point operations that nothing has used yet: were they dropped, so would be
+    /// the sticky flags that the operations raise.
+    raises: (bool, bool),
 }
 
 /// What a translated region needs beside its code.
@@ -286,6 +289,7 @@ pub(crate) fn lower(
         vecs: [Vec2 {
             low: Home::Var,
             high: Home::Var,
+            raises: (false, false),
         }; 16],
         dirty_gprs: 0,
         dirty_vecs: 0,
@@ -511,6 +515,7 @@ impl Lower<'_, '_> {
         self.vecs = [Vec2 {
             low: Home::Var,
             high: Home::Var,
+            raises: (false, false),
         }; 16];
         (self.dirty_gprs, self.dirty_vecs, self.dirty_highs) =
             (dirty.gprs, dirty.vecs, dirty.highs);
@@ -699,6 +704,7 @@ impl Lower<'_, '_> {
     }
 
     fn vec_low(&mut self, r: usize) -> Value {
+        self.vecs[r].raises.0 = false;
         match self.vecs[r].low {
             Home::Value(v) => v,
             Home::Var => {
@@ -722,6 +728,7 @@ impl Lower<'_, '_> {
     }
 
     fn vec_high(&mut self, r: usize) -> Value {
+        self.vecs[r].raises.1 = false;
         match self.vecs[r].high {
             Home::Value(v) => v,
             Home::Var => {
@@ -744,10 +751,26 @@ impl Lower<'_, '_> {
         }
     }
 
+    /// Before half a register is overwritten: if it holds a floating-point result that nobody used, a store keeps the
+    /// operation from being dropped.
+    fn keep_raising(&mut self, r: usize, high: bool) {
+        let half = &mut self.vecs[r];
+        let (unused, home) = if high {
+            (std::mem::take(&mut half.raises.1), half.high)
+        } else {
+            (std::mem::take(&mut half.raises.0), half.low)
+        };
+        if let (true, Home::Value(old)) = (unused, home) {
+            let p = self.pinned();
+            self.fb.ins().store(state_flags(), old, p, layout::DISCARD);
+        }
+    }
+
     fn set_vec_low(&mut self, r: usize, v: Value) {
         if self.used_vecs >> r & 1 == 0 {
             self.undeclared = Some(self.insn.rip);
         }
+        self.keep_raising(r, false);
         self.vecs[r].low = Home::Value(v);
         self.dirty_vecs |= 1 << r;
         self.written.vecs |= 1 << r;
@@ -757,6 +780,7 @@ impl Lower<'_, '_> {
         if self.used_highs >> r & 1 == 0 {
             self.undeclared = Some(self.insn.rip);
         }
+        self.keep_raising(r, true);
         self.vecs[r].high = Home::Value(v);
         self.dirty_highs |= 1 << r;
         self.written.highs |= 1 << r;

@@ -5,11 +5,11 @@ use std::mem::offset_of;
 use sevlab_arch::Gpa;
 use sevlab_arch::ghcb::{Ghcb, HvFeatures, PSC_ERROR_GENERIC};
 use sevlab_arch::vmcb::{Control, EventInjection};
-use sevlab_cpu::SevMode;
+use sevlab_cpu::{SevMode, Vcpu};
 use sevlab_ghcb::hv::{self, Context};
 use sevlab_ghcb::msr::{CpuidRegister, MsrRequest, MsrResponse, PageState};
 use sevlab_ghcb::psc::{PscList, PscOperation};
-use sevlab_ghcb::{Request, Response, Scratch};
+use sevlab_ghcb::{ApCreation, ApOperation, Request, Response, Scratch};
 use sevlab_memctl::{Domain, PageSize};
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -25,21 +25,24 @@ pub(super) struct GhcbState {
     registered: Option<Gpa>,
     features: HvFeatures,
     snp: bool,
+    /// Where the page should be.
+    preferred: Gpa,
     /// Room for the private copy that an event works on.
     page: Option<Box<Ghcb>>,
 }
 
 impl GhcbState {
-    pub(super) fn new(mode: SevMode) -> Self {
+    pub(super) fn new(mode: SevMode, preferred: Gpa) -> Self {
         let snp = mode == SevMode::Snp;
         Self {
             registered: None,
             features: if snp {
-                HvFeatures::SNP
+                HvFeatures::SNP | HvFeatures::AP_CREATION
             } else {
                 HvFeatures::empty()
             },
             snp,
+            preferred,
             page: None,
         }
     }
@@ -56,21 +59,26 @@ impl GhcbState {
 }
 
 impl Hypervisor {
-    pub(super) fn vmgexit(&mut self) -> Result<(), Error> {
+    pub(super) fn vmgexit(&mut self, vcpu: &mut Vcpu) -> Result<(), Error> {
         let msr = offset_of!(Control, ghcb_gpa);
         let value = self.control(msr)?;
         let request = MsrRequest::decode(value).map_err(|_| Error::GhcbMsr { value })?;
         match request {
-            MsrRequest::Page(gpa) => self.page_event(gpa),
+            MsrRequest::Page(gpa) => self.page_event(vcpu, gpa),
             request => {
                 *self.exits.events.entry(0).or_default() += 1;
-                let response = self.msr_event(&request, value)?;
+                let response = self.msr_event(vcpu, &request, value)?;
                 self.set_control(msr, response.encode())
             }
         }
     }
 
-    fn msr_event(&mut self, request: &MsrRequest, value: u64) -> Result<MsrResponse, Error> {
+    fn msr_event(
+        &mut self,
+        vcpu: &mut Vcpu,
+        request: &MsrRequest,
+        value: u64,
+    ) -> Result<MsrResponse, Error> {
         Ok(match *request {
             MsrRequest::SevInfo => MsrResponse::SevInfo {
                 min: VERSIONS.0,
@@ -85,7 +93,7 @@ impl Hypervisor {
                     value: index.map_or(0, |i| values[i]),
                 }
             }
-            MsrRequest::PreferredGpa => MsrResponse::PreferredGpa(Some(self.layout.ghcb_gpa())),
+            MsrRequest::PreferredGpa => MsrResponse::PreferredGpa(Some(self.ghcb.preferred)),
             MsrRequest::RegisterGpa(gpa) => {
                 let known = self.layout.shared_spa(gpa, 4096).is_some();
                 self.ghcb.registered = known.then_some(gpa);
@@ -93,8 +101,8 @@ impl Hypervisor {
             }
             MsrRequest::PageState { gpa, state } if self.ghcb.snp => {
                 let private = state == PageState::Private;
-                let done = self.assign(gpa, PageSize::Size4K, private, false);
-                self.flush_guest()?;
+                let done = self.memory().assign(gpa, PageSize::Size4K, private, false);
+                self.changed(vcpu)?;
                 MsrResponse::PageState {
                     error: u32::from(done.is_err()),
                 }
@@ -111,7 +119,7 @@ impl Hypervisor {
     }
 
     /// An event in the page at `gpa`: copied in once, answered on the copy, copied back.
-    fn page_event(&mut self, gpa: Gpa) -> Result<(), Error> {
+    fn page_event(&mut self, vcpu: &mut Vcpu, gpa: Gpa) -> Result<(), Error> {
         let Some(at) = self.layout.shared_spa(gpa, size_of::<Ghcb>() as u64) else {
             return Err(Error::GhcbMsr { value: gpa.0 });
         };
@@ -122,7 +130,7 @@ impl Hypervisor {
         *self.exits.events.entry(code).or_default() += 1;
         match hv::validate(&page, &self.ghcb.context(gpa)) {
             Err(refusal) => hv::refuse(&mut page, &refusal),
-            Ok(request) => match self.event(&request, &mut page)? {
+            Ok(request) => match self.event(vcpu, &request, &mut page)? {
                 Answer::Response(response) => {
                     if hv::respond(&mut page, &request, &response).is_err() {
                         hv::refuse(&mut page, &unsupported(code));
@@ -137,12 +145,17 @@ impl Hypervisor {
         Ok(())
     }
 
-    fn event(&mut self, request: &Request, page: &mut Ghcb) -> Result<Answer, Error> {
+    fn event(
+        &mut self,
+        vcpu: &mut Vcpu,
+        request: &Request,
+        page: &mut Ghcb,
+    ) -> Result<Answer, Error> {
         Ok(Answer::Response(match *request {
             Request::Vmmcall(call) => {
                 let rax = match call.rbx {
                     Some(block) if call.rax == hostcall::NUMBER && call.cpl == 0 => {
-                        self.calls.execute(Gpa(block))?
+                        self.hypercall(vcpu, Gpa(block))?
                     }
                     _ => u64::MAX,
                 };
@@ -166,14 +179,32 @@ impl Hypervisor {
                 return Ok(Answer::Exception(EventInjection::exception(13, Some(0))));
             }
             Request::HvFeatures => Response::Info(self.ghcb.features.bits()),
-            Request::PageStateChange { list } => Response::Info(self.page_states(list, page)?),
+            Request::PageStateChange { list } => {
+                Response::Info(self.page_states(vcpu, list, page)?)
+            }
+            Request::ApCreation(ApCreation {
+                apic_id,
+                vmpl: 0,
+                operation: ApOperation::Create { vmsa, .. } | ApOperation::CreateOnInit { vmsa, .. },
+            }) => match self.layout.spa(vmsa).filter(|_| vmsa.offset() == 0) {
+                Some(spa) => {
+                    self.created.insert(apic_id, spa);
+                    Response::Info(0)
+                }
+                None => return Ok(Answer::Exception(EventInjection::exception(13, Some(0)))),
+            },
             Request::Terminate { set, reason } => return Err(Error::Terminated { set, reason }),
             _ => return Ok(Answer::Unsupported),
         }))
     }
 
     /// Works a page state change off; returns SW_EXITINFO2.
-    fn page_states(&mut self, list: Scratch, page: &mut Ghcb) -> Result<u64, Error> {
+    fn page_states(
+        &mut self,
+        vcpu: &mut Vcpu,
+        list: Scratch,
+        page: &mut Ghcb,
+    ) -> Result<u64, Error> {
         let Scratch::Shared { offset, len } = list else {
             return Ok(PSC_ERROR_GENERIC);
         };
@@ -211,6 +242,7 @@ impl Hypervisor {
             let mut failed = false;
             for i in 0..u64::from(rest.max(1)) {
                 if self
+                    .memory()
                     .assign(first.plus(i * 4096), size, private, false)
                     .is_err()
                 {
@@ -223,7 +255,7 @@ impl Hypervisor {
                 break PSC_ERROR_GENERIC;
             }
         };
-        self.flush_guest()?;
+        self.changed(vcpu)?;
         // The list fits where it came from.
         Ok(match list.write(buffer) {
             Ok(()) => info,

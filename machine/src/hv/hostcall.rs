@@ -7,14 +7,20 @@
 
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::AtomicU32;
 
-use sevlab_arch::{Gpa, PAGE_SIZE};
+use sevlab_arch::vmsa::Vmsa;
+use sevlab_arch::{Gpa, PAGE_SIZE, Spa};
+use sevlab_cpu::{SevMode, Vcpu};
 use sevlab_memctl::{Domain, Error as MemError, MemCtl};
-use zerocopy::IntoBytes;
+use zerocopy::{FromZeros, IntoBytes};
 
-use crate::kernel::Notifier;
-use crate::kernel::outside::HostCall;
+use super::{Hypervisor, window};
+use crate::doorbell::{Deadline, Doorbell, interruptible};
+use crate::error::Error;
+use crate::host;
+use crate::kernel::outside::{HostCall, WindowCall, machine_call};
+use crate::kernel::signal::STOP_SIGNALS;
 use crate::kernel::syscall::marshal;
 use crate::layout::Layout;
 
@@ -29,20 +35,15 @@ pub const DONE: u64 = 0;
 /// RAX after a request block that is not where it may be.
 pub const BAD_BLOCK: u64 = 1;
 
-/// System calls that may sleep until a signal comes: read, poll, select, nanosleep, connect, accept,
-/// recvfrom, recvmsg, flock, clock_nanosleep, epoll_wait, pselect6, ppoll, epoll_pwait, accept4.
-const SLEEPERS: [i64; 15] = [
-    0, 7, 23, 35, 42, 43, 45, 47, 73, 230, 232, 270, 271, 281, 288,
-];
-
 /// The executor of proxied system calls.
 pub struct HostCalls {
     mem: Arc<MemCtl>,
     layout: Layout,
     /// The bounce area as the host sees it: contiguous, as DRAM is.
     bounce: Option<NonNull<u8>>,
-    /// Where host signals for the guest are reported.
-    signals: Option<Notifier>,
+    bounce_len: usize,
+    /// What ends a call that sleeps.
+    doorbell: Arc<Doorbell>,
     /// Calls executed.
     pub executed: u64,
     /// Calls refused by the table.
@@ -50,14 +51,15 @@ pub struct HostCalls {
 }
 
 impl HostCalls {
-    /// Calls on the bounce area of `layout`.
+    /// Calls on the bounce area of vCPU `cpu`.
     ///
     /// # Errors
     /// The area does not lie in DRAM.
-    pub fn new(mem: Arc<MemCtl>, layout: Layout) -> Result<Self, MemError> {
-        let len = layout.bounce_len;
+    pub fn new(mem: Arc<MemCtl>, layout: Layout, cpu: usize) -> Result<Self, MemError> {
+        let port = layout.port(cpu);
+        let len = port.bounce_len;
         let mut bounce = None;
-        if let Some(start) = layout.shared_spa(layout.bounce_gpa(), len) {
+        if let Some(start) = layout.shared_spa(port.bounce, len) {
             for offset in (0..len).step_by(PAGE_SIZE as usize) {
                 // Each page, so that a sparse dump knows that the host may write there.
                 let page = mem.host_page(Domain::Shared, start.plus(offset), true)?;
@@ -68,29 +70,37 @@ impl HostCalls {
             mem,
             layout,
             bounce,
-            signals: None,
+            bounce_len: len as usize,
+            doorbell: Arc::default(),
             executed: 0,
             refused: 0,
         })
     }
 
-    /// From now on a call that may sleep is not begun while a signal waits here.
-    pub fn interrupted_by(&mut self, signals: Notifier) {
-        self.signals = Some(signals);
+    /// From now on this ends calls that sleep.
+    pub(crate) fn interrupted_by(&mut self, doorbell: Arc<Doorbell>) {
+        self.doorbell = doorbell;
     }
 
-    fn interrupted(&self, nr: i64) -> bool {
-        let waiting = |n: &Notifier| n.word().load(Ordering::Acquire) != 0;
-        SLEEPERS.contains(&nr) && self.signals.as_ref().is_some_and(waiting)
+    /// The vCPU's doorbell.
+    pub(crate) fn doorbell(&self) -> &Doorbell {
+        &self.doorbell
     }
 
-    /// Executes the request block at `gpa`; returns the hypercall's RAX.
-    ///
-    /// # Errors
-    /// Shared memory can't be reached.
-    pub fn execute(&mut self, gpa: Gpa) -> Result<u64, MemError> {
+    /// The first bytes of the bounce area.
+    pub(super) fn bounced(&self, out: &mut [u8]) {
+        if let Some(area) = self.bounce {
+            let n = out.len().min(self.bounce_len);
+            // SAFETY: as in `call`.
+            let bounce = unsafe { std::slice::from_raw_parts(area.as_ptr(), n) };
+            out[..n].copy_from_slice(bounce);
+        }
+    }
+
+    /// The request block at `gpa`, and where it is; `None` if it is not where it may be.
+    fn request(&self, gpa: Gpa) -> Result<Option<(Spa, HostCall)>, MemError> {
         let Some(at) = self.layout.shared_spa(gpa, BLOCK) else {
-            return Ok(BAD_BLOCK);
+            return Ok(None);
         };
         let mut block = [0u64; 7];
         self.mem.read(Domain::Shared, at, block.as_mut_bytes())?;
@@ -99,19 +109,16 @@ impl HostCalls {
             nr: nr as i64,
             args,
         };
-        let result = self.call(&call);
-        self.mem
-            .write(Domain::Shared, at.plus(RESULT), &result.to_le_bytes())?;
-        Ok(DONE)
+        Ok(Some((at, call)))
     }
 
-    fn call(&mut self, call: &HostCall) -> i64 {
+    fn call(&mut self, request: &AtomicU32, call: &HostCall) -> i64 {
         let Some(area) = self.bounce else {
             return -i64::from(libc::ENOMEM);
         };
-        let len = self.layout.bounce_len as usize;
+        let len = self.bounce_len;
         // SAFETY: the area is `len` bytes of the DRAM mapping, contiguous as system physical memory
-        // is, alive as long as `self.mem`; the guest does not run meanwhile, and no other reference
+        // is, alive as long as `self.mem`; its vCPU does not run meanwhile, and no other reference
         // into DRAM exists (the memory controller works with raw pointers).
         let bounce = unsafe { std::slice::from_raw_parts_mut(area.as_ptr(), len) };
         let host = match marshal::check(call, bounce) {
@@ -121,11 +128,18 @@ impl HostCalls {
                 return errno.ret();
             }
         };
-        if self.interrupted(call.nr) {
-            return -i64::from(libc::EINTR);
-        }
         self.executed += 1;
         let a = &host.args;
+        if sleeps(call.nr) {
+            // SAFETY: as below.
+            let ret = self
+                .doorbell
+                .asleep(|| unsafe { interruptible(request, call.nr, a) });
+            if ret >= 0 {
+                host.complete(bounce);
+            }
+            return ret;
+        }
         // SAFETY: the table admitted the call and its arguments: pointers are null, or lie inside
         // the bounce area (or `host`) for as many bytes as the host kernel may touch, and none of the
         // admitted calls changes this process's memory map or control flow.
@@ -137,4 +151,217 @@ impl HostCalls {
         host.complete(bounce);
         ret
     }
+}
+
+/// Whether a system call may sleep until something happens elsewhere, so that a signal must be able to
+/// end it.
+pub fn sleeps(nr: i64) -> bool {
+    // read, write, open, poll, pread64, pwrite64, readv, writev, select, nanosleep, sendfile, connect, accept,
+    // sendto, recvfrom, sendmsg, recvmsg, wait4, fcntl, flock, futex, semop, msgsnd, msgrcv, clock_nanosleep,
+    // epoll_wait, waitid, openat, pselect6, ppoll, splice, tee, epoll_pwait, accept4, preadv, pwritev, recvmmsg,
+    // sendmmsg, copy_file_range, epoll_pwait2, semtimedop
+    matches!(
+        nr,
+        0 | 1
+            | 2
+            | 7
+            | 17..=20
+            | 23
+            | 35
+            | 40
+            | 42..=47
+            | 61
+            | 65
+            | 69
+            | 70
+            | 72
+            | 73
+            | 202
+            | 220
+            | 230
+            | 232
+            | 247
+            | 257
+            | 270
+            | 271
+            | 275
+            | 276
+            | 281
+            | 288
+            | 295
+            | 296
+            | 299
+            | 307
+            | 326
+            | 437
+            | 441
+    )
+}
+
+/// Whether a call that may sleep will not: the descriptor that it reads or writes is ready, or is a file.
+/// In turns a vCPU keeps its turn then.
+fn ready(call: &HostCall) -> bool {
+    let events = match call.nr {
+        0 | 17 | 19 | 43 | 45 | 47 | 288 | 295 => libc::POLLIN,
+        1 | 18 | 20 | 44 | 46 | 296 => libc::POLLOUT,
+        2 | 72 | 73 | 257 | 437 => return true,
+        _ => return false,
+    };
+    let mut poll = libc::pollfd {
+        fd: call.args[0] as i32,
+        events,
+        revents: 0,
+    };
+    // SAFETY: one live entry.
+    unsafe { libc::poll(&raw mut poll, 1, 0) != 0 }
+}
+
+impl Hypervisor {
+    /// Answers the hypercall whose request block is at `gpa`; returns its RAX.
+    ///
+    /// # Errors
+    /// Shared memory can't be reached, or the guest can't go on.
+    pub(super) fn hypercall(&mut self, vcpu: &mut Vcpu, gpa: Gpa) -> Result<u64, Error> {
+        let Some((at, call)) = self.calls.request(gpa)? else {
+            return Ok(BAD_BLOCK);
+        };
+        let result = if call.nr < 0 {
+            self.machine_call(vcpu, &call)?
+        } else {
+            if sleeps(call.nr) && !ready(&call) {
+                vcpu.give_turn();
+            }
+            self.calls.call(&vcpu.state.exit_request, &call)
+        };
+        self.mem
+            .write(Domain::Shared, at.plus(RESULT), &result.to_le_bytes())?;
+        Ok(DONE)
+    }
+
+    /// What a guest asks of the machine itself.
+    fn machine_call(&mut self, vcpu: &mut Vcpu, call: &HostCall) -> Result<i64, Error> {
+        let a = call.args;
+        Ok(match call.nr {
+            machine_call::IDLE => {
+                let until = Deadline::decode([a[1], a[2]]);
+                let bell = self.calls.doorbell();
+                bell.halt(true);
+                vcpu.give_turn();
+                let rung = bell.wait(&vcpu.state.exit_request, a[0] as u32, until);
+                vcpu.join_queue();
+                bell.halt(false);
+                i64::from(rung)
+            }
+            machine_call::START => {
+                let Some(board) = self.board.clone() else {
+                    return Ok(-i64::from(libc::EAGAIN));
+                };
+                let cpu = a[0] as usize;
+                let start = match self.mode {
+                    SevMode::Off | SevMode::Sev => {
+                        let mut image = Box::new(Vmsa::new_zeroed());
+                        self.calls.bounced(image.as_mut_bytes());
+                        Start::Registers(image)
+                    }
+                    SevMode::Es => match self.layout.spa(Gpa(a[1])) {
+                        Some(spa) => Start::SaveArea(spa),
+                        None => return Ok(-i64::from(libc::EINVAL)),
+                    },
+                    SevMode::Snp => match self.take_created(a[0] as u32) {
+                        Some(spa) => Start::SaveArea(spa),
+                        None => return Ok(-i64::from(libc::EINVAL)),
+                    },
+                };
+                board.start(vcpu, cpu, start)
+            }
+            machine_call::FORK => match self.board.clone() {
+                Some(board) => self.fork(&*board, vcpu, a[0] != 0),
+                None => -i64::from(libc::EAGAIN),
+            },
+            machine_call::FUTEX => self.futex(vcpu, a),
+            machine_call::BLOCK => host::block(a[0] & STOP_SIGNALS),
+            machine_call::ACTION => host::action(a[0] as i32, a[1], a[2]),
+            machine_call::STOP => host::stop(a[0] as i32),
+            machine_call::VFORK_WAIT => {
+                vcpu.give_turn();
+                self.vfork_wait()
+            }
+            machine_call::VFORK_GIVE => self.vfork_give(a[0]),
+            machine_call::VFORK_DONE => {
+                self.clone_pipe = None;
+                0
+            }
+            _ => match WindowCall::decode(call) {
+                Some(call) => self.window_call(vcpu, &call)?,
+                None => -i64::from(libc::ENOSYS),
+            },
+        })
+    }
+}
+
+/// Commands of futex(2) whose fourth argument is a time limit: WAIT, LOCK_PI, WAIT_BITSET, LOCK_PI2.
+const FUTEX_TIMED: [u64; 4] = [0, 6, 9, 13];
+/// Commands of futex(2) with a second word: REQUEUE, CMP_REQUEUE, WAKE_OP.
+const FUTEX_SECOND: [u64; 3] = [3, 4, 5];
+/// `FUTEX_CLOCK_REALTIME`.
+const FUTEX_CLOCK: u64 = 256;
+
+impl Hypervisor {
+    /// futex(2) on words of the file window, which other processes may map too.
+    fn futex(&self, vcpu: &Vcpu, a: [u64; 6]) -> i64 {
+        let word = |gpa: u64| {
+            let found = window::host_ptr(&self.mem, &self.layout, Gpa(gpa), 4);
+            found.filter(|_| gpa.is_multiple_of(4))
+        };
+        let invalid = -i64::from(libc::EINVAL);
+        let command = a[1] & 127;
+        let Some(first) = word(a[0]) else {
+            return invalid;
+        };
+        let mut args = [
+            first.as_ptr() as u64,
+            command | a[1] & FUTEX_CLOCK,
+            a[2],
+            a[3],
+            0,
+            a[5],
+        ];
+        let timed = FUTEX_TIMED.contains(&command);
+        let mut time = [0u64; 2];
+        if FUTEX_SECOND.contains(&command) {
+            let Some(second) = word(a[4]) else {
+                return invalid;
+            };
+            args[4] = second.as_ptr() as u64;
+        } else if timed && a[3] == 0 {
+            self.calls.bounced(time.as_mut_bytes());
+            args[3] = time.as_ptr() as u64;
+        } else {
+            args[3] = 0;
+        }
+        if timed {
+            vcpu.give_turn();
+        }
+        let request = &vcpu.state.exit_request;
+        let bell = self.calls.doorbell();
+        // SAFETY: the words lie in the window, the time here; the commands touch nothing else.
+        bell.asleep(|| unsafe { interruptible(request, libc::SYS_futex, &args) })
+    }
+}
+
+/// What a new vCPU starts from.
+pub enum Start {
+    /// These registers, which the hypervisor may know.
+    Registers(Box<Vmsa>),
+    /// The encrypted save area at this address.
+    SaveArea(Spa),
+}
+
+/// What concerns the machine as a whole: other vCPUs, and its clones.
+pub trait Board: Send + Sync {
+    /// Starts vCPU `cpu` on a host thread of its own; its host thread id, or `-errno`.
+    fn start(self: Arc<Self>, vcpu: &Vcpu, cpu: usize, start: Start) -> i64;
+    /// Clones the machine: 0 in the clone, its host process id in the original, or `-errno`. No other
+    /// vCPU runs guest code meanwhile, and none exists in the clone.
+    fn fork(&self, vcpu: &mut Vcpu, cpu: usize) -> i64;
 }

@@ -7,10 +7,13 @@ pub mod cpuid;
 mod ghcb;
 pub mod hostcall;
 pub mod npt;
+mod vfork;
+pub mod window;
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::mem::offset_of;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sevlab_arch::exit::ExitCode;
 use sevlab_arch::rmp::{NpfError, RmpStatus, RmpUpdate};
@@ -40,6 +43,16 @@ pub struct Exits {
 }
 
 impl Exits {
+    /// Adds another vCPU's.
+    pub fn add(&mut self, other: &Self) {
+        for (code, n) in &other.codes {
+            *self.codes.entry(*code).or_default() += n;
+        }
+        for (code, n) in &other.events {
+            *self.events.entry(*code).or_default() += n;
+        }
+    }
+
     /// All exits.
     #[must_use]
     pub fn total(&self) -> u64 {
@@ -47,8 +60,8 @@ impl Exits {
     }
 }
 
-/// The hypervisor of one guest.
-pub struct Hypervisor {
+/// A guest's memory as the hypervisor manages it, for all its vCPUs.
+pub struct GuestMemory {
     mem: Arc<MemCtl>,
     layout: Layout,
     mode: SevMode,
@@ -58,16 +71,34 @@ pub struct Hypervisor {
     /// SNP: which 2 MiB regions of private memory have been given to the guest. The others are, when it
     /// first asks for them.
     given: Vec<bool>,
-    cpuid: Arc<CpuModel>,
+}
+
+/// The hypervisor's side of one vCPU.
+pub struct Hypervisor {
+    mem: Arc<MemCtl>,
+    layout: Layout,
+    mode: SevMode,
+    cpu: usize,
+    vmcb: Spa,
+    memory: Arc<Mutex<GuestMemory>>,
+    pub(crate) cpuid: Arc<CpuModel>,
     ghcb: GhcbState,
+    /// To or from the other side of a vfork.
+    clone_pipe: Option<File>,
+    /// The fault that was met last and needed nothing, and how often in a row.
+    spurious: (Gpa, u32),
+    /// SNP: save areas of vCPUs that the guest has created, by APIC id.
+    created: BTreeMap<u32, Spa>,
     /// Proxied system calls.
     pub calls: HostCalls,
+    /// The rest of the machine, where there is one.
+    pub board: Option<Arc<dyn hostcall::Board>>,
     /// What happened so far.
     pub exits: Exits,
 }
 
 impl Hypervisor {
-    /// A hypervisor whose guest's memory is mapped whole.
+    /// The hypervisor's side of the first vCPU of a guest, whose memory is mapped whole.
     ///
     /// # Errors
     /// [`Error::Npt`].
@@ -85,18 +116,75 @@ impl Hypervisor {
             SevMode::Snp => layout.memory / LARGE_PAGE,
             _ => 0,
         };
-        Ok(Self {
-            given: vec![false; regions as usize],
-            calls: HostCalls::new(Arc::clone(&mem), layout.clone())?,
-            ghcb: GhcbState::new(mode),
-            exits: Exits::default(),
+        let memory = GuestMemory {
             mem,
             layout,
             mode,
             asid,
             npt,
+            given: vec![false; regions as usize],
+        };
+        Self::for_cpu(Arc::new(Mutex::new(memory)), cpuid, 0)
+    }
+
+    /// The hypervisor's side of vCPU `cpu`.
+    ///
+    /// # Errors
+    /// The vCPU's bounce area does not lie in DRAM.
+    pub fn for_cpu(
+        memory: Arc<Mutex<GuestMemory>>,
+        cpuid: Arc<CpuModel>,
+        cpu: usize,
+    ) -> Result<Self, Error> {
+        let (mem, layout, mode) = {
+            let m = lock(&memory);
+            (Arc::clone(&m.mem), m.layout.clone(), m.mode)
+        };
+        Ok(Self {
+            calls: HostCalls::new(Arc::clone(&mem), layout.clone(), cpu)?,
+            ghcb: GhcbState::new(mode, layout.port(cpu).ghcb),
+            exits: Exits::default(),
+            vmcb: layout.vmcb_of(cpu),
+            cpu,
+            mem,
+            layout,
+            mode,
+            memory,
             cpuid,
+            board: None,
+            clone_pipe: None,
+            spurious: (Gpa(0), 0),
+            created: BTreeMap::new(),
         })
+    }
+
+    /// The vCPU's VMCB.
+    #[must_use]
+    pub fn vmcb(&self) -> Spa {
+        self.vmcb
+    }
+
+    /// The part of the shared window that belongs to vCPU `cpu`.
+    #[must_use]
+    pub fn port(&self, cpu: usize) -> crate::layout::Port {
+        self.layout.port(cpu)
+    }
+
+    /// The guest's memory.
+    #[must_use]
+    pub fn memory(&self) -> MutexGuard<'_, GuestMemory> {
+        lock(&self.memory)
+    }
+
+    /// The same, to share.
+    #[must_use]
+    pub fn shared_memory(&self) -> Arc<Mutex<GuestMemory>> {
+        Arc::clone(&self.memory)
+    }
+
+    /// SNP: the save area that the guest has created for `cpu`.
+    pub(crate) fn take_created(&mut self, cpu: u32) -> Option<Spa> {
+        self.created.remove(&cpu)
     }
 
     /// Answers the exit that the VMCB reports. `vcpu` holds what VMRUN does not switch.
@@ -107,11 +195,11 @@ impl Hypervisor {
         let code = ExitCode(self.control(offset_of!(Control, exit_code))?);
         self.count(code);
         match code {
-            ExitCode::VMGEXIT if self.mode.encrypted_state() => self.vmgexit(),
+            ExitCode::VMGEXIT if self.mode.encrypted_state() => self.vmgexit(vcpu),
             ExitCode::NPF => {
                 let error = self.control(offset_of!(Control, exit_info1))?;
                 let gpa = Gpa(self.control(offset_of!(Control, exit_info2))?);
-                self.nested_fault(gpa, error)
+                self.nested_fault(vcpu, gpa, error)
             }
             ExitCode::VMMCALL if !self.mode.encrypted_state() => self.vmmcall(vcpu),
             ExitCode::CPUID if !self.mode.encrypted_state() => self.cpuid(vcpu),
@@ -130,17 +218,17 @@ impl Hypervisor {
     // ---- the VMCB ----
 
     fn control(&self, offset: usize) -> Result<u64, Error> {
-        let at = self.layout.vmcb().plus(offset as u64);
+        let at = self.vmcb.plus(offset as u64);
         Ok(self.mem.read_u64(Domain::Shared, at)?)
     }
 
     fn set_control(&self, offset: usize, value: u64) -> Result<(), Error> {
-        let at = self.layout.vmcb().plus(offset as u64);
+        let at = self.vmcb.plus(offset as u64);
         Ok(self.mem.write_u64(Domain::Shared, at, value)?)
     }
 
     fn save(&self, offset: usize) -> Spa {
-        self.layout.vmcb().plus(SAVE + offset as u64)
+        self.vmcb.plus(SAVE + offset as u64)
     }
 
     fn rax(&self) -> Result<u64, Error> {
@@ -162,10 +250,7 @@ impl Hypervisor {
 
     /// Has the next entry forget cached nested translations.
     fn flush_guest(&self) -> Result<(), Error> {
-        let at = self
-            .layout
-            .vmcb()
-            .plus(offset_of!(Control, tlb_control) as u64);
+        let at = self.vmcb.plus(offset_of!(Control, tlb_control) as u64);
         Ok(self
             .mem
             .write(Domain::Shared, at, &[Control::TLB_FLUSH_ASID])?)
@@ -176,10 +261,7 @@ impl Hypervisor {
     /// # Errors
     /// [`Error::Memory`].
     pub fn entered(&self) -> Result<(), Error> {
-        let at = self
-            .layout
-            .vmcb()
-            .plus(offset_of!(Control, tlb_control) as u64);
+        let at = self.vmcb.plus(offset_of!(Control, tlb_control) as u64);
         let mut now = [0];
         self.mem.read(Domain::Shared, at, &mut now)?;
         if now[0] != Control::TLB_NOTHING {
@@ -194,7 +276,7 @@ impl Hypervisor {
     fn vmmcall(&mut self, vcpu: &mut Vcpu) -> Result<(), Error> {
         let rax = self.rax()?;
         let result = if rax == hostcall::NUMBER {
-            self.calls.execute(Gpa(vcpu.state.gpr[gpr::RBX as usize]))?
+            self.hypercall(vcpu, Gpa(vcpu.state.gpr[gpr::RBX as usize]))?
         } else {
             u64::MAX
         };
@@ -226,17 +308,61 @@ impl Hypervisor {
 
     // ---- nested page faults and page states ----
 
-    fn nested_fault(&mut self, gpa: Gpa, error: u64) -> Result<(), Error> {
-        let unresolved = Error::NestedFault { gpa, error };
+    fn nested_fault(&mut self, vcpu: &mut Vcpu, gpa: Gpa, error: u64) -> Result<(), Error> {
+        let resolved = self.memory().resolve(gpa, error)?;
+        match resolved {
+            Resolved::Given => {}
+            Resolved::Changed => self.changed(vcpu)?,
+            Resolved::Nothing => {
+                // Another vCPU may have had the same fault, and this one an older view.
+                let (last, times) = self.spurious;
+                let times = if last == gpa { times + 1 } else { 1 };
+                self.spurious = (gpa, times);
+                if times > SPURIOUS || vcpu.cluster().vcpus() == 1 {
+                    return Err(Error::NestedFault { gpa, error });
+                }
+                return self.flush_guest();
+            }
+        }
+        self.spurious = (Gpa(0), 0);
+        Ok(())
+    }
+
+    /// Nested tables or RMP have changed: no vCPU goes on with what it remembers of them.
+    fn changed(&self, vcpu: &mut Vcpu) -> Result<(), Error> {
+        vcpu.flush_nested_elsewhere();
+        self.flush_guest()
+    }
+}
+
+/// What a nested fault needed.
+enum Resolved {
+    /// A region that the guest did not have: now it has it.
+    Given,
+    /// Another size of page.
+    Changed,
+    /// Nothing that could be done.
+    Nothing,
+}
+
+/// A guest may meet a fault that another vCPU's fault has resolved so often in a row.
+const SPURIOUS: u32 = 8;
+
+fn lock(memory: &Mutex<GuestMemory>) -> MutexGuard<'_, GuestMemory> {
+    memory.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl GuestMemory {
+    fn resolve(&mut self, gpa: Gpa, error: u64) -> Result<Resolved, Error> {
         let bits = NpfError::from_bits_retain(error);
         if self.mode != SevMode::Snp || !bits.contains(NpfError::RMP) {
-            return Err(unresolved);
+            return Err(Error::NestedFault { gpa, error });
         }
         let Some((spa, leaf)) = self.npt.lookup(gpa)? else {
-            return Err(unresolved);
+            return Err(Error::NestedFault { gpa, error });
         };
         if bits.contains(NpfError::ENC) && self.give_region(gpa)? {
-            return Ok(());
+            return Ok(Resolved::Given);
         }
         let entry = self.mem.rmp().lookup(spa);
         let large = entry.is_some_and(|e| e.assigned() && e.is_2m());
@@ -247,9 +373,9 @@ impl Hypervisor {
             (false, PageSize::Size2M) if bits.contains(NpfError::ENC) => {
                 self.npt.split(gpa)?;
             }
-            _ => return Err(unresolved),
+            _ => return Ok(Resolved::Nothing),
         }
-        self.flush_guest()
+        Ok(Resolved::Changed)
     }
 
     /// Splits the 2 MiB page around `gpa` in the RMP and in the nested tables.

@@ -136,6 +136,15 @@ impl Npt {
         Ok(())
     }
 
+    /// Makes the 2 MiB around `gpa` not present.
+    ///
+    /// # Errors
+    /// [`NptError`].
+    pub fn unmap_large(&mut self, gpa: Gpa) -> Result<(), NptError> {
+        let slot = self.descend(gpa, 2)?;
+        self.store(slot, 0)
+    }
+
     /// Makes `gpa`'s leaf a small one. True if it was large before.
     ///
     /// # Errors

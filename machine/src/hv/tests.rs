@@ -105,6 +105,7 @@ fn random_msr_values_are_answered() {
 #[test]
 fn request_blocks_must_be_shared() {
     let mut hv = hypervisor(SevMode::Es);
+    let mut vcpu = vcpu(&hv);
     let window = hv.layout.shared_window();
     for gpa in [
         0,
@@ -114,10 +115,10 @@ fn request_blocks_must_be_shared() {
         window.end.0,
         u64::MAX - 8,
     ] {
-        let rax = hv.calls.execute(Gpa(gpa)).expect("memory");
+        let rax = hv.hypercall(&mut vcpu, Gpa(gpa)).expect("memory");
         assert_eq!(rax, hostcall::BAD_BLOCK, "{gpa:#x}");
     }
-    let call = |hv: &mut Hypervisor, nr: i64, args: [u64; 6]| {
+    let mut call = |hv: &mut Hypervisor, nr: i64, args: [u64; 6]| {
         let at = hv.layout.request_gpa();
         let mut block = [0u64; 8];
         block[0] = nr as u64;
@@ -126,7 +127,7 @@ fn request_blocks_must_be_shared() {
         hv.mem
             .write(Domain::Shared, spa, block.as_bytes())
             .expect("memory");
-        assert_eq!(hv.calls.execute(at).expect("memory"), hostcall::DONE);
+        assert_eq!(hv.hypercall(&mut vcpu, at).expect("memory"), hostcall::DONE);
         hv.mem
             .read_u64(Domain::Shared, spa.plus(hostcall::RESULT))
             .expect("memory") as i64
@@ -172,21 +173,24 @@ fn exits_that_nothing_can_answer_end_the_guest() {
 
 #[test]
 fn page_states_change_and_come_back() {
-    let mut hv = hypervisor(SevMode::Snp);
+    let hv = hypervisor(SevMode::Snp);
     let gpa = Gpa(0x20_3000);
-    hv.assign(Gpa(0x20_0000), PageSize::Size2M, true, false)
+    hv.memory()
+        .assign(Gpa(0x20_0000), PageSize::Size2M, true, false)
         .expect("RMPUPDATE");
     let spa = hv.layout.spa(gpa).expect("memory");
     let entry = |hv: &Hypervisor| hv.mem.rmp().lookup(spa).expect("an entry");
     assert!(entry(&hv).is_2m());
-    hv.assign(gpa, PageSize::Size4K, false, false)
+    hv.memory()
+        .assign(gpa, PageSize::Size4K, false, false)
         .expect("RMPUPDATE");
     assert!(!entry(&hv).assigned());
     assert_eq!(
-        hv.npt.lookup(gpa).expect("tables").map(|l| l.1),
+        hv.memory().npt.lookup(gpa).expect("tables").map(|l| l.1),
         Some(PageSize::Size4K)
     );
-    hv.assign(gpa, PageSize::Size4K, true, false)
+    hv.memory()
+        .assign(gpa, PageSize::Size4K, true, false)
         .expect("RMPUPDATE");
     let e = entry(&hv);
     assert!(e.assigned() && !e.is_2m() && !e.validated());

@@ -65,22 +65,37 @@ fn field<const N: usize>(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(v)
 }
 
-/// Reads the headers of a program file called `file`.
+/// Reads the headers of a program file called `file`, all of which is `bytes`.
 ///
 /// # Errors
 /// The file is truncated, not ELF64 for x86-64, or its headers contradict each other.
 pub fn parse(file: &str, bytes: &[u8]) -> Result<Elf, ElfError> {
+    let mut read = |at, len| part(bytes, at, len).map(<[u8]>::to_vec);
+    parse_with(file, bytes.len() as u64, &mut read)
+}
+
+/// Reads the headers of a program file called `file` of `size` bytes. `read` gives the bytes at an offset,
+/// exactly so many, or nothing.
+///
+/// # Errors
+/// As [`parse`].
+pub fn parse_with(
+    file: &str,
+    size: u64,
+    read: &mut dyn FnMut(u64, u64) -> Option<Vec<u8>>,
+) -> Result<Elf, ElfError> {
     let bad = |field, what: String| ElfError {
         file: file.to_owned(),
         field,
         what,
     };
-    if bytes.len() < HEADER {
+    let Some(bytes) = read(0, HEADER as u64) else {
         return Err(bad(
             "e_ident",
-            format!("file of {} bytes is too short for a header", bytes.len()),
+            format!("file of {size} bytes is too short for a header"),
         ));
-    }
+    };
+    let bytes = &bytes[..];
     if bytes[..4] != *b"\x7fELF" {
         return Err(bad("e_ident", "no ELF magic".into()));
     }
@@ -113,15 +128,12 @@ pub fn parse(file: &str, bytes: &[u8]) -> Result<Elf, ElfError> {
     if phnum == 0 || phnum > 1024 {
         return Err(bad("e_phnum", format!("{phnum} program headers")));
     }
-    let table = usize::try_from(phoff)
-        .ok()
-        .and_then(|at| bytes.get(at..at.checked_add(phnum as usize * PHENT)?))
-        .ok_or_else(|| {
-            bad(
-                "e_phoff",
-                format!("{phnum} program headers at {phoff:#x} leave the file"),
-            )
-        })?;
+    let table = read(phoff, phnum * PHENT as u64).ok_or_else(|| {
+        bad(
+            "e_phoff",
+            format!("{phnum} program headers at {phoff:#x} leave the file"),
+        )
+    })?;
     let mut elf = Elf {
         relocatable,
         entry,
@@ -135,16 +147,19 @@ pub fn parse(file: &str, bytes: &[u8]) -> Result<Elf, ElfError> {
     for ph in table.chunks_exact(PHENT) {
         let flags = field::<4>(ph, 4) as u8;
         match field::<4>(ph, 0) as u32 {
-            PT_LOAD => load(&mut elf, ph, bytes.len() as u64).map_err(|(f, w)| bad(f, w))?,
+            PT_LOAD => load(&mut elf, ph, size).map_err(|(f, w)| bad(f, w))?,
             PT_INTERP => {
                 let at = (field::<8>(ph, 8), field::<8>(ph, 32));
-                let text = part(bytes, at.0, at.1)
-                    .filter(|t| (2..=4096).contains(&t.len()))
-                    .and_then(|t| t.split_last())
-                    .filter(|(nul, path)| **nul == 0 && !path.contains(&0))
-                    .and_then(|(_, path)| core::str::from_utf8(path).ok())
+                let text = Some(at.1)
+                    .filter(|len| (2..=4096).contains(len))
+                    .and_then(|len| read(at.0, len))
+                    .filter(|t| t.iter().position(|b| *b == 0) == Some(t.len() - 1))
+                    .and_then(|mut t| {
+                        t.pop();
+                        String::from_utf8(t).ok()
+                    })
                     .ok_or_else(|| bad("PT_INTERP", format!("no path at {:#x}", at.0)))?;
-                elf.interpreter = Some(text.to_owned());
+                elf.interpreter = Some(text);
             }
             PT_PHDR => elf.phdr = field::<8>(ph, 16),
             PT_GNU_STACK => elf.exec_stack = flags & 1 != 0,

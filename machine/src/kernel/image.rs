@@ -9,13 +9,17 @@ use std::fs;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use sevlab_arch::{Gpa, PAGE_SIZE, Va};
 
 use super::Kernel;
 use super::elf::{self, Elf, ElfError};
 use super::error::{Errno, Error};
-use super::mm::{AddressSpace, Backing, Hw, MMAP_MIN, MMAP_TOP, Prot, USER_END, Vma, write_run};
+use super::mm::{
+    AddressSpace, Backing, File, Hw, MMAP_MIN, MMAP_TOP, Prot, USER_END, Vma, write_run,
+};
+use super::outside::WindowCall;
 use super::sigframe::FRAME_MAX;
 use super::stack::{self, Start, at};
 
@@ -36,6 +40,8 @@ pub struct ImageConfig {
     /// Guest-physical memory that the kernel may use; GHCB, bounce area, secrets and CPUID pages lie
     /// outside.
     pub memory: Range<Gpa>,
+    /// Guest-physical addresses of the file window; empty if there is none.
+    pub window: Range<Gpa>,
     /// Position of the C-bit; `None` if guest memory is not encrypted.
     pub c_bit: Option<u32>,
     /// Soft limit of the stack, bytes.
@@ -57,6 +63,7 @@ impl ImageConfig {
             argv,
             envp: Vec::new(),
             memory,
+            window: Gpa(0)..Gpa(0),
             c_bit: None,
             stack_limit: 8 << 20,
             random: [0; 16],
@@ -130,15 +137,121 @@ impl Hw for Pages {
     fn pread(&mut self, _: i32, _: u64, _: &mut [u8]) -> Result<Result<usize, Errno>, Error> {
         Ok(Err(Errno::EBADF))
     }
-    fn pwrite(&mut self, _: i32, _: u64, _: &[u8]) -> Result<Result<(), Errno>, Error> {
-        Ok(Err(Errno::EBADF))
-    }
     fn file_size(&mut self, _: i32) -> Result<u64, Error> {
         Ok(0)
     }
     fn close(&mut self, _: i32) -> Result<(), Error> {
         Ok(())
     }
+    fn window(&mut self, _: &WindowCall) -> Result<Result<u64, Errno>, Error> {
+        Ok(Err(Errno::ENODEV))
+    }
+}
+
+/// What all programs of a machine start with alike.
+#[derive(Clone, Debug)]
+pub struct Template {
+    /// Bytes of guest memory, for messages.
+    have: u64,
+    random: [u8; 16],
+    hwcap: u32,
+    hwcap2: u32,
+}
+
+impl Template {
+    /// Sets `AT_RANDOM` of the next program.
+    pub fn set_random(&mut self, random: [u8; 16]) {
+        self.random = random;
+    }
+}
+
+/// Where a program file's bytes come from.
+pub enum Source {
+    /// They are here.
+    Bytes(Vec<u8>),
+    /// A file that the guest kernel has open.
+    File {
+        /// It.
+        file: Arc<File>,
+        /// Its size in bytes.
+        size: u64,
+    },
+}
+
+impl Source {
+    /// Closes the file, if nothing else uses it.
+    fn close(self, hw: &mut dyn Hw) -> Result<(), Error> {
+        match self {
+            Self::File { file, .. } => match Arc::try_unwrap(file) {
+                Ok(file) => hw.close(file.fd),
+                Err(_) => Ok(()),
+            },
+            Self::Bytes(_) => Ok(()),
+        }
+    }
+
+    fn size(&self) -> u64 {
+        match self {
+            Self::Bytes(bytes) => bytes.len() as u64,
+            Self::File { size, .. } => *size,
+        }
+    }
+
+    /// Exactly `len` bytes at `at`, or nothing.
+    fn read(&self, hw: &mut dyn Hw, at: u64, len: u64) -> Result<Option<Vec<u8>>, Error> {
+        if at.checked_add(len).is_none_or(|end| end > self.size()) {
+            return Ok(None);
+        }
+        Ok(match self {
+            Self::Bytes(bytes) => bytes
+                .get(at as usize..(at + len) as usize)
+                .map(<[u8]>::to_vec),
+            Self::File { file, .. } => {
+                let mut out = vec![0; len as usize];
+                let got = hw.pread(file.fd, at, &mut out)?;
+                (got == Ok(out.len())).then_some(out)
+            }
+        })
+    }
+
+    fn parse(&self, hw: &mut dyn Hw, path: &Path) -> Result<Elf, Error> {
+        let mut failed = None;
+        let mut read = |at, len| match self.read(hw, at, len) {
+            Ok(bytes) => bytes,
+            Err(e) => {
+                failed = Some(e);
+                None
+            }
+        };
+        let elf = elf::parse_with(&path.to_string_lossy(), self.size(), &mut read);
+        match failed {
+            Some(e) => Err(e),
+            None => Ok(elf?),
+        }
+    }
+}
+
+/// How files are opened by whoever loads a program.
+pub type Open<'a> = dyn FnMut(&mut dyn Hw, &Path) -> Result<Source, Error> + 'a;
+
+/// A program with all that it needs to start, found and checked; nothing is loaded yet.
+pub struct Program {
+    /// Path of the program file: of the interpreter, for a script.
+    pub exe: PathBuf,
+    /// Its arguments.
+    pub argv: Vec<Vec<u8>>,
+    elf: (Elf, Source),
+    interpreter: Option<(PathBuf, Elf, Source)>,
+}
+
+/// A program in memory.
+pub struct Loaded {
+    /// Initial RIP.
+    pub rip: u64,
+    /// Initial RSP.
+    pub rsp: u64,
+    /// The auxiliary vector as it lies in memory.
+    pub auxv: Vec<u8>,
 }
 
 /// Lays out a process guest.
@@ -146,117 +259,30 @@ impl Hw for Pages {
 /// # Errors
 /// A file can't be read, is no program, or the memory is too small.
 pub fn build(config: &ImageConfig) -> Result<Image, Error> {
-    let (exe, argv, bytes) = resolve_script(config)?;
-    let program = elf::parse(&exe.to_string_lossy(), &bytes)?;
     let have = config.memory.end.0.saturating_sub(config.memory.start.0);
     let c_mask = config.c_bit.map_or(0, |bit| 1u64 << bit.min(51));
+    let template = Template {
+        have,
+        random: config.random,
+        hwcap: config.hwcap,
+        hwcap2: config.hwcap2,
+    };
     let mut hw = Pages::default();
     let mut mm = AddressSpace::new(&mut hw, config.memory.clone(), c_mask)?;
+    mm.use_window(config.window.clone());
     mm.stack_limit = config
         .stack_limit
         .clamp(PAGE_SIZE * 64, USER_END - MMAP_TOP - (1 << 21));
-
-    let bias = if program.relocatable {
-        PIE_BASE
-            .next_multiple_of(program.align)
-            .wrapping_sub(program.start())
-    } else {
-        0
-    };
-    let mut loader = Loader {
-        hw: &mut hw,
-        mm: &mut mm,
-        have,
-    };
-    loader.load(&exe, &program, &bytes, bias)?;
-    let mut entry = program.entry.wrapping_add(bias);
-    let mut base = 0;
-    if let Some(path) = &program.interpreter {
-        let path = Path::new(path);
-        let bytes = read(path)?;
-        let interpreter = elf::parse(&path.to_string_lossy(), &bytes)?;
-        if interpreter.relocatable {
-            let len = interpreter.end() - interpreter.start();
-            let at = loader
-                .mm
-                .areas()
-                .gap_below(MMAP_TOP, MMAP_MIN, len + interpreter.align);
-            let at = at.ok_or(Error::OutOfMemory {
-                have,
-                what: "the interpreter",
-            })?;
-            base = at
-                .next_multiple_of(interpreter.align)
-                .wrapping_sub(interpreter.start());
-        }
-        loader.load(path, &interpreter, &bytes, base)?;
-        entry = interpreter.entry.wrapping_add(base);
-    }
-    let brk = program.end().wrapping_add(bias);
-    mm.set_brk_start(brk);
-
-    let (uid, gid) = fs::metadata("/proc/self").map_or((0, 0), |m| (m.uid(), m.gid()));
-    let phdr = if program.phdr == 0 {
-        0
-    } else {
-        program.phdr.wrapping_add(bias)
-    };
-    let auxv = [
-        (at::HWCAP, u64::from(config.hwcap)),
-        (at::PAGESZ, PAGE_SIZE),
-        (at::CLKTCK, 100),
-        (at::PHDR, phdr),
-        (at::PHENT, elf::PHENT as u64),
-        (at::PHNUM, program.phnum),
-        (at::BASE, base),
-        (at::FLAGS, 0),
-        (at::ENTRY, program.entry.wrapping_add(bias)),
-        (at::UID, u64::from(uid)),
-        (at::EUID, u64::from(uid)),
-        (at::GID, u64::from(gid)),
-        (at::EGID, u64::from(gid)),
-        (at::SECURE, 0),
-        (at::HWCAP2, u64::from(config.hwcap2)),
-        (at::MINSIGSTKSZ, FRAME_MAX),
-    ];
-    let stack = stack::build(&Start {
-        argv: &argv,
-        envp: &config.envp,
-        exec_fn: exe.as_os_str().as_bytes(),
-        random: config.random,
-        auxv: &auxv,
-    });
-    let used = stack.bytes.len() as u64;
-    if used > mm.stack_limit / 4 {
-        return Err(Error::OutOfMemory {
-            have: mm.stack_limit,
-            what: "arguments and environment",
-        });
-    }
-    let stack_prot = Prot(if program.exec_stack { 7 } else { 3 });
-    let low = ((stack.rsp & !(PAGE_SIZE - 1)) - (128 << 10)).max(USER_END - mm.stack_limit);
-    let area = Vma {
-        end: USER_END,
-        prot: stack_prot,
-        shared: false,
-        backing: Backing::Stack,
-    };
-    mm.reserve(low, area).map_err(|_| Error::OutOfMemory {
-        have,
-        what: "the stack",
-    })?;
-    if !mm.populate(&mut hw, stack.rsp, &stack.bytes)? {
-        return Err(Error::OutOfMemory {
-            have,
-            what: "the stack",
-        });
-    }
+    let mut open = |_: &mut dyn Hw, path: &Path| Ok(Source::Bytes(read(path)?));
+    let program = Program::find(&mut hw, &config.exe, &config.argv, &mut open)?;
+    let loaded = program.load(&mut hw, &mut mm, &config.envp, &template)?;
 
     mm.frames_mut()
         .set_accepted(hw.map.keys().map(|pfn| Gpa(pfn * PAGE_SIZE)));
     let cr3 = mm.cr3();
-    let exe = fs::canonicalize(&exe).unwrap_or(exe);
-    let kernel = Kernel::new(mm, exe, argv, config.envp.clone(), stack.auxv);
+    let exe = fs::canonicalize(&program.exe).unwrap_or(program.exe);
+    let envp = config.envp.clone();
+    let kernel = Kernel::new(mm, exe, program.argv, envp, loaded.auxv, template);
     let mut pages: Vec<ImagePage> = hw
         .map
         .into_iter()
@@ -266,10 +292,160 @@ pub fn build(config: &ImageConfig) -> Result<Image, Error> {
     Ok(Image {
         pages,
         cr3,
-        rip: entry,
-        rsp: stack.rsp,
+        rip: loaded.rip,
+        rsp: loaded.rsp,
         kernel,
     })
+}
+
+impl Program {
+    /// Finds the program that really runs when `exe` is executed, following `#!` lines, and its interpreter.
+    ///
+    /// # Errors
+    /// A file can't be opened or is no program.
+    pub fn find(
+        hw: &mut dyn Hw,
+        exe: &Path,
+        argv: &[Vec<u8>],
+        open: &mut Open<'_>,
+    ) -> Result<Self, Error> {
+        let (exe, argv, source) = resolve_script(hw, exe, argv, open)?;
+        let program = source.parse(hw, &exe)?;
+        let interpreter = match &program.interpreter {
+            None => None,
+            Some(path) => {
+                let path = PathBuf::from(path);
+                let source = open(hw, &path)?;
+                let elf = source.parse(hw, &path)?;
+                Some((path, elf, source))
+            }
+        };
+        Ok(Self {
+            exe,
+            argv,
+            elf: (program, source),
+            interpreter,
+        })
+    }
+
+    /// Loads the program into an empty address space.
+    ///
+    /// # Errors
+    /// Its segments contradict each other, or the memory is too small.
+    pub fn load(
+        &self,
+        hw: &mut dyn Hw,
+        mm: &mut AddressSpace,
+        envp: &[Vec<u8>],
+        template: &Template,
+    ) -> Result<Loaded, Error> {
+        let have = template.have;
+        let (program, source) = &self.elf;
+        let bias = if program.relocatable {
+            PIE_BASE
+                .next_multiple_of(program.align)
+                .wrapping_sub(program.start())
+        } else {
+            0
+        };
+        let mut loader = Loader { hw, mm, have };
+        loader.load(&self.exe, program, source, bias)?;
+        let mut entry = program.entry.wrapping_add(bias);
+        let mut base = 0;
+        if let Some((path, interpreter, source)) = &self.interpreter {
+            if interpreter.relocatable {
+                let len = interpreter.end() - interpreter.start();
+                let at = loader
+                    .mm
+                    .areas()
+                    .gap_below(MMAP_TOP, MMAP_MIN, len + interpreter.align);
+                let at = at.ok_or(Error::OutOfMemory {
+                    have,
+                    what: "the interpreter",
+                })?;
+                base = at
+                    .next_multiple_of(interpreter.align)
+                    .wrapping_sub(interpreter.start());
+            }
+            loader.load(path, interpreter, source, base)?;
+            entry = interpreter.entry.wrapping_add(base);
+        }
+        mm.set_brk_start(program.end().wrapping_add(bias));
+        let (rsp, auxv) = self.stack(hw, mm, envp, template, bias, base)?;
+        Ok(Loaded {
+            rip: entry,
+            rsp,
+            auxv,
+        })
+    }
+
+    fn stack(
+        &self,
+        hw: &mut dyn Hw,
+        mm: &mut AddressSpace,
+        envp: &[Vec<u8>],
+        template: &Template,
+        bias: u64,
+        base: u64,
+    ) -> Result<(u64, Vec<u8>), Error> {
+        let have = template.have;
+        let program = &self.elf.0;
+        let (uid, gid) = fs::metadata("/proc/self").map_or((0, 0), |m| (m.uid(), m.gid()));
+        let phdr = if program.phdr == 0 {
+            0
+        } else {
+            program.phdr.wrapping_add(bias)
+        };
+        let auxv = [
+            (at::HWCAP, u64::from(template.hwcap)),
+            (at::PAGESZ, PAGE_SIZE),
+            (at::CLKTCK, 100),
+            (at::PHDR, phdr),
+            (at::PHENT, elf::PHENT as u64),
+            (at::PHNUM, program.phnum),
+            (at::BASE, base),
+            (at::FLAGS, 0),
+            (at::ENTRY, program.entry.wrapping_add(bias)),
+            (at::UID, u64::from(uid)),
+            (at::EUID, u64::from(uid)),
+            (at::GID, u64::from(gid)),
+            (at::EGID, u64::from(gid)),
+            (at::SECURE, 0),
+            (at::HWCAP2, u64::from(template.hwcap2)),
+            (at::MINSIGSTKSZ, FRAME_MAX),
+        ];
+        let stack = stack::build(&Start {
+            argv: &self.argv,
+            envp,
+            exec_fn: self.exe.as_os_str().as_bytes(),
+            random: template.random,
+            auxv: &auxv,
+        });
+        let used = stack.bytes.len() as u64;
+        if used > mm.stack_limit / 4 {
+            return Err(Error::OutOfMemory {
+                have: mm.stack_limit,
+                what: "arguments and environment",
+            });
+        }
+        let stack_prot = Prot(if program.exec_stack { 7 } else { 3 });
+        let low = ((stack.rsp & !(PAGE_SIZE - 1)) - (128 << 10)).max(USER_END - mm.stack_limit);
+        let area = Vma {
+            end: USER_END,
+            prot: stack_prot,
+            shared: false,
+            backing: Backing::Stack,
+        };
+        let full = || Error::OutOfMemory {
+            have,
+            what: "the stack",
+        };
+        mm.reserve(low, area).map_err(|_| full())?;
+        if !mm.populate(hw, stack.rsp, &stack.bytes)? {
+            return Err(full());
+        }
+        Ok((stack.rsp, stack.auxv))
+    }
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, Error> {
@@ -280,19 +456,27 @@ fn read(path: &Path) -> Result<Vec<u8>, Error> {
 }
 
 /// A program's path, arguments and contents.
-type Resolved = (PathBuf, Vec<Vec<u8>>, Vec<u8>);
+type Resolved = (PathBuf, Vec<Vec<u8>>, Source);
 
 /// The program that really runs, with its arguments and contents: follows `#!` lines.
-fn resolve_script(config: &ImageConfig) -> Result<Resolved, Error> {
-    let (mut exe, mut argv) = (config.exe.clone(), config.argv.clone());
+fn resolve_script(
+    hw: &mut dyn Hw,
+    exe: &Path,
+    argv: &[Vec<u8>],
+    open: &mut Open<'_>,
+) -> Result<Resolved, Error> {
+    let (mut exe, mut argv) = (exe.to_owned(), argv.to_vec());
     if argv.is_empty() {
         argv.push(exe.as_os_str().as_bytes().to_vec());
     }
     for _ in 0..SCRIPT_DEPTH {
-        let bytes = read(&exe)?;
+        let source = open(hw, &exe)?;
+        let head = source.size().min(256);
+        let bytes = source.read(hw, 0, head)?.unwrap_or_default();
         let Some(line) = bytes.strip_prefix(b"#!") else {
-            return Ok((exe, argv, bytes));
+            return Ok((exe, argv, source));
         };
+        source.close(hw)?;
         let line = &line[..line.len().min(253)];
         let line = line
             .split(|b| *b == b'\n')
@@ -332,14 +516,15 @@ fn resolve_script(config: &ImageConfig) -> Result<Resolved, Error> {
 }
 
 struct Loader<'a> {
-    hw: &'a mut Pages,
+    hw: &'a mut dyn Hw,
     mm: &'a mut AddressSpace,
     have: u64,
 }
 
 impl Loader<'_> {
-    /// Maps and fills the segments of a file, moved by `bias`.
-    fn load(&mut self, path: &Path, elf: &Elf, bytes: &[u8], bias: u64) -> Result<(), Error> {
+    /// Maps the segments of a file, moved by `bias`: what is here is filled in now, what is in a file is
+    /// brought in when it is touched.
+    fn load(&mut self, path: &Path, elf: &Elf, source: &Source, bias: u64) -> Result<(), Error> {
         let overlap = |what: String| {
             let file = path.to_string_lossy().into_owned();
             Error::Elf(ElfError {
@@ -364,23 +549,45 @@ impl Loader<'_> {
                     .map_err(|_| overlap(format!("{start:#x} overlaps another mapping")))?;
                 low = mapped;
             }
-            let backing = Backing::Anon("");
-            if low < end {
-                let area = Vma {
-                    end,
-                    prot: s.prot,
-                    shared: false,
-                    backing,
+            let free = |_| overlap(format!("{start:#x} overlaps another mapping"));
+            let area = |end, backing| Vma {
+                end,
+                prot: s.prot,
+                shared: false,
+                backing,
+            };
+            let mut anon = low;
+            let mut now = (s.offset, s.filesz);
+            if let Source::File { file, .. } = source
+                && low == start & !(PAGE_SIZE - 1)
+                && s.filesz > 0
+            {
+                let file_end = start + s.filesz;
+                anon = file_end.next_multiple_of(PAGE_SIZE);
+                let backing = Backing::File {
+                    file: Arc::clone(file),
+                    offset: s.offset - start % PAGE_SIZE,
                 };
-                self.mm
-                    .reserve(low, area)
-                    .map_err(|_| overlap(format!("{start:#x} overlaps another mapping")))?;
+                self.mm.reserve(low, area(anon, backing)).map_err(free)?;
+                // Behind the file's bytes there are zeroes, not more of the file.
+                let tail = file_end % PAGE_SIZE;
+                now = (s.offset + s.filesz, 0);
+                if s.memsz > s.filesz && tail != 0 {
+                    let last = (file_end - tail).max(start);
+                    now = (s.offset + (last - start), file_end - last);
+                }
+            }
+            if anon < end {
+                let backing = Backing::Anon("");
+                self.mm.reserve(anon, area(end, backing)).map_err(free)?;
             }
             mapped = end;
-            // parse() has checked the range
-            let from = (s.offset as usize).min(bytes.len());
-            let to = (s.offset + s.filesz).min(bytes.len() as u64) as usize;
-            if !self.mm.populate(self.hw, start, &bytes[from..to])? {
+            let (at, len) = now;
+            let Some(bytes) = source.read(self.hw, at, len)? else {
+                return Err(overlap(format!("{len} bytes at {at:#x} can't be read")));
+            };
+            let to = start + (at - s.offset);
+            if !self.mm.populate(self.hw, to, &bytes)? {
                 return Err(Error::OutOfMemory {
                     have: self.have,
                     what: "the program",

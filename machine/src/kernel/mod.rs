@@ -11,6 +11,7 @@ pub mod frames;
 pub mod image;
 pub mod mm;
 pub mod outside;
+pub mod process;
 pub mod sigframe;
 pub mod signal;
 pub mod stack;
@@ -18,9 +19,10 @@ pub mod syscall;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use sevlab_cpu::state::gpr;
@@ -31,17 +33,21 @@ pub use error::{Errno, Error, Fail};
 pub use image::{Image, ImageConfig};
 pub use mm::MmStats;
 pub use outside::{HostCall, Outside};
-pub use signal::Notifier;
+pub use process::{Locked, Process, Task, TaskEnd};
 
+use crate::doorbell::Doorbell;
+use crate::host::Inbox;
+use crate::layout::MAX_CPUS;
 use mm::{AddressSpace, Cx, Fault};
 use signal::{
     AltStack, DefaultAction, SA_NODEFER, SA_ONSTACK, SA_RESETHAND, SA_RESTART, SIG_DFL, SIG_IGN,
-    SIGBUS, SIGILL, SIGKILL, SIGSEGV, SIGSTOP, SigInfo, Signals, UNBLOCKABLE, bit,
+    SIGBUS, SIGILL, SIGKILL, SIGSEGV, SigInfo, Signals, bit,
 };
+use syscall::futex::Waiter;
 use syscall::limits::{Limits, initial_limits};
 use syscall::memory::CachedFile;
-use syscall::services::{self, Services};
-use syscall::strace;
+use syscall::services::Services;
+use syscall::{events, strace};
 
 /// How a process guest ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -71,7 +77,22 @@ pub struct KernelStats {
     pub out_of_memory: bool,
 }
 
-/// The guest kernel of one process.
+/// What runs guest code between two stops.
+pub trait Runner {
+    /// Runs until something stops it.
+    fn run(&mut self, vcpu: &mut Vcpu) -> Stop;
+    /// The host process has been cloned, and this is the clone.
+    fn forked(&mut self, vcpu: &mut Vcpu);
+}
+
+impl<F: FnMut(&mut Vcpu) -> Stop> Runner for F {
+    fn run(&mut self, vcpu: &mut Vcpu) -> Stop {
+        self(vcpu)
+    }
+    fn forked(&mut self, _: &mut Vcpu) {}
+}
+
+/// The guest kernel of one process: what its threads share.
 pub struct Kernel {
     mm: AddressSpace,
     signals: Signals,
@@ -82,10 +103,35 @@ pub struct Kernel {
     argv: Vec<Vec<u8>>,
     envp: Vec<Vec<u8>>,
     auxv: Vec<u8>,
-    comm: [u8; 16],
     pid: Option<i32>,
     scratch: Vec<u8>,
     services: Services,
+    /// The slot of the task that the kernel was entered for.
+    current: usize,
+    tasks: Vec<Option<Task>>,
+    /// Slots whose vCPU has a host thread.
+    busy: Vec<bool>,
+    bells: Arc<[Arc<Doorbell>]>,
+    inbox: Arc<Inbox>,
+    /// How the process ends, once that is settled.
+    ending: Option<GuestEnd>,
+    /// The only task that may stay: its execve ends the others.
+    only: Option<usize>,
+    /// The thread that the process began with, and its exit status.
+    leader: usize,
+    leader_status: i32,
+    /// Frames of the save areas of vCPUs that no task has.
+    spare_vmsas: Vec<Option<sevlab_arch::Gpa>>,
+    /// Who waits at which futex.
+    futexes: HashMap<u64, VecDeque<Waiter>>,
+    /// The vCPUs run in turns.
+    pub(crate) in_turns: bool,
+    /// The process has just been cloned, and this is the clone.
+    cloned: bool,
+    /// The clone shares its memory with a parent that waits for it (vfork).
+    vforked: bool,
+    /// What an image is made with, for execve.
+    template: image::Template,
 }
 
 impl Kernel {
@@ -96,11 +142,16 @@ impl Kernel {
         argv: Vec<Vec<u8>>,
         envp: Vec<Vec<u8>>,
         auxv: Vec<u8>,
+        template: image::Template,
     ) -> Self {
-        let mut comm = [0; 16];
-        let name = exe.file_name().unwrap_or_default().as_bytes();
-        let n = name.len().min(15);
-        comm[..n].copy_from_slice(&name[..n]);
+        let mut tasks: Vec<Option<Task>> = Vec::new();
+        tasks.resize_with(MAX_CPUS, || None);
+        tasks[0] = Some(Task {
+            comm: comm_of(&exe),
+            ..Task::default()
+        });
+        let mut busy = vec![false; MAX_CPUS];
+        busy[0] = true;
         Self {
             limits: initial_limits(mm.stack_limit),
             mm,
@@ -111,10 +162,24 @@ impl Kernel {
             argv,
             envp,
             auxv,
-            comm,
             pid: None,
             scratch: Vec::new(),
             services: Services::default(),
+            current: 0,
+            tasks,
+            busy,
+            bells: (0..MAX_CPUS).map(|_| Arc::default()).collect(),
+            inbox: Arc::default(),
+            ending: None,
+            only: None,
+            leader: 0,
+            leader_status: 0,
+            spare_vmsas: vec![None; MAX_CPUS],
+            futexes: HashMap::new(),
+            in_turns: false,
+            cloned: false,
+            vforked: false,
+            template,
         }
     }
 
@@ -141,8 +206,9 @@ impl Kernel {
     fn auxv(&self) -> &[u8] {
         &self.auxv
     }
-    fn comm_line(&self) -> Vec<u8> {
-        self.comm
+    fn comm_line(&mut self) -> Vec<u8> {
+        self.task()
+            .comm
             .iter()
             .copied()
             .take_while(|b| *b != 0)
@@ -171,15 +237,6 @@ impl Kernel {
         both.map(|(nr, n)| (name(*nr), *n)).collect()
     }
 
-    /// Where host signals for the guest are reported.
-    #[must_use]
-    pub fn notifier(&self) -> Notifier {
-        self.signals.outside.clone()
-    }
-    /// Reports a host signal for the guest. The caller also sets the vCPU's `exit_request`.
-    pub fn notify(&self, signo: i32) {
-        self.signals.outside.notify(signo);
-    }
     /// Has the process start with a signal ignored (inherited from whoever started it).
     pub fn inherit_ignored(&mut self, signo: i32) {
         let action = signal::Action {
@@ -189,46 +246,36 @@ impl Kernel {
         self.signals.set_action(signo, action);
     }
 
-    /// Runs the process to its end. `exec` runs guest code until something stops it.
-    ///
-    /// # Errors
-    /// The machine can't go on; nothing a guest does is an error.
-    pub fn run(
-        &mut self,
+    /// How the process ended, once that is settled.
+    #[must_use]
+    pub fn ended(&self) -> Option<GuestEnd> {
+        self.ending
+    }
+
+    /// The host thread of a vCPU is gone: its slot may be used again.
+    pub(crate) fn vcpu_gone(&mut self, slot: usize) {
+        self.busy[slot] = false;
+    }
+
+    /// Answers what stopped the current task. `Some`: it is over.
+    fn answer(
+        locked: &mut Locked<'_>,
         vcpu: &mut Vcpu,
         out: &mut dyn Outside,
-        exec: &mut dyn FnMut(&mut Vcpu) -> Stop,
-    ) -> Result<GuestEnd, Error> {
-        strace::started(self.exe_bytes(), &self.argv, self.envp.len());
-        let end = loop {
-            if let Some(end) = self.deliver(vcpu, out)? {
-                break end;
+        stop: Stop,
+    ) -> Result<Option<TaskEnd>, Error> {
+        match stop {
+            Stop::Syscall => return syscall::dispatch(locked, vcpu, out),
+            Stop::Exception(e) => {
+                let end = locked.exception(vcpu, out, &e)?;
+                return Ok(end.map(|end| TaskEnd::Process(locked.end_process(end))));
             }
-            let end = match exec(vcpu) {
-                Stop::Syscall => syscall::dispatch(self, vcpu, out)?,
-                Stop::Exception(e) => self.exception(vcpu, out, &e)?,
-                Stop::Intercept(i) => {
-                    self.intercept(vcpu, out, i.kind, i.len)?;
-                    None
-                }
-                Stop::NestedFault { gpa, error } => {
-                    out.nested_fault(vcpu, gpa, error)?;
-                    None
-                }
-                Stop::Requested => {
-                    vcpu.state.exit_request.store(0, Ordering::Relaxed);
-                    None
-                }
-                Stop::Budget => None,
-                Stop::Host(e) => return Err(e.into()),
-            };
-            if let Some(end) = end {
-                break end;
-            }
-        };
-        strace::ended(end);
-        self.mm.sync_all(&mut Cx { vcpu, out })?;
-        Ok(end)
+            Stop::Intercept(i) => locked.intercept(vcpu, out, i.kind, i.len)?,
+            Stop::NestedFault { gpa, error } => out.nested_fault(vcpu, gpa, error)?,
+            Stop::Requested | Stop::Budget => {}
+            Stop::Host(e) => return Err(e.into()),
+        }
+        Ok(None)
     }
 
     fn exception(
@@ -265,10 +312,10 @@ impl Kernel {
         let cr2 = if e.vector == 14 {
             va
         } else {
-            self.signals.last_fault.2
+            self.task().signals.last_fault.2
         };
-        self.signals.last_fault = (u64::from(e.vector), u64::from(error), cr2);
-        self.signals.force(info);
+        self.task().signals.last_fault = (u64::from(e.vector), u64::from(error), cr2);
+        self.force(info);
         Ok(None)
     }
 
@@ -306,8 +353,7 @@ impl Kernel {
             | InterceptKind::Vmgexit
             | InterceptKind::Monitor
             | InterceptKind::Mwait => {
-                self.signals
-                    .force(SigInfo::fault(SIGILL, 2, vcpu.state.rip));
+                self.force(SigInfo::fault(SIGILL, 2, vcpu.state.rip));
                 return Ok(());
             }
             // privileged: #GP at CPL 3
@@ -318,7 +364,7 @@ impl Kernel {
             | InterceptKind::Rdmsr
             | InterceptKind::Wrmsr
             | InterceptKind::Wbinvd => {
-                self.signals.force(SigInfo::kernel(SIGSEGV));
+                self.force(SigInfo::kernel(SIGSEGV));
                 return Ok(());
             }
         }
@@ -332,9 +378,13 @@ impl Kernel {
         vcpu: &mut Vcpu,
         out: &mut dyn Outside,
     ) -> Result<Option<GuestEnd>, Error> {
-        services::tick(self, vcpu, out)?;
-        self.signals.collect();
-        while let Some(info) = self.signals.take(!self.signals.mask) {
+        self.collect();
+        events::refresh(self, vcpu, out)?;
+        loop {
+            let mask = self.task().signals.mask;
+            let Some(info) = self.take_signal(!mask) else {
+                break;
+            };
             let signo = info.signo();
             let action = self.signals.action(signo);
             strace::signal(signo, info.code());
@@ -342,25 +392,21 @@ impl Kernel {
                 (SIG_IGN, _) | (SIG_DFL, DefaultAction::Ignore) => {}
                 (SIG_DFL, DefaultAction::Terminate) => return Ok(Some(GuestEnd::Killed(signo))),
                 (SIG_DFL, DefaultAction::Stop) => {
-                    let pid = out.host_call(
-                        vcpu,
-                        &HostCall {
-                            nr: 39,
-                            args: [0; 6],
-                        },
-                    )?;
-                    let stop = [pid as u64, SIGSTOP as u64, 0, 0, 0, 0];
-                    out.host_call(vcpu, &HostCall { nr: 62, args: stop })?;
+                    let stop = HostCall {
+                        nr: outside::machine_call::STOP,
+                        args: [signo as u64, 0, 0, 0, 0, 0],
+                    };
+                    out.host_call(vcpu, &stop)?;
                 }
                 _ => self.call_handler(vcpu, out, action, &info)?,
             }
         }
         // No handler ran: the interrupted call goes on.
-        if let Some((nr, _)) = self.signals.restart.take() {
+        if let Some((nr, _)) = self.task().signals.restart.take() {
             restart(vcpu, nr);
         }
-        if let Some(mask) = self.signals.saved_mask.take() {
-            self.signals.mask = mask;
+        if let Some(mask) = self.task().signals.saved_mask.take() {
+            self.set_mask(mask);
         }
         Ok(None)
     }
@@ -373,14 +419,16 @@ impl Kernel {
         info: &SigInfo,
     ) -> Result<(), Error> {
         let signo = info.signo();
-        if let Some((nr, may)) = self.signals.restart.take()
+        if let Some((nr, may)) = self.task().signals.restart.take()
             && may
             && action.flags & SA_RESTART != 0
         {
             restart(vcpu, nr);
         }
-        let mask = self.signals.saved_mask.take().unwrap_or(self.signals.mask);
-        let (alt, last) = (self.signals.alt, self.signals.last_fault);
+        self.task().resume = None;
+        let s = &mut self.task().signals;
+        let mask = s.saved_mask.take().unwrap_or(s.mask);
+        let (alt, last) = (s.alt, s.last_fault);
         let frame = sigframe::build(&vcpu.state, &action, info, mask, &alt, last);
         let written = match &frame {
             None => Err(Errno::EFAULT.into()),
@@ -390,11 +438,11 @@ impl Kernel {
         match (frame, written) {
             (Some(frame), Ok(())) => {
                 sigframe::enter(&mut vcpu.state, &action, signo, frame.at);
-                let mut mask = self.signals.mask | action.mask;
+                let mut mask = self.task().signals.mask | action.mask;
                 if action.flags & SA_NODEFER == 0 {
                     mask |= bit(signo);
                 }
-                self.signals.mask = mask & !UNBLOCKABLE;
+                self.set_mask(mask);
                 if action.flags & SA_RESETHAND != 0 {
                     let reset = signal::Action {
                         handler: SIG_DFL,
@@ -403,7 +451,7 @@ impl Kernel {
                     self.signals.set_action(signo, reset);
                 }
                 if action.flags & SA_ONSTACK != 0 && alt.flags & AltStack::AUTODISARM != 0 {
-                    self.signals.alt = AltStack::NONE;
+                    self.task().signals.alt = AltStack::NONE;
                 }
                 self.stats.signals += 1;
                 Ok(())
@@ -414,11 +462,73 @@ impl Kernel {
                 if signo == SIGSEGV {
                     self.signals.set_action(SIGSEGV, signal::Action::default());
                 }
-                self.signals.force(SigInfo::kernel(SIGSEGV));
+                self.force(SigInfo::kernel(SIGSEGV));
                 Ok(())
             }
         }
     }
+}
+
+impl Process {
+    /// Runs the task in `slot` to its end; `runner` runs guest code. The vCPU is active.
+    ///
+    /// # Errors
+    /// The machine can't go on; nothing a guest does is an error.
+    pub fn run(
+        &self,
+        slot: usize,
+        vcpu: &mut Vcpu,
+        out: &mut dyn Outside,
+        runner: &mut dyn Runner,
+    ) -> Result<TaskEnd, Error> {
+        let mut locked = self.lock(slot, vcpu);
+        if locked.stats.syscalls == 0 && slot == 0 {
+            strace::started(locked.exe_bytes(), &locked.argv, locked.envp.len());
+        }
+        let leave = |locked: &mut Locked<'_>, vcpu: &mut Vcpu, out: &mut dyn Outside| {
+            let end = locked.leave(vcpu, out);
+            if let Ok(TaskEnd::Process(end)) = end {
+                strace::ended(end);
+            }
+            end
+        };
+        loop {
+            if locked.leaving() {
+                return leave(&mut locked, vcpu, out);
+            }
+            if let Some(end) = locked.deliver(vcpu, out)? {
+                locked.end_process(end);
+                return leave(&mut locked, vcpu, out);
+            }
+            drop(locked);
+            vcpu.checkpoint();
+            let stop = runner.run(vcpu);
+            // Cleared before the kernel looks for what it may stand for.
+            vcpu.state.exit_request.store(0, Ordering::SeqCst);
+            vcpu.checkpoint();
+            if stop == Stop::Budget {
+                vcpu.next_turn();
+            }
+            locked = self.lock(slot, vcpu);
+            match Kernel::answer(&mut locked, vcpu, out, stop)? {
+                Some(TaskEnd::Process(_)) => return leave(&mut locked, vcpu, out),
+                Some(end) => return Ok(end),
+                None => {}
+            }
+            if std::mem::take(&mut locked.cloned) {
+                runner.forked(vcpu);
+            }
+        }
+    }
+}
+
+/// The name a task gets from its program.
+fn comm_of(exe: &Path) -> [u8; 16] {
+    let mut comm = [0; 16];
+    let name = exe.file_name().unwrap_or_default().as_bytes();
+    let n = name.len().min(15);
+    comm[..n].copy_from_slice(&name[..n]);
+    comm
 }
 
 /// Puts the guest back before the SYSCALL instruction (two bytes) with its number in RAX.

@@ -1,8 +1,7 @@
 //! Signals: actions, masks, what is pending, and what an exception becomes. Frames are in
 //! [`super::sigframe`].
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::VecDeque;
 
 use sevlab_cpu::{CpuState, Exception};
 
@@ -30,6 +29,10 @@ pub use numbers::*;
 
 /// Highest signal number.
 pub const SIG_MAX: i32 = 64;
+/// First real-time signal.
+pub const SIG_RTMIN: i32 = 32;
+/// Signals that may wait in one queue.
+const MAX_PENDING: usize = 4096;
 /// Handler value: default action.
 pub const SIG_DFL: u64 = 0;
 /// Handler value: ignore.
@@ -53,6 +56,10 @@ const SYNCHRONOUS: u64 =
     bit(SIGSEGV) | bit(SIGBUS) | bit(SIGILL) | bit(SIGTRAP) | bit(SIGFPE) | bit(SIGSYS);
 /// Never blocked.
 pub const UNBLOCKABLE: u64 = bit(SIGKILL) | bit(SIGSTOP);
+
+/// Signals by which a terminal stops a process. The host delivers their default action, and knows who
+/// blocks them.
+pub const STOP_SIGNALS: u64 = bit(SIGTSTP) | bit(SIGTTIN) | bit(SIGTTOU);
 
 /// The bit of a signal in a set.
 #[must_use]
@@ -167,66 +174,88 @@ impl AltStack {
     }
 }
 
-/// Signals raised from outside the guest: a set that an asynchronous host signal handler may add to.
+/// Signals that wait, in the order they came. Of a standard signal one waits at a time, of a real-time
+/// signal as many as were sent (signal(7)).
 #[derive(Clone, Default, Debug)]
-pub struct Notifier(Arc<AtomicU64>);
+pub struct Pending {
+    set: u64,
+    queue: VecDeque<SigInfo>,
+}
 
-impl Notifier {
-    /// Adds a signal. Async-signal-safe; the caller also sets the vCPU's `exit_request`.
-    pub fn notify(&self, signo: i32) {
-        if (1..=SIG_MAX).contains(&signo) {
-            self.0.fetch_or(bit(signo), Ordering::Release);
-        }
-    }
-    /// The set's word, for a handler that can hold nothing but a pointer.
+impl Pending {
+    /// The signals that wait.
     #[must_use]
-    pub fn word(&self) -> &AtomicU64 {
-        &self.0
+    pub fn set(&self) -> u64 {
+        self.set
     }
-    /// Takes all but what is `reserved`.
-    fn take(&self, reserved: u64) -> u64 {
-        if self.0.load(Ordering::Relaxed) & !reserved == 0 {
-            0
-        } else {
-            self.0.fetch_and(reserved, Ordering::AcqRel) & !reserved
+
+    /// Adds a signal. False if the queue is full (`RLIMIT_SIGPENDING`) or the signal waits already.
+    pub fn add(&mut self, info: SigInfo) -> bool {
+        let signo = info.signo();
+        let known = self.set & bit(signo) != 0;
+        if (signo < SIG_RTMIN && known) || self.queue.len() >= MAX_PENDING {
+            return false;
         }
+        self.set |= bit(signo);
+        self.queue.push_back(info);
+        true
+    }
+
+    /// Whether one of those that wait is such a signal.
+    #[must_use]
+    pub fn any(&self, wanted: impl Fn(&SigInfo) -> bool) -> bool {
+        self.queue.iter().any(wanted)
+    }
+
+    /// Adds a signal whether or not it waits already: a fault.
+    fn force(&mut self, info: SigInfo) {
+        self.discard(bit(info.signo()));
+        self.set |= bit(info.signo());
+        self.queue.push_front(info);
+    }
+
+    /// Forgets signals.
+    pub fn discard(&mut self, signals: u64) {
+        if self.set & signals != 0 {
+            self.set &= !signals;
+            self.queue.retain(|i| signals & bit(i.signo()) == 0);
+        }
+    }
+
+    /// Takes the next signal out of `among`: one that says something about the instruction first, then
+    /// the lowest number, then the oldest.
+    pub fn take(&mut self, among: u64) -> Option<SigInfo> {
+        let ready = self.set & among;
+        if ready == 0 {
+            return None;
+        }
+        let first = if ready & SYNCHRONOUS != 0 {
+            ready & SYNCHRONOUS
+        } else {
+            ready
+        };
+        let signo = first.trailing_zeros() as i32 + 1;
+        let at = self.queue.iter().position(|i| i.signo() == signo)?;
+        let info = self.queue.remove(at)?;
+        if !self.queue.iter().any(|i| i.signo() == signo) {
+            self.set &= !bit(signo);
+        }
+        Some(info)
     }
 }
 
-/// The signal state of the process.
+/// The signal state that the threads of a process share.
 pub struct Signals {
     actions: [Action; SIG_MAX as usize + 1],
-    /// Blocked signals.
-    pub mask: u64,
-    /// The mask to return to when a call with a temporary mask is over.
-    pub saved_mask: Option<u64>,
-    pending: u64,
-    infos: Box<[Option<SigInfo>; SIG_MAX as usize + 1]>,
-    /// From outside.
-    pub outside: Notifier,
-    /// Signals from outside that are the kernel's own (a timer's), not the guest's.
-    pub reserved: u64,
-    /// The alternate stack.
-    pub alt: AltStack,
-    /// An interrupted system call, and whether SA_RESTART applies to it.
-    pub restart: Option<(i64, bool)>,
-    /// Trap number, error code and CR2 of the last exception, for `sigcontext`.
-    pub last_fault: (u64, u64, u64),
+    /// Signals for the process, whichever thread takes them.
+    pub pending: Pending,
 }
 
 impl Default for Signals {
     fn default() -> Self {
         Self {
             actions: [Action::default(); SIG_MAX as usize + 1],
-            mask: 0,
-            saved_mask: None,
-            pending: 0,
-            infos: Box::new([None; SIG_MAX as usize + 1]),
-            outside: Notifier::default(),
-            reserved: 0,
-            alt: AltStack::NONE,
-            restart: None,
-            last_fault: (0, 0, 0),
+            pending: Pending::default(),
         }
     }
 }
@@ -241,14 +270,25 @@ impl Signals {
             .unwrap_or_default()
     }
 
-    /// Sets a signal's action; one that is ignored is no longer pending.
+    /// Sets a signal's action. The caller discards what is ignored now and waits.
     pub fn set_action(&mut self, signo: i32, action: Action) {
-        if !(1..=SIG_MAX).contains(&signo) {
-            return;
+        if (1..=SIG_MAX).contains(&signo) {
+            self.actions[signo as usize] = action;
         }
-        self.actions[signo as usize] = action;
-        if self.ignored(signo) {
-            self.pending &= !bit(signo);
+    }
+
+    /// What execve does: handlers go, what is ignored stays ignored.
+    pub fn exec(&mut self) {
+        for action in &mut self.actions {
+            let handler = if action.handler == SIG_IGN {
+                SIG_IGN
+            } else {
+                SIG_DFL
+            };
+            *action = Action {
+                handler,
+                ..Action::default()
+            };
         }
     }
 
@@ -261,68 +301,50 @@ impl Signals {
             _ => false,
         }
     }
+}
 
-    /// Makes a signal pending.
-    pub fn raise(&mut self, info: SigInfo) {
-        let signo = info.signo();
-        if !(1..=SIG_MAX).contains(&signo) || (self.ignored(signo) && self.mask & bit(signo) == 0) {
-            return;
-        }
-        if self.pending & bit(signo) == 0 {
-            self.pending |= bit(signo);
-            self.infos[signo as usize] = Some(info);
+/// The signal state of one thread.
+#[derive(Clone, Debug)]
+pub struct TaskSignals {
+    /// Blocked signals.
+    pub mask: u64,
+    /// The mask to return to when a call with a temporary mask is over.
+    pub saved_mask: Option<u64>,
+    /// Signals for this thread alone.
+    pub pending: Pending,
+    /// Signals that it waits for in `rt_sigtimedwait`, blocked though they are.
+    pub waits_for: u64,
+    /// The alternate stack.
+    pub alt: AltStack,
+    /// An interrupted system call, and whether SA_RESTART applies to it.
+    pub restart: Option<(i64, bool)>,
+    /// Trap number, error code and CR2 of the last exception, for `sigcontext`.
+    pub last_fault: (u64, u64, u64),
+}
+
+impl Default for TaskSignals {
+    fn default() -> Self {
+        Self {
+            mask: 0,
+            saved_mask: None,
+            pending: Pending::default(),
+            waits_for: 0,
+            alt: AltStack::NONE,
+            restart: None,
+            last_fault: (0, 0, 0),
         }
     }
+}
 
+impl TaskSignals {
     /// Makes a signal pending that can't be blocked or ignored: a fault.
-    pub fn force(&mut self, info: SigInfo) {
+    pub fn force(&mut self, actions: &mut Signals, info: SigInfo) {
         let signo = info.signo();
-        if self.mask & bit(signo) != 0 || self.action(signo).handler == SIG_IGN {
-            self.actions[signo as usize].handler = SIG_DFL;
+        if self.mask & bit(signo) != 0 || actions.action(signo).handler == SIG_IGN {
+            actions.set_action(signo, Action::default());
             self.mask &= !bit(signo);
         }
-        self.pending |= bit(signo);
-        self.infos[signo as usize] = Some(info);
-    }
-
-    /// Takes in what came from outside.
-    pub fn collect(&mut self) {
-        let mut new = self.outside.take(self.reserved);
-        while new != 0 {
-            let signo = new.trailing_zeros() as i32 + 1;
-            new &= new - 1;
-            self.raise(SigInfo::sent(signo, 0, 0, 0));
-        }
-    }
-
-    /// Whether an unblocked signal waits that is not ignored.
-    pub fn deliverable(&mut self) -> bool {
-        self.collect();
-        self.pending & !self.mask != 0
-    }
-
-    /// Pending signals.
-    #[must_use]
-    pub fn pending(&self) -> u64 {
-        self.pending
-    }
-
-    /// Takes the next pending signal out of `among`.
-    pub fn take(&mut self, among: u64) -> Option<SigInfo> {
-        let ready = self.pending & among;
-        if ready == 0 {
-            return None;
-        }
-        let first = if ready & SYNCHRONOUS != 0 {
-            ready & SYNCHRONOUS
-        } else {
-            ready
-        };
-        let signo = first.trailing_zeros() as i32 + 1;
-        self.pending &= !bit(signo);
-        self.infos[signo as usize]
-            .take()
-            .or_else(|| Some(SigInfo::kernel(signo)))
+        self.pending.force(info);
     }
 }
 

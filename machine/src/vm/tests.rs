@@ -1,3 +1,4 @@
+#![allow(unsafe_code)] // pipes
 //! Whole machines with tiny programs: every mode runs them, DRAM hides what it should, and what an
 //! attacker changes is noticed.
 
@@ -8,6 +9,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use sevlab_arch::Spa;
+use sevlab_arch::exit::ExitCode;
 use sevlab_arch::rmp::{RmpStatus, RmpUpdate};
 use sevlab_cpu::svm::EntryError;
 use sevlab_memctl::{CacheMode, CipherKind, Domain, PageSize};
@@ -313,8 +315,14 @@ fn a_remapped_page_is_noticed_under_snp() {
     let (a, b) = (first, first.plus(4096));
     let spa = |gpa| m.layout.spa(gpa).expect("memory");
     let (at_a, at_b) = (spa(a), spa(b));
-    m.hv.npt.map(a, at_b, PageSize::Size4K).expect("a map");
-    m.hv.npt.map(b, at_a, PageSize::Size4K).expect("a map");
+    m.hv.memory()
+        .npt
+        .map(a, at_b, PageSize::Size4K)
+        .expect("a map");
+    m.hv.memory()
+        .npt
+        .map(b, at_a, PageSize::Size4K)
+        .expect("a map");
     match m.run() {
         Err(Error::NestedFault { gpa, .. }) => assert!(gpa.page() == a || gpa.page() == b),
         other => panic!("{other:?}"),

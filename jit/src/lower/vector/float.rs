@@ -35,6 +35,16 @@ fn lanes(t: Type) -> Type {
 
 impl Lower<'_, '_> {
     pub(super) fn vector_float(&mut self, v: &V) -> bool {
+        if !self.float_operation(v) {
+            return false;
+        }
+        if v.is_vec(0) && v.ins.rflags_modified() == 0 {
+            self.vecs[v.reg(0)].raises = (true, v.wide);
+        }
+        true
+    }
+
+    fn float_operation(&mut self, v: &V) -> bool {
         let (f32, f64) = (types::F32, types::F64);
         use Arith::*;
         match v.ins.mnemonic() {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use sevlab_arch::{PAGE_SIZE, Va};
 
 use super::paging::PRESENT;
-use super::{AddressSpace, Backing, File, Hw, Vma};
+use super::{AddressSpace, Backing, File, Hw, Vma, window};
 use crate::kernel::error::Error;
 
 /// Most pages one fault brings in.
@@ -51,6 +51,19 @@ impl AddressSpace {
             && (!exec || area.prot.executes());
         if !allowed {
             return Ok(Fault::Segv(2));
+        }
+        if let Some((file, offset)) = area.shared_file() {
+            let file = Arc::clone(file);
+            let page = window::Page {
+                va: page,
+                start,
+                area: &area,
+                file: &file,
+                offset,
+            };
+            let done = self.fault_shared(hw, page, write, exec)?;
+            self.stats.faults += u64::from(done == Fault::Fixed);
+            return Ok(done);
         }
         if self.tables.get(hw, Va(page))? & PRESENT != 0 {
             hw.invalidate(Va(page)); // a translation older than the entry

@@ -8,7 +8,7 @@ use sevlab_cpu::{Access, Stop, Vcpu};
 use sevlab_memctl::Domain;
 
 use crate::kernel::error::{Errno, Error};
-use crate::kernel::outside::{HostCall, Outside};
+use crate::kernel::outside::{HostCall, Outside, WindowCall};
 
 /// Guest-physical memory in the guest's own key domain, and what goes with it.
 pub trait Hw {
@@ -58,11 +58,6 @@ pub trait Hw {
     /// # Errors
     /// The outside failed; the inner error is the host's errno.
     fn pread(&mut self, fd: i32, off: u64, out: &mut [u8]) -> Result<Result<usize, Errno>, Error>;
-    /// Writes a file of the guest kernel's at `off`.
-    ///
-    /// # Errors
-    /// As [`Hw::pread`].
-    fn pwrite(&mut self, fd: i32, off: u64, data: &[u8]) -> Result<Result<(), Errno>, Error>;
     /// Size of a file of the guest kernel's.
     ///
     /// # Errors
@@ -73,6 +68,27 @@ pub trait Hw {
     /// # Errors
     /// As [`Hw::pread`].
     fn close(&mut self, fd: i32) -> Result<(), Error>;
+    /// Changes what the file window shows.
+    ///
+    /// # Errors
+    /// As [`Hw::pread`].
+    fn window(&mut self, call: &WindowCall) -> Result<Result<u64, Errno>, Error>;
+
+    /// A host system call of the guest kernel's own, with `data` at the start of the bounce area. No
+    /// machine, no host: `-ENOSYS`.
+    ///
+    /// # Errors
+    /// The outside failed.
+    fn host_with(&mut self, _data: &[u8], _nr: i64, _args: [u64; 6]) -> Result<i64, Error> {
+        Ok(Errno::ENOSYS.ret())
+    }
+    /// The first bytes of the bounce area.
+    ///
+    /// # Errors
+    /// The outside failed.
+    fn bounced(&mut self, _out: &mut [u8]) -> Result<(), Error> {
+        Ok(())
+    }
 
     /// Reads a page-table entry.
     ///
@@ -166,13 +182,20 @@ impl Hw for Cx<'_> {
         Ok(self.vcpu.mem.write(domain, spa, data)?)
     }
     fn invalidate(&mut self, va: Va) {
-        self.vcpu.invlpg(va);
+        self.vcpu.shoot_down(va, va.plus(PAGE_SIZE), true);
     }
     fn flush(&mut self) {
-        self.vcpu.flush_tlb();
+        self.vcpu.flush_all();
     }
     fn drop_code(&mut self, start: Va, end: Va) {
-        self.vcpu.drop_code_range(start, end);
+        self.vcpu.drop_code_everywhere(start, end);
+    }
+    fn host_with(&mut self, data: &[u8], nr: i64, args: [u64; 6]) -> Result<i64, Error> {
+        self.out.bounce_write(self.vcpu, 0, data)?;
+        self.call(nr, args)
+    }
+    fn bounced(&mut self, out: &mut [u8]) -> Result<(), Error> {
+        self.out.bounce_read(self.vcpu, 0, out)
     }
     fn pread(&mut self, fd: i32, off: u64, out: &mut [u8]) -> Result<Result<usize, Errno>, Error> {
         let mut done = 0;
@@ -192,21 +215,6 @@ impl Hw for Cx<'_> {
         }
         Ok(Ok(done))
     }
-    fn pwrite(&mut self, fd: i32, off: u64, data: &[u8]) -> Result<Result<(), Errno>, Error> {
-        let mut done = 0;
-        while done < data.len() {
-            let n = (data.len() - done).min(self.out.bounce_len());
-            self.out.bounce_write(self.vcpu, 0, &data[done..done + n])?;
-            let ret = self.call(18, [fd as u64, 0, n as u64, off + done as u64, 0, 0])?;
-            match count(ret, n, "pwrite64")? {
-                Ok(0) => return Ok(Err(Errno::EIO)),
-                Ok(put) => done += put,
-                Err(Errno::EINTR) => {}
-                Err(e) => return Ok(Err(e)),
-            }
-        }
-        Ok(Ok(()))
-    }
     fn file_size(&mut self, fd: i32) -> Result<u64, Error> {
         if self.call(5, [fd as u64, 0, 0, 0, 0, 0])? != 0 {
             return Ok(0);
@@ -217,6 +225,11 @@ impl Hw for Cx<'_> {
     }
     fn close(&mut self, fd: i32) -> Result<(), Error> {
         self.call(3, [fd as u64, 0, 0, 0, 0, 0]).map(drop)
+    }
+    fn window(&mut self, call: &WindowCall) -> Result<Result<u64, Errno>, Error> {
+        let block = call.encode();
+        let ret = self.call(block.nr, block.args)?;
+        Ok(u64::try_from(ret).map_err(|_| Errno(ret.unsigned_abs() as i32)))
     }
 }
 

@@ -4,22 +4,23 @@
 //! real, in guest memory, and with frames only for what is touched.
 //!
 //! 1. Areas say what may be accessed; page-table entries never allow more than their area.
-//! 2. A page-table entry that is not zero owns its frame; no two entries own the same.
+//! 2. A page-table entry that is not zero owns its frame; no two entries own the same. Frames of the file window are nobody's:
+//!    they are counted.
 //! 3. An area that goes or loses rights takes its translations and its decoded code with it before the
 //!    call returns.
-//! 4. Pages of shared writable files are written back when their area goes, on `msync`, and at exit,
-//!    if the D bit says that they changed.
+//! 4. A shared mapping shows the file's own pages, through the file window ([`window`]); shared anonymous memory is a file
+//!    without a name. Nothing has to be written back.
 //! 5. An entry without C-bit (where memory is encrypted) is a page that the process shares with the
 //!    hypervisor; its frame is made private before it is free.
 //!
-//! There is one process and one thread, so there is no copy-on-write; a shared mapping that is only
-//! read is a private one.
+//! There is one process, so there is no copy-on-write.
 
 mod fault;
 mod hw;
 pub mod paging;
 mod share;
 mod vma;
+mod window;
 
 use core::ops::Range;
 use std::collections::HashMap;
@@ -29,11 +30,12 @@ use sevlab_arch::{Gpa, PAGE_SIZE, Va};
 
 pub use fault::Fault;
 pub use hw::{Cx, Hw, write_run};
-pub use vma::{Areas, Backing, File, Prot, Vma};
+pub use vma::{Areas, Backing, File, FileId, Prot, Vma};
 
 use super::error::{Errno, Error, Fail};
 use super::frames::{Frames, LARGE, SMALL};
 use paging::{ACCESSED, DIRTY, Tables};
+use window::Window;
 
 /// End of the addresses a process may use.
 pub const USER_END: u64 = 0x7fff_ffff_f000;
@@ -77,8 +79,8 @@ pub struct MmStats {
     pub resident: u64,
     /// Most pages resident at any time.
     pub peak: u64,
-    /// Pages written back to shared files.
-    pub written_back: u64,
+    /// Pages of the file window that were entered.
+    pub shared: u64,
 }
 
 /// The address space.
@@ -86,6 +88,7 @@ pub struct AddressSpace {
     areas: Areas,
     tables: Tables,
     frames: Frames,
+    window: Window,
     /// Runs of frames, by the aligned address and length of the part of the address space they are for.
     runs: HashMap<(u64, u64), Run>,
     /// The page behind the one that was given a frame last.
@@ -129,6 +132,7 @@ impl AddressSpace {
             areas: Areas::default(),
             tables,
             frames,
+            window: Window::new(Gpa(0)..Gpa(0)),
             runs: HashMap::new(),
             next: 0,
             brk_start: 0,
@@ -248,9 +252,6 @@ impl AddressSpace {
     pub fn unmap(&mut self, hw: &mut dyn Hw, start: u64, end: u64) -> Result<(), Error> {
         let parts = self.areas.remove(start, end);
         for (at, part) in parts {
-            if part.writes_back() {
-                self.write_back(hw, at, &part)?;
-            }
             self.zap(hw, at, part.end, part.prot.executes())?;
             Self::release(hw, part)?;
         }
@@ -270,17 +271,24 @@ impl AddressSpace {
 
     /// Gives the frames of `[start, end)` back and forgets the translations.
     fn zap(&mut self, hw: &mut dyn Hw, start: u64, end: u64, code: bool) -> Result<(), Error> {
-        let (frames, stats) = (&mut self.frames, &mut self.stats);
+        let (frames, stats, window) = (&mut self.frames, &mut self.stats, &mut self.window);
+        let mut chunks = Vec::new();
         let by_flush = (end - start) / PAGE_SIZE > FLUSH_ABOVE;
         let (mut any, mut shared) = (false, Vec::new());
         let c_mask = self.tables.c_mask();
         self.tables.visit(hw, start, end, |hw, va, entry, frame| {
-            if entry & c_mask == c_mask {
-                frames.release(frame);
+            if let Some(place) = window.place(frame) {
+                if window.left(place) {
+                    chunks.push(place);
+                }
             } else {
-                shared.push(frame);
+                if entry & c_mask == c_mask {
+                    frames.release(frame);
+                } else {
+                    shared.push(frame);
+                }
+                stats.resident -= 1;
             }
-            stats.resident -= 1;
             any = true;
             if !by_flush {
                 hw.invalidate(va);
@@ -293,66 +301,10 @@ impl AddressSpace {
         if any && code {
             hw.drop_code(Va(start), Va(end));
         }
+        for place in chunks {
+            self.release_chunk(hw, place)?;
+        }
         self.unshare(hw, shared)
-    }
-
-    /// Writes the changed pages of a shared file area back.
-    fn write_back(&mut self, hw: &mut dyn Hw, start: u64, area: &Vma) -> Result<(), Error> {
-        let Backing::File { file, offset } = &area.backing else {
-            return Ok(());
-        };
-        let size = hw.file_size(file.fd)?;
-        let written = &mut self.stats.written_back;
-        self.tables
-            .visit(hw, start, area.end, |hw, va, entry, frame| {
-                if entry & DIRTY == 0 {
-                    return Ok(None);
-                }
-                let at = offset + (va.0 - start);
-                let mut page = [0; PAGE_SIZE as usize];
-                hw.read(frame, &mut page)?;
-                let n = size.saturating_sub(at).min(PAGE_SIZE) as usize;
-                if n > 0
-                    && let Err(e) = hw.pwrite(file.fd, at, &page[..n])?
-                {
-                    tracing::warn!(
-                        file = file.name,
-                        errno = e.0,
-                        "a shared mapping was not written back"
-                    );
-                }
-                *written += 1;
-                hw.invalidate(va); // so that the next write sets D again
-                Ok(Some(entry & !DIRTY))
-            })
-    }
-
-    /// `msync`: writes back what changed in `[start, end)`.
-    ///
-    /// # Errors
-    /// ENOMEM if not all of it is mapped.
-    pub fn sync(&mut self, hw: &mut dyn Hw, start: u64, end: u64) -> Result<(), Fail> {
-        for (at, part) in self.areas.within(start, end) {
-            if part.writes_back() {
-                self.write_back(hw, at, &part)?;
-            }
-        }
-        if self.areas.covers(start, end) {
-            Ok(())
-        } else {
-            Err(Errno::ENOMEM.into())
-        }
-    }
-
-    /// Writes back everything, at exit.
-    ///
-    /// # Errors
-    /// Guest memory can't be accessed.
-    pub fn sync_all(&mut self, hw: &mut dyn Hw) -> Result<(), Error> {
-        match self.sync(hw, 0, USER_END) {
-            Err(Fail::Fatal(e)) => Err(e),
-            _ => Ok(()),
-        }
     }
 
     /// `mprotect`.
@@ -390,13 +342,28 @@ impl AddressSpace {
             );
             let mut any = false;
             let by_flush = (part.end - at) / PAGE_SIZE > FLUSH_ABOVE;
-            self.tables.visit(hw, at, part.end, |hw, va, entry, _| {
-                any = true;
-                if !by_flush {
-                    hw.invalidate(va);
+            let mut changed = Vec::new();
+            self.tables
+                .visit(hw, at, part.end, |hw, va, entry, frame| {
+                    any = true;
+                    if !by_flush {
+                        hw.invalidate(va);
+                    }
+                    if part.shared {
+                        changed.push((va, entry, frame));
+                        return Ok(None);
+                    }
+                    Ok(Some(Tables::with_prot(entry, prot)))
+                })?;
+            for (va, entry, frame) in changed {
+                if self.window.place(frame).is_none() && !part.prot.writes() {
+                    // A copy to execute; the next fetch makes another.
+                    self.zap(hw, va.0, va.0 + PAGE_SIZE, true)?;
+                    continue;
                 }
-                Ok(Some(Tables::with_prot(entry, prot)))
-            })?;
+                let entry = self.reprotect(entry, frame, (at, &part), va, prot);
+                self.tables.set(hw, &mut self.frames, va, entry)?;
+            }
             if any && by_flush {
                 hw.flush();
             }
@@ -437,18 +404,12 @@ impl AddressSpace {
         Ok(to)
     }
 
-    /// `madvise(MADV_DONTNEED)`: private pages go; the next touch finds zeroes or the file.
+    /// `madvise(MADV_DONTNEED)`: pages go; the next touch finds zeroes or the file, which has what was written to it.
     ///
     /// # Errors
     /// ENOMEM if a part is not mapped.
     pub fn discard(&mut self, hw: &mut dyn Hw, start: u64, end: u64) -> Result<(), Fail> {
         for (at, part) in self.areas.within(start, end) {
-            if part.shared && !part.writes_back() && !matches!(part.backing, Backing::File { .. }) {
-                continue; // shared anonymous memory keeps its contents
-            }
-            if part.writes_back() {
-                self.write_back(hw, at, &part)?;
-            }
             self.zap(hw, at, part.end, part.prot.executes())?;
         }
         if self.areas.covers(start, end) {
@@ -665,10 +626,8 @@ impl AddressSpace {
         frame: Gpa,
         area: &Vma,
     ) -> Result<bool, Error> {
-        let mut entry = self.tables.entry(frame, area.prot) | ACCESSED;
-        if !area.writes_back() {
-            entry |= DIRTY; // nobody looks at D here: spare the walk that would set it
-        }
+        // Nobody looks at A and D: spare the walks that would set them.
+        let entry = self.tables.entry(frame, area.prot) | ACCESSED | DIRTY;
         if !self.tables.set(hw, &mut self.frames, Va(page), entry)? {
             self.frames.release(frame);
             return Ok(false);
@@ -677,6 +636,17 @@ impl AddressSpace {
         self.stats.resident += 1;
         self.stats.peak = self.stats.peak.max(self.stats.resident);
         Ok(true)
+    }
+
+    /// The private frame behind a page, if it has one.
+    ///
+    /// # Errors
+    /// Guest memory can't be read.
+    pub fn private_frame(&mut self, hw: &mut dyn Hw, va: u64) -> Result<Option<Gpa>, Error> {
+        let entry = self.tables.get(hw, Va(va))?;
+        let frame = self.tables.frame(entry);
+        let private = !self.tables.is_shared(entry) && self.window.place(frame).is_none();
+        Ok((entry != 0 && private).then_some(frame))
     }
 
     /// Adds an area without a fault or a frame; for the launch.

@@ -35,12 +35,17 @@ impl Prot {
     }
 }
 
+/// Which file: device and inode.
+pub type FileId = (u64, u64);
+
 /// A file behind mappings, held open by the guest kernel under a descriptor of its own.
 #[derive(PartialEq, Eq, Debug)]
 pub struct File {
     /// The guest kernel's descriptor.
     pub fd: i32,
-    /// It was opened for reading and writing.
+    /// The same for all descriptors of one file.
+    pub id: FileId,
+    /// Shared mappings of it may be written.
     pub writable: bool,
     /// What `/proc/self/maps` shows, if known.
     pub name: String,
@@ -69,17 +74,20 @@ pub struct Vma {
     pub end: u64,
     /// Rights.
     pub prot: Prot,
-    /// MAP_SHARED: what is written goes to the file.
+    /// MAP_SHARED: what is written is written to the file.
     pub shared: bool,
     /// What backs it.
     pub backing: Backing,
 }
 
 impl Vma {
-    /// Whether written pages must go back to the file.
+    /// The file that a shared mapping shows, and where in it the area starts.
     #[must_use]
-    pub fn writes_back(&self) -> bool {
-        self.shared && matches!(&self.backing, Backing::File { file, .. } if file.writable)
+    pub fn shared_file(&self) -> Option<(&Arc<File>, u64)> {
+        match &self.backing {
+            Backing::File { file, offset } if self.shared => Some((file, *offset)),
+            _ => None,
+        }
     }
 
     /// The same area cut to start at `at` (`start` is where it starts now).

@@ -4,11 +4,12 @@
 //! its set is pending, which [`refresh`] sees to. Reading it takes signals out of the guest kernel's own queue.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use sevlab_cpu::Vcpu;
 
 use super::{Call, Sys, SysResult};
+use crate::doorbell::Deadline;
 use crate::kernel::Kernel;
 use crate::kernel::error::{Errno, Error, Fail};
 use crate::kernel::outside::{HostCall, Outside};
@@ -18,14 +19,23 @@ use crate::kernel::signal::{SigInfo, UNBLOCKABLE};
 const RECORD: usize = 128;
 const O_NONBLOCK: u64 = 0o4000;
 const O_CLOEXEC: u64 = 0o2_000_000;
-/// How long one wait for a signal lasts, milliseconds.
-const NAP: u64 = 100;
+/// How often the counter is tried to be changed while other things ask the vCPU to look up.
+const TRIES: usize = 8;
+
+/// What a signal descriptor is.
+#[derive(Debug, Default)]
+pub struct SignalFd {
+    /// Its signals.
+    set: AtomicU64,
+    /// The counter behind it is not zero.
+    ready: AtomicBool,
+}
 
 /// signalfd(2), signalfd4(2).
 ///
 /// # Errors
 /// As Linux.
-pub fn signalfd(call: &mut Call<'_>) -> SysResult {
+pub fn signalfd(call: &mut Call<'_, '_>) -> SysResult {
     let [fd, set, size, flags, ..] = call.args;
     let flags = if call.row.nr == 289 { flags } else { 0 };
     if size != 8 || flags & !(O_NONBLOCK | O_CLOEXEC) != 0 {
@@ -38,17 +48,18 @@ pub fn signalfd(call: &mut Call<'_>) -> SysResult {
             let there = call.host(72, [fd as u64, 1, 0, 0, 0, 0])? >= 0; // F_GETFD
             return Err(if there { Errno::EINVAL } else { Errno::EBADF }.into());
         };
-        old.store(set, Ordering::Relaxed);
-        call.tick()?;
+        old.set.store(set, Ordering::Relaxed);
         return Ok(Sys::Ret(i64::from(fd)));
     }
-    // Its own reads must never block the kernel; the guest's flag is put on it all the same, F_GETFL shows it.
     let ret = call.host(290, [0, flags, 0, 0, 0, 0])?;
     let ret = call.adopt(ret)?;
     if ret >= 0 {
-        let set = Arc::new(AtomicU64::new(set));
-        call.kernel.services.signalfds.insert(ret as i32, set);
-        call.tick()?;
+        let file = SignalFd {
+            set: AtomicU64::new(set),
+            ..SignalFd::default()
+        };
+        let files = &mut call.kernel.services.signalfds;
+        files.insert(ret as i32, Arc::new(file));
     }
     Ok(Sys::Ret(ret))
 }
@@ -61,104 +72,80 @@ pub fn refresh(kernel: &mut Kernel, vcpu: &mut Vcpu, out: &mut dyn Outside) -> R
     if kernel.services.signalfds.is_empty() {
         return Ok(());
     }
-    let all: Vec<(i32, u64)> = kernel
+    let pending = kernel.pending();
+    let all: Vec<(i32, Arc<SignalFd>)> = kernel
         .services
         .signalfds
         .iter()
-        .map(|(fd, set)| (*fd, set.load(Ordering::Relaxed)))
+        .map(|(fd, file)| (*fd, Arc::clone(file)))
         .collect();
-    for (fd, set) in all {
-        let Some(ready) = is_ready(kernel, vcpu, out, fd)? else {
-            continue;
-        };
-        if (kernel.signals.pending() & set != 0) != ready {
-            // one up, or down to nothing
-            out.bounce_write(vcpu, 0, &1u64.to_le_bytes())?;
-            let nr = i64::from(!ready);
-            host(kernel, vcpu, out, nr, [fd as u64, 0, 8, 0, 0, 0])?;
+    for (fd, file) in all {
+        let ready = pending & file.set.load(Ordering::Relaxed) != 0;
+        if ready != file.ready.load(Ordering::Relaxed) && count(kernel, vcpu, out, fd, ready)? {
+            file.ready.store(ready, Ordering::Relaxed);
         }
     }
     Ok(())
 }
 
-/// Whether the counter behind a descriptor is not zero. `None`: the host has no time, signals keep coming.
-fn is_ready(
+/// Adds one to the counter behind a descriptor, or sets it to nothing. False if that could not be done now.
+fn count(
     kernel: &mut Kernel,
     vcpu: &mut Vcpu,
     out: &mut dyn Outside,
     fd: i32,
-) -> Result<Option<bool>, Error> {
-    for _ in 0..8 {
-        // The host begins nothing that may sleep while a signal waits to be noticed.
-        kernel.signals.collect();
-        match poll(kernel, vcpu, out, fd, 0)? {
-            n if n == Errno::EINTR.ret() => {}
-            n => return Ok(Some(n == 1)),
+    up: bool,
+) -> Result<bool, Error> {
+    for _ in 0..TRIES {
+        // The host begins nothing that may sleep while the vCPU is asked to look up, and it does so soon.
+        vcpu.state.exit_request.store(0, Ordering::SeqCst);
+        out.bounce_write(vcpu, 0, &1u64.to_le_bytes())?;
+        let nr = i64::from(up);
+        let args = [fd as u64, 0, 8, 0, 0, 0];
+        kernel.stats.host_calls += 1;
+        if out.host_call(vcpu, &HostCall { nr, args })? != Errno::EINTR.ret() {
+            return Ok(true);
         }
     }
-    Ok(None)
-}
-
-fn poll(
-    kernel: &mut Kernel,
-    vcpu: &mut Vcpu,
-    out: &mut dyn Outside,
-    fd: i32,
-    timeout: u64,
-) -> Result<i64, Error> {
-    let mut entry = [0; 8];
-    entry[..4].copy_from_slice(&fd.to_le_bytes());
-    entry[4] = libc::POLLIN as u8;
-    out.bounce_write(vcpu, 0, &entry)?;
-    host(kernel, vcpu, out, 7, [0, 1, timeout, 0, 0, 0])
-}
-
-fn host(
-    kernel: &mut Kernel,
-    vcpu: &mut Vcpu,
-    out: &mut dyn Outside,
-    nr: i64,
-    args: [u64; 6],
-) -> Result<i64, Error> {
-    kernel.stats.host_calls += 1;
-    out.host_call(vcpu, &HostCall { nr, args })
+    Ok(false)
 }
 
 /// The records of at most `room` bytes that a read of signal descriptor `fd` gets; `None` if it is none.
 ///
 /// # Errors
 /// EINVAL for less room than a record takes, EAGAIN, EINTR.
-pub fn read(call: &mut Call<'_>, fd: i32, room: u64) -> Result<Option<Vec<u8>>, Fail> {
-    if !call.kernel.services.signalfds.contains_key(&fd) {
+pub fn read(call: &mut Call<'_, '_>, fd: i32, room: u64) -> Result<Option<Vec<u8>>, Fail> {
+    let Some(file) = call.kernel.services.signalfds.get(&fd).cloned() else {
         return Ok(None);
-    }
+    };
     if room < RECORD as u64 {
         return Err(Errno::EINVAL.into());
     }
     let records = (room as usize / RECORD).min(64);
     let mut data = Vec::new();
     loop {
-        call.tick()?;
-        let set = call.kernel.services.signalfds.get(&fd);
-        let set = set.ok_or(Errno::EBADF)?.load(Ordering::Relaxed);
+        call.kernel.collect();
+        let set = file.set.load(Ordering::Relaxed);
         while data.len() < records * RECORD {
-            let Some(info) = call.kernel.signals.take(set) else {
+            let Some(info) = call.kernel.take_signal(set) else {
                 break;
             };
             data.extend_from_slice(&record(&info));
         }
         if !data.is_empty() {
-            call.tick()?;
             return Ok(Some(data));
-        }
-        if call.kernel.signals.deliverable() {
-            return Err(Errno::EINTR.into());
         }
         let flags = call.host(72, [fd as u64, 3, 0, 0, 0, 0])?; // F_GETFL
         if flags as u64 & O_NONBLOCK != 0 {
             return Err(Errno::EAGAIN.into());
         }
-        poll(call.kernel, call.vcpu, call.out, fd, NAP)?;
+        if call.kernel.interrupted() {
+            return Err(Errno::EINTR.into());
+        }
+        call.kernel.task().signals.waits_for = set;
+        let idle = call.idle(Deadline::Never);
+        call.kernel.task().signals.waits_for = 0;
+        idle?;
     }
 }
 

@@ -3,11 +3,13 @@
 //! Transfers larger than the bounce area are made in pieces; scatter/gather lists are flattened; new
 //! descriptors must be the guest's; and some names in `/proc/self` mean the guest, not the host process.
 
+use std::sync::atomic::Ordering;
+
 use sevlab_arch::PAGE_SIZE;
 
 use super::marshal::{GUEST_FDS, PATH_MAX, guest_fd};
 use super::procfs::Name;
-use super::{Call, Sys, SysResult, events, procfs};
+use super::{Call, Sys, SysResult, events, memory, procfs};
 use crate::kernel::error::{Errno, Fail};
 use crate::kernel::outside::NULL;
 use crate::kernel::signal::{self, SigInfo};
@@ -17,7 +19,7 @@ const SLACK: usize = 8192;
 /// Linux never transfers more in one call.
 const RW_MAX: u64 = 0x7fff_f000;
 
-impl Call<'_> {
+impl Call<'_, '_> {
     /// Largest buffer that goes through the bounce area at once.
     fn chunk(&self) -> u64 {
         (self.out.bounce_len() - SLACK.min(self.out.bounce_len() / 2)) as u64
@@ -26,7 +28,9 @@ impl Call<'_> {
     /// SIGPIPE for a write that found nobody reading.
     pub(super) fn broken_pipe(&mut self, ret: i64) {
         if ret == Errno::EPIPE.ret() {
-            self.kernel.signals.raise(SigInfo::kernel(signal::SIGPIPE));
+            let slot = self.kernel.slot();
+            self.kernel
+                .raise_task(slot, SigInfo::kernel(signal::SIGPIPE));
         }
     }
 
@@ -101,8 +105,7 @@ impl Call<'_> {
         loop {
             let n = self.host(0, [fd as u64, 0, chunk, 0, 0, 0])?;
             if n == Errno::EINTR.ret() {
-                self.tick()?;
-                self.kernel.signals.collect();
+                self.vcpu.state.exit_request.store(0, Ordering::SeqCst); // the look is taken soon
                 continue;
             }
             let Some(n @ 1..) = usize::try_from(n).ok().filter(|n| *n as u64 <= chunk) else {
@@ -221,7 +224,7 @@ impl Call<'_> {
 ///
 /// # Errors
 /// As Linux.
-pub fn read(call: &mut Call<'_>) -> SysResult {
+pub fn read(call: &mut Call<'_, '_>) -> SysResult {
     let [fd, buffer, len, ..] = call.args;
     if let Some(records) = events::read(call, fd as i32, len)? {
         call.write_user(buffer, &records)?;
@@ -233,26 +236,26 @@ pub fn read(call: &mut Call<'_>) -> SysResult {
 ///
 /// # Errors
 /// As Linux.
-pub fn write(call: &mut Call<'_>) -> SysResult {
+pub fn write(call: &mut Call<'_, '_>) -> SysResult {
     call.transfer()
 }
 /// pread(2).
 ///
 /// # Errors
 /// As Linux.
-pub fn pread64(call: &mut Call<'_>) -> SysResult {
+pub fn pread64(call: &mut Call<'_, '_>) -> SysResult {
     call.transfer()
 }
 /// pwrite(2).
 ///
 /// # Errors
 /// As Linux.
-pub fn pwrite64(call: &mut Call<'_>) -> SysResult {
+pub fn pwrite64(call: &mut Call<'_, '_>) -> SysResult {
     call.transfer()
 }
 
 /// The position argument of readv's family: `None` for the file's own.
-fn position(call: &Call<'_>) -> Result<Option<u64>, Errno> {
+fn position(call: &Call<'_, '_>) -> Result<Option<u64>, Errno> {
     let positioned = matches!(call.row.nr, 295 | 296 | 327 | 328);
     let v2 = matches!(call.row.nr, 327 | 328);
     match call.args[3] as i64 {
@@ -281,7 +284,7 @@ mod rwf {
 ///
 /// # Errors
 /// EOPNOTSUPP for unknown ones; EAGAIN if NOWAIT is asked for and nothing can be had at once.
-fn rw_flags(call: &mut Call<'_>, writes: bool) -> Result<u64, Fail> {
+fn rw_flags(call: &mut Call<'_, '_>, writes: bool) -> Result<u64, Fail> {
     let flags = if matches!(call.row.nr, 327 | 328) {
         call.args[5]
     } else {
@@ -309,7 +312,7 @@ fn rw_flags(call: &mut Call<'_>, writes: bool) -> Result<u64, Fail> {
 ///
 /// # Errors
 /// As Linux.
-pub fn readv(call: &mut Call<'_>) -> SysResult {
+pub fn readv(call: &mut Call<'_, '_>) -> SysResult {
     let [fd, iov, n, ..] = call.args;
     if !guest_fd(fd) {
         return Err(Errno::EBADF.into());
@@ -354,7 +357,7 @@ pub fn readv(call: &mut Call<'_>) -> SysResult {
 ///
 /// # Errors
 /// As Linux.
-pub fn writev(call: &mut Call<'_>) -> SysResult {
+pub fn writev(call: &mut Call<'_, '_>) -> SysResult {
     let [fd, iov, n, ..] = call.args;
     if !guest_fd(fd) {
         return Err(Errno::EBADF.into());
@@ -398,7 +401,7 @@ pub fn writev(call: &mut Call<'_>) -> SysResult {
 ///
 /// # Errors
 /// As Linux.
-pub fn clamped(call: &mut Call<'_>) -> SysResult {
+pub fn clamped(call: &mut Call<'_, '_>) -> SysResult {
     let at = if matches!(call.row.nr, 79 | 318) {
         1
     } else {
@@ -418,7 +421,7 @@ pub fn clamped(call: &mut Call<'_>) -> SysResult {
 ///
 /// # Errors
 /// As Linux; EMFILE if the descriptor is beyond the guest's.
-pub fn new_fd(call: &mut Call<'_>) -> SysResult {
+pub fn new_fd(call: &mut Call<'_, '_>) -> SysResult {
     let ret = call.proxy(&call.args.clone())?;
     Ok(Sys::Ret(call.adopt(ret)?))
 }
@@ -427,7 +430,7 @@ pub fn new_fd(call: &mut Call<'_>) -> SysResult {
 ///
 /// # Errors
 /// As Linux.
-pub fn open(call: &mut Call<'_>) -> SysResult {
+pub fn open(call: &mut Call<'_, '_>) -> SysResult {
     let [path, flags, ..] = call.args;
     open_path(call, None, path, flags)
 }
@@ -436,12 +439,12 @@ pub fn open(call: &mut Call<'_>) -> SysResult {
 ///
 /// # Errors
 /// As Linux.
-pub fn openat(call: &mut Call<'_>) -> SysResult {
+pub fn openat(call: &mut Call<'_, '_>) -> SysResult {
     let [dir, path, flags, ..] = call.args;
     open_path(call, Some(dir), path, flags)
 }
 
-fn open_path(call: &mut Call<'_>, dir: Option<u64>, path: u64, flags: u64) -> SysResult {
+fn open_path(call: &mut Call<'_, '_>, dir: Option<u64>, path: u64, flags: u64) -> SysResult {
     let text = call.read_str(path)?;
     match procfs::open(call, dir, &text, flags)? {
         Some(done) => Ok(done),
@@ -453,7 +456,7 @@ fn open_path(call: &mut Call<'_>, dir: Option<u64>, path: u64, flags: u64) -> Sy
 ///
 /// # Errors
 /// As Linux.
-pub fn set_size(call: &mut Call<'_>) -> SysResult {
+pub fn set_size(call: &mut Call<'_, '_>) -> SysResult {
     let [_, length, offset, more, ..] = call.args;
     let end = match call.row.nr {
         285 => offset.saturating_add(more),
@@ -466,6 +469,9 @@ pub fn set_size(call: &mut Call<'_>) -> SysResult {
     {
         return Err(call.too_large().into());
     }
+    if call.row.nr == 77 {
+        return memory::ftruncate(call);
+    }
     Ok(Sys::Ret(call.proxy(&call.args.clone())?))
 }
 
@@ -473,7 +479,7 @@ pub fn set_size(call: &mut Call<'_>) -> SysResult {
 ///
 /// # Errors
 /// EACCES for writing, EMFILE.
-pub(super) fn synthetic(call: &mut Call<'_>, contents: &[u8], flags: u64) -> SysResult {
+pub(super) fn synthetic(call: &mut Call<'_, '_>, contents: &[u8], flags: u64) -> SysResult {
     if flags & 3 != 0 {
         return Err(Errno::EACCES.into());
     }
@@ -495,7 +501,7 @@ pub(super) fn synthetic(call: &mut Call<'_>, contents: &[u8], flags: u64) -> Sys
 ///
 /// # Errors
 /// As Linux.
-pub fn close(call: &mut Call<'_>) -> SysResult {
+pub fn close(call: &mut Call<'_, '_>) -> SysResult {
     let ret = call.proxy(&call.args.clone())?;
     call.forget_fd(call.args[0] as i32);
     Ok(Sys::Ret(ret))
@@ -505,7 +511,7 @@ pub fn close(call: &mut Call<'_>) -> SysResult {
 ///
 /// # Errors
 /// As Linux.
-pub fn close_range(call: &mut Call<'_>) -> SysResult {
+pub fn close_range(call: &mut Call<'_, '_>) -> SysResult {
     let (first, last) = (call.args[0] as u32, call.args[1] as u32);
     if first > last {
         return Err(Errno::EINVAL.into());
@@ -528,7 +534,7 @@ pub fn close_range(call: &mut Call<'_>) -> SysResult {
 ///
 /// # Errors
 /// As Linux.
-pub fn dup(call: &mut Call<'_>) -> SysResult {
+pub fn dup(call: &mut Call<'_, '_>) -> SysResult {
     let done = new_fd(call)?;
     if let Sys::Ret(fd @ 0..) = done {
         let from = call.args[0] as i32;
@@ -541,7 +547,7 @@ pub fn dup(call: &mut Call<'_>) -> SysResult {
 ///
 /// # Errors
 /// As Linux.
-pub fn dup2(call: &mut Call<'_>) -> SysResult {
+pub fn dup2(call: &mut Call<'_, '_>) -> SysResult {
     let (from, to) = (call.args[0] as i32, call.args[1] as i32);
     if to >= call.kernel.end_of_fds() {
         return Err(Errno::EBADF.into());
@@ -558,7 +564,7 @@ pub fn dup2(call: &mut Call<'_>) -> SysResult {
 ///
 /// # Errors
 /// As Linux.
-pub fn fcntl(call: &mut Call<'_>) -> SysResult {
+pub fn fcntl(call: &mut Call<'_, '_>) -> SysResult {
     const F_DUPFD: u32 = 0;
     const F_DUPFD_CLOEXEC: u32 = 1030;
     if matches!(call.args[1] as u32, F_DUPFD | F_DUPFD_CLOEXEC) {
@@ -574,7 +580,7 @@ pub fn fcntl(call: &mut Call<'_>) -> SysResult {
 ///
 /// # Errors
 /// As Linux; EMFILE if a descriptor is beyond the guest's.
-pub fn pipe(call: &mut Call<'_>) -> SysResult {
+pub fn pipe(call: &mut Call<'_, '_>) -> SysResult {
     let ret = call.proxy(&call.args.clone())?;
     if ret < 0 {
         return Ok(Sys::Ret(ret));
@@ -594,7 +600,13 @@ pub fn pipe(call: &mut Call<'_>) -> SysResult {
     Ok(Sys::Ret(ret))
 }
 
-fn read_link(call: &mut Call<'_>, dir: Option<u64>, path: u64, buffer: u64, len: u64) -> SysResult {
+fn read_link(
+    call: &mut Call<'_, '_>,
+    dir: Option<u64>,
+    path: u64,
+    buffer: u64,
+    len: u64,
+) -> SysResult {
     let text = call.read_str(path)?;
     if call.in_proc(dir, &text)? == Some(Name::Own("exe".to_owned())) {
         if len as i32 <= 0 {
@@ -615,7 +627,7 @@ fn read_link(call: &mut Call<'_>, dir: Option<u64>, path: u64, buffer: u64, len:
 ///
 /// # Errors
 /// As Linux.
-pub fn readlink(call: &mut Call<'_>) -> SysResult {
+pub fn readlink(call: &mut Call<'_, '_>) -> SysResult {
     let [path, buffer, len, ..] = call.args;
     read_link(call, None, path, buffer, len)
 }
@@ -624,13 +636,13 @@ pub fn readlink(call: &mut Call<'_>) -> SysResult {
 ///
 /// # Errors
 /// As Linux.
-pub fn readlinkat(call: &mut Call<'_>) -> SysResult {
+pub fn readlinkat(call: &mut Call<'_, '_>) -> SysResult {
     let [dir, path, buffer, len, ..] = call.args;
     read_link(call, Some(dir), path, buffer, len)
 }
 
 /// A host timespec at the start of the bounce area.
-impl Call<'_> {
+impl Call<'_, '_> {
     /// Sleeps on the host: `clock_nanosleep(clock, flags, time)`; the raw result.
     ///
     /// # Errors

@@ -95,7 +95,7 @@ pub fn argument(request: u32) -> Result<IoctlArg, Errno> {
 ///
 /// # Errors
 /// As Linux; ENOTTY for a request that is not passed on.
-pub fn ioctl(call: &mut Call<'_>) -> SysResult {
+pub fn ioctl(call: &mut Call<'_, '_>) -> SysResult {
     if call.args[1] as u32 == SIOCGIFCONF {
         return interfaces(call);
     }
@@ -107,7 +107,7 @@ pub fn ioctl(call: &mut Call<'_>) -> SysResult {
 }
 
 /// SIOCGIFCONF: its structure points at a buffer of its own, so the list is asked for one by one.
-fn interfaces(call: &mut Call<'_>) -> SysResult {
+fn interfaces(call: &mut Call<'_, '_>) -> SysResult {
     let [fd, _, at, ..] = call.args;
     let room = call.read_u32(at)? as i32;
     let buffer = call.read_u64(at.wrapping_add(8))?;
@@ -135,7 +135,7 @@ fn interfaces(call: &mut Call<'_>) -> SysResult {
 
 /// One request about an interface; `None` if the host has no answer.
 fn one(
-    call: &mut Call<'_>,
+    call: &mut Call<'_, '_>,
     fd: u64,
     request: u32,
     entry: &[u8; IFREQ as usize],

@@ -43,7 +43,7 @@ pub fn initial_limits(stack: u64) -> Limits {
     limits
 }
 
-fn get(call: &mut Call<'_>, resource: u64, va: u64) -> Result<(), Fail> {
+fn get(call: &mut Call<'_, '_>, resource: u64, va: u64) -> Result<(), Fail> {
     let limit = *usize::try_from(resource)
         .ok()
         .and_then(|r| call.kernel.limits.get(r))
@@ -57,7 +57,7 @@ fn get(call: &mut Call<'_>, resource: u64, va: u64) -> Result<(), Fail> {
     Ok(())
 }
 
-fn set(call: &mut Call<'_>, resource: u64, new: [u64; 2]) -> Result<(), Fail> {
+fn set(call: &mut Call<'_, '_>, resource: u64, new: [u64; 2]) -> Result<(), Fail> {
     let resource = resource as usize;
     let slot = call.kernel.limits.get_mut(resource).ok_or(Errno::EINVAL)?;
     if new[0] > new[1] {
@@ -79,7 +79,7 @@ fn set(call: &mut Call<'_>, resource: u64, new: [u64; 2]) -> Result<(), Fail> {
     Ok(())
 }
 
-fn read(call: &mut Call<'_>, va: u64) -> Result<[u64; 2], Fail> {
+fn read(call: &mut Call<'_, '_>, va: u64) -> Result<[u64; 2], Fail> {
     Ok([call.read_u64(va)?, call.read_u64(va.wrapping_add(8))?])
 }
 
@@ -87,7 +87,7 @@ fn read(call: &mut Call<'_>, va: u64) -> Result<[u64; 2], Fail> {
 ///
 /// # Errors
 /// As Linux.
-pub fn getrlimit(call: &mut Call<'_>) -> SysResult {
+pub fn getrlimit(call: &mut Call<'_, '_>) -> SysResult {
     let [resource, va, ..] = call.args;
     get(call, u64::from(resource as u32), va)?;
     DONE
@@ -97,7 +97,7 @@ pub fn getrlimit(call: &mut Call<'_>) -> SysResult {
 ///
 /// # Errors
 /// As Linux.
-pub fn setrlimit(call: &mut Call<'_>) -> SysResult {
+pub fn setrlimit(call: &mut Call<'_, '_>) -> SysResult {
     let [resource, va, ..] = call.args;
     let new = read(call, va)?;
     set(call, u64::from(resource as u32), new)?;
@@ -108,7 +108,7 @@ pub fn setrlimit(call: &mut Call<'_>) -> SysResult {
 ///
 /// # Errors
 /// As Linux; EPERM for another process.
-pub fn prlimit64(call: &mut Call<'_>) -> SysResult {
+pub fn prlimit64(call: &mut Call<'_, '_>) -> SysResult {
     let [pid, resource, new, old, ..] = call.args;
     if pid as i32 != 0 && pid as i32 != call.pid()? {
         return Err(Errno::EPERM.into());
@@ -171,10 +171,11 @@ impl Kernel {
     }
 }
 
-impl Call<'_> {
+impl Call<'_, '_> {
     /// A file would grow beyond `RLIMIT_FSIZE`: SIGXFSZ and this error.
     pub fn too_large(&mut self) -> Errno {
-        self.kernel.signals.raise(SigInfo::kernel(SIGXFSZ));
+        let slot = self.kernel.slot();
+        self.kernel.raise_task(slot, SigInfo::kernel(SIGXFSZ));
         Errno::EFBIG
     }
 }

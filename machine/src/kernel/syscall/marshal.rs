@@ -9,13 +9,16 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use std::sync::atomic::Ordering;
+
 use super::Call;
 use super::ioctl::{self, IoctlArg};
 use super::system::host_option;
 use super::table::{Arg, Len, Row, row};
 use super::timers::{SIGEV_NONE, SIGEV_SIGNAL, SIGEVENT, WAKE};
+use crate::hv::hostcall::sleeps;
 use crate::kernel::error::{Errno, Error, Fail};
-use crate::kernel::outside::{HostCall, NULL};
+use crate::kernel::outside::{HostCall, NULL, machine_call};
 
 /// Longest path with its NUL.
 pub const PATH_MAX: usize = 4096;
@@ -245,7 +248,7 @@ pub fn guest_fd(value: u64) -> bool {
 /// # Errors
 /// EFAULT for guest memory that is not there, EBADF for a descriptor that is not the guest's, EINVAL
 /// for what does not fit; or the machine failed.
-pub fn stage(call: &mut Call<'_>, row: &Row, args: &[u64; 6]) -> Result<Staged, Fail> {
+pub fn stage(call: &mut Call<'_, '_>, row: &Row, args: &[u64; 6]) -> Result<Staged, Fail> {
     let mut room = Room {
         next: 0,
         len: call.out.bounce_len(),
@@ -332,7 +335,7 @@ pub fn stage(call: &mut Call<'_>, row: &Row, args: &[u64; 6]) -> Result<Staged, 
 }
 
 fn stage_message(
-    call: &mut Call<'_>,
+    call: &mut Call<'_, '_>,
     room: &mut Room,
     staged: &mut Staged,
     index: usize,
@@ -399,12 +402,13 @@ fn stage_message(
 ///
 /// # Errors
 /// EFAULT if the guest's memory can't be written; or the machine failed.
-pub fn finish(call: &mut Call<'_>, staged: &Staged, ret: i64) -> Result<i64, Fail> {
-    // nanosleep and clock_nanosleep write the remaining time only when interrupted
-    let fills = if matches!(staged.call.nr, 35 | 230) {
-        ret == Errno::EINTR.ret()
-    } else {
-        ret >= 0
+pub fn finish(call: &mut Call<'_, '_>, staged: &Staged, ret: i64) -> Result<i64, Fail> {
+    // nanosleep and clock_nanosleep write the remaining time only when interrupted; select, pselect6 and ppoll then
+    // too, and nothing else changes
+    let fills = match staged.call.nr {
+        35 | 230 => ret == Errno::EINTR.ret(),
+        23 | 270 | 271 => ret >= 0 || ret == Errno::EINTR.ret(),
+        _ => ret >= 0,
     };
     if !fills {
         return Ok(ret);
@@ -456,7 +460,7 @@ pub fn finish(call: &mut Call<'_>, staged: &Staged, ret: i64) -> Result<i64, Fai
     Ok(ret)
 }
 
-fn copy_out(call: &mut Call<'_>, off: usize, va: u64, n: usize) -> Result<(), Fail> {
+fn copy_out(call: &mut Call<'_, '_>, off: usize, va: u64, n: usize) -> Result<(), Fail> {
     let mut data = core::mem::take(&mut call.kernel.scratch);
     data.clear();
     data.resize(n, 0);
@@ -680,7 +684,7 @@ fn host_message(bounce: &mut [u8], off: u64, receive: bool) -> Result<Box<HostMs
     Ok(m)
 }
 
-impl Call<'_> {
+impl Call<'_, '_> {
     /// One system call through the fence: stage, ask, finish.
     ///
     /// # Errors
@@ -699,15 +703,22 @@ impl Call<'_> {
     }
 
     fn proxy_as(&mut self, row: &Row, args: &[u64; 6]) -> Result<i64, Fail> {
-        let wait = self.relative_wait(row.nr, args)?;
-        let mut staged = stage(self, row, args)?;
-        remainder(&mut staged.call);
-        let ret = loop {
-            self.kernel.stats.host_calls += 1;
-            let ret = self.out.host_call(self.vcpu, &staged.call)?;
-            if ret != Errno::EINTR.ret() || !self.goes_on(&mut staged.call, wait)? {
-                break ret;
+        let staged = stage(self, row, args)?;
+        self.kernel.stats.host_calls += 1;
+        if let Some(set) = self.kernel.host_mask_changed() {
+            self.host(machine_call::BLOCK, [set, 0, 0, 0, 0, 0])?;
+        }
+        let out = &mut *self.out;
+        let ret = if sleeps(row.nr) {
+            // What may have asked for a look before is looked at now.
+            self.vcpu.state.exit_request.store(0, Ordering::SeqCst);
+            if self.kernel.interrupted() {
+                return Ok(Errno::EINTR.ret());
             }
+            self.kernel
+                .unlocked(self.vcpu, |vcpu| out.host_call(vcpu, &staged.call))?
+        } else {
+            out.host_call(self.vcpu, &staged.call)?
         };
         if !(-4095..=i64::MAX).contains(&ret) {
             let what = format!("{} returned {ret}", row.name);
@@ -715,79 +726,4 @@ impl Call<'_> {
         }
         finish(self, &staged, ret)
     }
-
-    /// For calls whose relative time the host does not count down: when they are to end.
-    fn relative_wait(&mut self, nr: i64, args: &[u64; 6]) -> Result<Option<i128>, Fail> {
-        const MILLISECOND: i128 = 1_000_000;
-        let wait = match nr {
-            7 => i128::from(args[2] as i32) * MILLISECOND, // poll
-            232 | 281 => i128::from(args[3] as i32) * MILLISECOND, // epoll_wait, epoll_pwait
-            441 if args[3] != 0 => {
-                let seconds = self.read_u64(args[3])? as i64; // epoll_pwait2
-                let nanos = self.read_u64(args[3].wrapping_add(8))? as i64;
-                i128::from(seconds) * 1000 * MILLISECOND + i128::from(nanos)
-            }
-            _ => 0,
-        };
-        if wait <= 0 {
-            return Ok(None);
-        }
-        Ok(Some(self.clock(1)? + wait)) // CLOCK_MONOTONIC
-    }
-
-    /// The host was interrupted. If there is no signal that the guest would notice, the call goes on, for the time that
-    /// is left: to Linux a signal that is blocked is no interruption.
-    fn goes_on(&mut self, call: &mut HostCall, until: Option<i128>) -> Result<bool, Fail> {
-        // what the host has not read yet lies where timers and clocks work
-        let mut kept = [0; 64];
-        self.out.bounce_read(self.vcpu, 0, &mut kept)?;
-        self.tick()?;
-        let left = match until {
-            None => None,
-            Some(until) => Some((until - self.clock(1)?).max(0)),
-        };
-        self.out.bounce_write(self.vcpu, 0, &kept)?;
-        if self.kernel.signals.deliverable() {
-            return Ok(false);
-        }
-        match (call.nr, left) {
-            (7, Some(left)) => call.args[2] = milliseconds(left),
-            (232 | 281, Some(left)) => call.args[3] = milliseconds(left),
-            (441, Some(left)) => {
-                let mut time = [0; 16];
-                time[..8].copy_from_slice(&((left / 1_000_000_000) as u64).to_le_bytes());
-                time[8..].copy_from_slice(&((left % 1_000_000_000) as u64).to_le_bytes());
-                self.out
-                    .bounce_write(self.vcpu, call.args[3] as usize, &time)?;
-            }
-            _ => {
-                if let Some((request, rest)) = remainder(call) {
-                    let mut time = [0; 16];
-                    self.out
-                        .bounce_read(self.vcpu, call.args[rest] as usize, &mut time)?;
-                    self.out
-                        .bounce_write(self.vcpu, call.args[request] as usize, &time)?;
-                }
-            }
-        }
-        Ok(true)
-    }
-}
-
-fn milliseconds(nanos: i128) -> u64 {
-    ((nanos + 999_999) / 1_000_000) as u64
-}
-
-/// nanosleep and a relative clock_nanosleep: which arguments are the time and the place for the time that is left. The
-/// host is given such a place even where the guest has none.
-fn remainder(call: &mut HostCall) -> Option<(usize, usize)> {
-    let (request, rest) = match call.nr {
-        35 => (0, 1),
-        230 if call.args[1] & 1 == 0 => (2, 3),
-        _ => return None,
-    };
-    if call.args[rest] == NULL {
-        call.args[rest] = 32; // behind the only other thing there is
-    }
-    (call.args[request] != NULL).then_some((request, rest))
 }

@@ -3,8 +3,11 @@
 //! [`table`] says who answers; [`marshal`] carries pointer arguments across the fence; the other
 //! modules are the handlers of the guest kernel's own.
 
+pub mod clone;
 pub mod events;
+pub mod exec;
 pub mod fs;
+pub mod futex;
 pub mod ioctl;
 pub mod limits;
 pub mod marshal;
@@ -16,6 +19,7 @@ pub mod procfs;
 pub mod proctext;
 pub mod services;
 pub mod signals;
+pub mod sleep;
 pub mod sockets;
 pub mod strace;
 pub mod system;
@@ -28,7 +32,7 @@ use sevlab_cpu::{Stop, Vcpu};
 use super::error::{Errno, Error, Fail};
 use super::mm::{Cx, Fault};
 use super::outside::Outside;
-use super::{GuestEnd, Kernel};
+use super::{GuestEnd, Kernel, Locked, TaskEnd};
 use marshal::PATH_MAX;
 use table::{Handler, Row};
 
@@ -39,6 +43,8 @@ pub enum Sys {
     Ret(i64),
     /// The registers are as the guest shall find them (rt_sigreturn).
     Restored,
+    /// The thread is over, with this status.
+    Exit(i32),
     /// The process is over.
     End(GuestEnd),
 }
@@ -52,9 +58,9 @@ pub const DONE: SysResult = Ok(Sys::Ret(0));
 const IOV_MAX: u64 = 1024;
 
 /// A system call being answered.
-pub struct Call<'a> {
+pub struct Call<'a, 'p> {
     /// The kernel.
-    pub kernel: &'a mut Kernel,
+    pub kernel: &'a mut Locked<'p>,
     /// The vCPU that made the call.
     pub vcpu: &'a mut Vcpu,
     /// The way out.
@@ -66,20 +72,20 @@ pub struct Call<'a> {
 }
 
 /// Answers the system call whose number and arguments are in the guest's registers. `Ok(None)`: the
-/// guest goes on.
+/// task goes on.
 ///
 /// # Errors
 /// The machine can't go on.
 pub fn dispatch(
-    kernel: &mut Kernel,
+    kernel: &mut Locked<'_>,
     vcpu: &mut Vcpu,
     out: &mut dyn Outside,
-) -> Result<Option<GuestEnd>, Error> {
+) -> Result<Option<TaskEnd>, Error> {
     let g = &vcpu.state.gpr;
     let nr = i64::from(g[gpr::RAX as usize] as i32);
     let args = [g[7], g[6], g[2], g[10], g[8], g[9]]; // rdi rsi rdx r10 r8 r9
     kernel.stats.syscalls += 1;
-    kernel.signals.restart = None;
+    kernel.task().signals.restart = None;
     let Some(row) = table::row(nr) else {
         *kernel.stats.unknown.entry(nr).or_default() += 1;
         tracing::debug!(nr, "unknown system call");
@@ -108,19 +114,20 @@ pub fn dispatch(
     let ret = match result {
         Ok(Sys::Ret(ret)) => ret,
         Ok(Sys::Restored) => return Ok(None),
-        Ok(Sys::End(end)) => return Ok(Some(end)),
+        Ok(Sys::Exit(status)) => return kernel.exit_task(vcpu, out, status).map(Some),
+        Ok(Sys::End(end)) => return Ok(Some(TaskEnd::Process(kernel.end_process(end)))),
         Err(Fail::Errno(e)) => e.ret(),
         Err(Fail::Fatal(e)) => return Err(e),
     };
     tracing::trace!(name = row.name, ?args, ret, "system call");
     if ret == Errno::EINTR.ret() {
-        kernel.signals.restart = Some((nr, row.restarts()));
+        kernel.task().signals.restart = Some((nr, row.restarts()));
     }
     vcpu.state.gpr[gpr::RAX as usize] = ret as u64;
     Ok(None)
 }
 
-impl Call<'_> {
+impl Call<'_, '_> {
     /// The machine, for memory management.
     pub fn cx(&mut self) -> (&mut Kernel, Cx<'_>) {
         (
@@ -197,6 +204,30 @@ impl Call<'_> {
                 return Err(Errno::ENAMETOOLONG.into());
             }
             let from = text.len();
+            text.resize(from + n, 0);
+            self.read_user(at, &mut text[from..])?;
+            if let Some(nul) = text[from..].iter().position(|b| *b == 0) {
+                text.truncate(from + nul + 1);
+                return Ok(text);
+            }
+        }
+    }
+
+    /// Reads a NUL-terminated string of at most `most` bytes, and of what Linux allows for an argument
+    /// (`MAX_ARG_STRLEN`), with its NUL.
+    ///
+    /// # Errors
+    /// EFAULT, E2BIG.
+    pub fn read_long_str(&mut self, va: u64, most: usize) -> Result<Vec<u8>, Fail> {
+        let most = most.min(128 << 10);
+        let mut text = Vec::new();
+        loop {
+            let at = va.wrapping_add(text.len() as u64);
+            let n = 256 - (at % 256) as usize;
+            let from = text.len();
+            if from + n > most {
+                return Err(Errno::E2BIG.into());
+            }
             text.resize(from + n, 0);
             self.read_user(at, &mut text[from..])?;
             if let Some(nul) = text[from..].iter().position(|b| *b == 0) {
@@ -298,6 +329,26 @@ fn resolve(
             stop: format!("{stop:?}"),
         }
         .into()),
+    }
+}
+
+impl Kernel {
+    /// Makes sure that the page of `va` can be written.
+    ///
+    /// # Errors
+    /// EFAULT where the guest would get a signal.
+    pub fn probe_write(
+        &mut self,
+        vcpu: &mut Vcpu,
+        out: &mut dyn Outside,
+        va: u64,
+    ) -> Result<(), Fail> {
+        loop {
+            match vcpu.probe_write(va, 1) {
+                Ok(()) => return Ok(()),
+                Err(stop) => resolve(self, vcpu, out, stop)?,
+            }
+        }
     }
 }
 

@@ -10,7 +10,7 @@ const HOW: u64 = 24;
 ///
 /// # Errors
 /// As Linux.
-pub fn openat2(call: &mut Call<'_>) -> SysResult {
+pub fn openat2(call: &mut Call<'_, '_>) -> SysResult {
     let [dir, path, how, size, ..] = call.args;
     if size < HOW {
         return Err(Errno::EINVAL.into());

@@ -1,28 +1,94 @@
-//! The process: its end, its memory in figures, its thread pointer.
+//! The process: its end, its limits, its names and its thread pointer.
 
 use sevlab_cpu::state::seg;
 
-pub use super::limits::{Limits, initial_limits};
 use super::{Call, DONE, Sys, SysResult};
 use crate::kernel::GuestEnd;
-use crate::kernel::error::{Errno, Error, Fail};
+use crate::kernel::error::{Errno, Fail};
 
 /// Addresses from here on are no user addresses.
 const TASK_SIZE: u64 = 1 << 47;
 
-/// exit(2), exit_group(2).
+/// exit(2): the thread ends.
 ///
 /// # Errors
-/// The machine can't go on.
-pub fn exit(call: &mut Call<'_>) -> SysResult {
+/// None.
+pub fn exit(call: &mut Call<'_, '_>) -> SysResult {
+    Ok(Sys::Exit((call.args[0] & 0xff) as i32))
+}
+
+/// exit_group(2): the process ends.
+///
+/// # Errors
+/// None.
+pub fn exit_group(call: &mut Call<'_, '_>) -> SysResult {
     Ok(Sys::End(GuestEnd::Exited((call.args[0] & 0xff) as i32)))
+}
+
+/// gettid(2).
+///
+/// # Errors
+/// The exit failed.
+pub fn gettid(call: &mut Call<'_, '_>) -> SysResult {
+    Ok(Sys::Ret(i64::from(call.tid()?)))
+}
+
+/// set_tid_address(2).
+///
+/// # Errors
+/// The exit failed.
+pub fn set_tid_address(call: &mut Call<'_, '_>) -> SysResult {
+    call.kernel.task().clear_tid = call.args[0];
+    gettid(call)
+}
+
+/// set_robust_list(2).
+///
+/// # Errors
+/// EINVAL for a head of another size.
+pub fn set_robust_list(call: &mut Call<'_, '_>) -> SysResult {
+    let [head, len, ..] = call.args;
+    if len != 24 {
+        return Err(Errno::EINVAL.into());
+    }
+    call.kernel.task().robust = head;
+    DONE
+}
+
+/// get_robust_list(2), inside the process.
+///
+/// # Errors
+/// ESRCH for a thread of another process.
+pub fn get_robust_list(call: &mut Call<'_, '_>) -> SysResult {
+    let [tid, head, len, ..] = call.args;
+    let slot = match tid as i32 {
+        0 => call.kernel.slot(),
+        tid => call.kernel.slot_of(tid).ok_or(Errno::ESRCH)?,
+    };
+    let robust = call.kernel.tasks[slot].as_ref().map_or(0, |t| t.robust);
+    call.write_user(head, &robust.to_le_bytes())?;
+    call.write_user(len, &24u64.to_le_bytes())?;
+    DONE
+}
+
+impl Call<'_, '_> {
+    /// The thread's id. The first thread's is the process's.
+    ///
+    /// # Errors
+    /// The exit failed.
+    pub fn tid(&mut self) -> Result<i32, Fail> {
+        if self.kernel.task().tid == 0 {
+            self.kernel.task().tid = self.pid()?;
+        }
+        Ok(self.kernel.task().tid)
+    }
 }
 
 /// sysinfo(2): the host's, but the memory is the guest's.
 ///
 /// # Errors
 /// As Linux.
-pub fn sysinfo(call: &mut Call<'_>) -> SysResult {
+pub fn sysinfo(call: &mut Call<'_, '_>) -> SysResult {
     let ret = call.proxy(&call.args.clone())?;
     if ret == 0 {
         let frames = call.kernel.mm.frames();
@@ -41,7 +107,7 @@ pub fn sysinfo(call: &mut Call<'_>) -> SysResult {
 ///
 /// # Errors
 /// EINVAL for another.
-pub fn personality(call: &mut Call<'_>) -> SysResult {
+pub fn personality(call: &mut Call<'_, '_>) -> SysResult {
     const ADDR_NO_RANDOMIZE: u32 = 0x4_0000;
     match call.args[0] as u32 {
         0 | u32::MAX | ADDR_NO_RANDOMIZE => DONE,
@@ -53,7 +119,7 @@ pub fn personality(call: &mut Call<'_>) -> SysResult {
 ///
 /// # Errors
 /// EPERM for a base that is no user address, EINVAL for another code.
-pub fn arch_prctl(call: &mut Call<'_>) -> SysResult {
+pub fn arch_prctl(call: &mut Call<'_, '_>) -> SysResult {
     let [code, value, ..] = call.args;
     match code {
         0x1001 | 0x1002 => {
@@ -72,12 +138,4 @@ pub fn arch_prctl(call: &mut Call<'_>) -> SysResult {
         }
         _ => Err(Errno::EINVAL.into()),
     }
-}
-
-/// set_tid_address(2).
-///
-/// # Errors
-/// The exit failed.
-pub fn set_tid_address(call: &mut Call<'_>) -> SysResult {
-    Ok::<_, Error>(Sys::Ret(call.host(186, [0; 6])?)).map_err(Fail::from)
 }

@@ -67,7 +67,7 @@ fn parts(path: &[u8]) -> Option<Vec<&str>> {
     Some(all)
 }
 
-impl Call<'_> {
+impl Call<'_, '_> {
     /// What a path means, if it is a name in `/proc` that is the guest's. `dir`: the descriptor that a relative path
     /// starts from; `None` for the working directory.
     ///
@@ -137,7 +137,7 @@ impl Call<'_> {
     /// # Errors
     /// The exit failed.
     pub fn is_thread(&mut self, tid: i32) -> Result<bool, Fail> {
-        Ok(tid > 0 && tid == self.pid()?)
+        Ok(tid > 0 && (tid == self.pid()? || self.kernel.slot_of(tid).is_some()))
     }
 }
 
@@ -146,7 +146,7 @@ impl Call<'_> {
 /// # Errors
 /// As open(2).
 pub fn open(
-    call: &mut Call<'_>,
+    call: &mut Call<'_, '_>,
     dir: Option<u64>,
     path: &[u8],
     flags: u64,
@@ -184,7 +184,7 @@ pub fn open(
 ///
 /// # Errors
 /// As Linux.
-pub fn getdents(call: &mut Call<'_>) -> SysResult {
+pub fn getdents(call: &mut Call<'_, '_>) -> SysResult {
     let [fd, buffer, ..] = call.args;
     loop {
         let done = fs::clamped(call)?;

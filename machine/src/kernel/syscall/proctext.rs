@@ -12,7 +12,7 @@ use crate::kernel::signal::{SIG_DFL, SIG_IGN, SIG_MAX, bit};
 ///
 /// # Errors
 /// The exit failed.
-pub fn contents(call: &mut Call<'_>, name: &Name) -> Result<Option<Vec<u8>>, Fail> {
+pub fn contents(call: &mut Call<'_, '_>, name: &Name) -> Result<Option<Vec<u8>>, Fail> {
     let name = match name {
         Name::Machine(name) if name == "cpuinfo" => return Ok(Some(cpuinfo(call)?)),
         Name::Machine(_) => return Ok(Some(meminfo(call).into_bytes())),
@@ -43,7 +43,7 @@ struct Loaded {
 
 /// The program and its interpreter. They are pages of the launch, not mappings of files: where they lie is said by the
 /// auxiliary vector, and the interpreter's name by the program's headers.
-fn loaded(call: &mut Call<'_>) -> Vec<Loaded> {
+fn loaded(call: &mut Call<'_, '_>) -> Vec<Loaded> {
     const AT_PHDR: u64 = 3;
     const AT_PHNUM: u64 = 5;
     const AT_BASE: u64 = 7;
@@ -83,7 +83,7 @@ fn loaded(call: &mut Call<'_>) -> Vec<Loaded> {
 }
 
 /// The unnamed areas around `at` without a gap between them.
-fn neighbours(call: &Call<'_>, at: u64, name: String) -> Option<Loaded> {
+fn neighbours(call: &Call<'_, '_>, at: u64, name: String) -> Option<Loaded> {
     let areas = call.kernel.mm.areas();
     let unnamed = |area: &Vma| area.backing == Backing::Anon("");
     let (mut start, area) = areas.find(at).filter(|(_, a)| unnamed(a))?;
@@ -103,7 +103,7 @@ fn neighbours(call: &Call<'_>, at: u64, name: String) -> Option<Loaded> {
 }
 
 /// `/proc/self/maps`.
-fn maps(call: &mut Call<'_>) -> String {
+fn maps(call: &mut Call<'_, '_>) -> String {
     let loaded = loaded(call);
     let mut text = String::new();
     for line in call.kernel.mm.maps_text().lines() {
@@ -135,7 +135,7 @@ struct Sizes {
     initialized: (u64, u64),
 }
 
-fn sizes(call: &mut Call<'_>) -> Sizes {
+fn sizes(call: &mut Call<'_, '_>) -> Sizes {
     let mut sum = Sizes::default();
     let exe = loaded(call).into_iter().next();
     for (start, area) in call.kernel.mm.areas().iter() {
@@ -164,7 +164,7 @@ fn sizes(call: &mut Call<'_>) -> Sizes {
     sum
 }
 
-fn meminfo(call: &Call<'_>) -> String {
+fn meminfo(call: &Call<'_, '_>) -> String {
     let frames = call.kernel.mm.frames();
     let (total, free) = (frames.total() * 4, frames.free() * 4);
     let lines: [(&str, u64); 22] = [
@@ -196,10 +196,10 @@ fn meminfo(call: &Call<'_>) -> String {
 }
 
 /// The host's, with what CPUID says about the guest's processor.
-fn cpuinfo(call: &mut Call<'_>) -> Result<Vec<u8>, Fail> {
+fn cpuinfo(call: &mut Call<'_, '_>) -> Result<Vec<u8>, Fail> {
     let host = call.host_file(b"/proc/cpuinfo")?;
     let host = String::from_utf8_lossy(&host);
-    let leaf = |call: &mut Call<'_>, leaf: u32| call.out.cpuid(call.vcpu, leaf, 0);
+    let leaf = |call: &mut Call<'_, '_>, leaf: u32| call.out.cpuid(call.vcpu, leaf, 0);
     let [level, b, c, d] = leaf(call, 0)?;
     let vendor: Vec<u8> = [b, d, c].iter().flat_map(|r| r.to_le_bytes()).collect();
     let [version, _, ecx1, edx1] = leaf(call, 1)?;
@@ -278,7 +278,7 @@ fn cpuinfo(call: &mut Call<'_>) -> Result<Vec<u8>, Fail> {
 }
 
 /// Pages of an area that are there.
-fn resident(call: &mut Call<'_>, start: u64, end: u64) -> Result<u64, Fail> {
+fn resident(call: &mut Call<'_, '_>, start: u64, end: u64) -> Result<u64, Fail> {
     let mut cx = Cx {
         vcpu: call.vcpu,
         out: call.out,
@@ -287,7 +287,7 @@ fn resident(call: &mut Call<'_>, start: u64, end: u64) -> Result<u64, Fail> {
     Ok(map.iter().map(|b| u64::from(b & 1)).sum())
 }
 
-fn smaps(call: &mut Call<'_>, rollup: bool) -> Result<String, Fail> {
+fn smaps(call: &mut Call<'_, '_>, rollup: bool) -> Result<String, Fail> {
     let maps = maps(call);
     let areas: Vec<(u64, Vma)> = call
         .kernel
@@ -350,7 +350,8 @@ fn smaps(call: &mut Call<'_>, rollup: bool) -> Result<String, Fail> {
 }
 
 /// Blocked, ignored and caught signals.
-fn masks(call: &Call<'_>) -> [u64; 4] {
+fn masks(call: &mut Call<'_, '_>) -> [u64; 4] {
+    let (pending, blocked) = (call.kernel.pending(), call.kernel.task().signals.mask);
     let signals = &call.kernel.signals;
     let with = |wanted: &dyn Fn(u64) -> bool| {
         (1..=SIG_MAX)
@@ -358,15 +359,15 @@ fn masks(call: &Call<'_>) -> [u64; 4] {
             .fold(0, |set, n| set | bit(n))
     };
     [
-        signals.pending(),
-        signals.mask,
+        pending,
+        blocked,
         with(&|h| h == SIG_IGN),
         with(&|h| h != SIG_IGN && h != SIG_DFL),
     ]
 }
 
 /// The host's line, with sizes, signals and addresses of the guest's (proc_pid_stat(5) numbers the fields from 1).
-fn stat(call: &mut Call<'_>) -> Result<Vec<u8>, Fail> {
+fn stat(call: &mut Call<'_, '_>) -> Result<Vec<u8>, Fail> {
     let host = call.host_file(b"/proc/self/stat")?;
     let host = String::from_utf8_lossy(&host);
     let pid = call.pid()?;
@@ -413,7 +414,7 @@ fn stat(call: &mut Call<'_>) -> Result<Vec<u8>, Fail> {
     Ok(format!("{pid} ({comm}) {}\n", fields.join(" ")).into_bytes())
 }
 
-fn statm(call: &mut Call<'_>) -> String {
+fn statm(call: &mut Call<'_, '_>) -> String {
     let s = sizes(call);
     let resident = call.kernel.mm.stats().resident;
     let pages = |bytes: u64| bytes / 4096;
@@ -426,7 +427,7 @@ fn statm(call: &mut Call<'_>) -> String {
 }
 
 /// The host's lines, with names, sizes and signals of the guest's.
-fn status(call: &mut Call<'_>) -> Result<Vec<u8>, Fail> {
+fn status(call: &mut Call<'_, '_>) -> Result<Vec<u8>, Fail> {
     let host = call.host_file(b"/proc/self/status")?;
     let host = String::from_utf8_lossy(&host).into_owned();
     let s = sizes(call);
@@ -469,11 +470,11 @@ fn status(call: &mut Call<'_>) -> Result<Vec<u8>, Fail> {
     Ok(text.into_bytes())
 }
 
-impl Call<'_> {
+impl Call<'_, '_> {
     /// How many threads the guest has.
     #[must_use]
     pub fn threads(&self) -> u64 {
-        1
+        self.kernel.tasks().count() as u64
     }
 }
 

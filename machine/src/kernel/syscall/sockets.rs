@@ -1,5 +1,7 @@
 //! Messages: descriptors that come with them, several at once, and pipes fed from memory.
 
+use std::time::Duration;
+
 use super::{Call, Sys, SysResult, fs};
 use crate::kernel::error::{Errno, Fail};
 use crate::kernel::syscall::marshal::rights;
@@ -19,7 +21,7 @@ const RECVMSG: i64 = 47;
 ///
 /// # Errors
 /// As Linux.
-pub fn sendmsg(call: &mut Call<'_>) -> SysResult {
+pub fn sendmsg(call: &mut Call<'_, '_>) -> SysResult {
     let ret = call.proxy(&call.args.clone())?;
     if call.args[2] & MSG_NOSIGNAL == 0 {
         call.broken_pipe(ret);
@@ -31,7 +33,7 @@ pub fn sendmsg(call: &mut Call<'_>) -> SysResult {
 ///
 /// # Errors
 /// As Linux.
-pub fn recvmsg(call: &mut Call<'_>) -> SysResult {
+pub fn recvmsg(call: &mut Call<'_, '_>) -> SysResult {
     let ret = call.proxy(&call.args.clone())?;
     if ret >= 0 {
         let message = call.args[1];
@@ -41,7 +43,7 @@ pub fn recvmsg(call: &mut Call<'_>) -> SysResult {
 }
 
 /// Descriptors that came with the message at `va` are the guest's now, if it may have their numbers.
-fn receive_rights(call: &mut Call<'_>, va: u64) -> Result<(), Fail> {
+fn receive_rights(call: &mut Call<'_, '_>, va: u64) -> Result<(), Fail> {
     let at = call.read_u64(va.wrapping_add(32))?;
     let len = call.read_u64(va.wrapping_add(40))?;
     if at == 0 || len == 0 {
@@ -72,7 +74,7 @@ fn receive_rights(call: &mut Call<'_>, va: u64) -> Result<(), Fail> {
 ///
 /// # Errors
 /// As Linux.
-pub fn sendmmsg(call: &mut Call<'_>) -> SysResult {
+pub fn sendmmsg(call: &mut Call<'_, '_>) -> SysResult {
     let [fd, list, n, flags, ..] = call.args;
     let mut done = 0;
     while done < n.min(MESSAGES) {
@@ -101,7 +103,7 @@ pub fn sendmmsg(call: &mut Call<'_>) -> SysResult {
 ///
 /// # Errors
 /// As Linux.
-pub fn recvmmsg(call: &mut Call<'_>) -> SysResult {
+pub fn recvmmsg(call: &mut Call<'_, '_>) -> SysResult {
     const MONOTONIC: u64 = 1;
     let [fd, list, n, flags, timeout, _] = call.args;
     let until = if timeout == 0 {
@@ -114,7 +116,10 @@ pub fn recvmmsg(call: &mut Call<'_>) -> SysResult {
         if s >= 1 << 62 || ns >= 1_000_000_000 {
             return Err(Errno::EINVAL.into());
         }
-        Some(call.clock(MONOTONIC)? + i128::from(s) * 1_000_000_000 + i128::from(ns))
+        Some(
+            call.now(MONOTONIC)?
+                .saturating_add(Duration::new(s, ns as u32)),
+        )
     };
     let mut now = flags & !MSG_WAITFORONE;
     let mut done = 0;
@@ -138,7 +143,7 @@ pub fn recvmmsg(call: &mut Call<'_>) -> SysResult {
             now |= MSG_DONTWAIT;
         }
         if let Some(until) = until
-            && call.clock(MONOTONIC)? >= until
+            && call.now(MONOTONIC)? >= until
         {
             break;
         }
@@ -150,7 +155,7 @@ pub fn recvmmsg(call: &mut Call<'_>) -> SysResult {
 ///
 /// # Errors
 /// As Linux.
-pub fn vmsplice(call: &mut Call<'_>) -> SysResult {
+pub fn vmsplice(call: &mut Call<'_, '_>) -> SysResult {
     const NONBLOCK: u64 = 2;
     let [fd, iov, n, flags, ..] = call.args;
     if flags & !15 != 0 {

@@ -10,7 +10,7 @@ use crate::kernel::outside::NULL;
 ///
 /// # Errors
 /// As Linux; EINVAL for what is not supported.
-pub fn prctl(call: &mut Call<'_>) -> SysResult {
+pub fn prctl(call: &mut Call<'_, '_>) -> SysResult {
     let [option, arg, ..] = call.args;
     match option as u32 {
         // GET_DUMPABLE, SET_DUMPABLE: a core would be the host process's, so nobody gets to see one
@@ -30,11 +30,11 @@ pub fn prctl(call: &mut Call<'_>) -> SysResult {
                 }
                 *b = byte[0];
             }
-            call.kernel.comm = name;
+            call.kernel.task().comm = name;
             DONE
         }
         16 => {
-            let name = call.kernel.comm;
+            let name = call.kernel.task().comm;
             call.write_user(arg, &name)?;
             DONE
         }
@@ -80,7 +80,7 @@ pub fn host_option(option: u32) -> Option<bool> {
 ///
 /// # Errors
 /// As Linux.
-pub fn getrusage(call: &mut Call<'_>) -> SysResult {
+pub fn getrusage(call: &mut Call<'_, '_>) -> SysResult {
     let [who, va, ..] = call.args;
     let ret = call.proxy(&call.args.clone())?;
     if ret == 0 && who as i32 != -1 {
@@ -96,7 +96,7 @@ pub fn getrusage(call: &mut Call<'_>) -> SysResult {
 ///
 /// # Errors
 /// As Linux.
-pub fn capget(call: &mut Call<'_>) -> SysResult {
+pub fn capget(call: &mut Call<'_, '_>) -> SysResult {
     const VERSION_1: u32 = 0x1998_0330;
     let [header, data, ..] = call.args;
     let mut head = [0; 8];
@@ -123,7 +123,7 @@ pub fn capget(call: &mut Call<'_>) -> SysResult {
 ///
 /// # Errors
 /// As Linux.
-pub fn mlock(call: &mut Call<'_>) -> SysResult {
+pub fn mlock(call: &mut Call<'_, '_>) -> SysResult {
     let [va, len, flags, ..] = call.args;
     if call.row.nr == 325 && flags & !1 != 0 {
         return Err(Errno::EINVAL.into());
@@ -140,7 +140,7 @@ pub fn mlock(call: &mut Call<'_>) -> SysResult {
 ///
 /// # Errors
 /// EINVAL for unknown flags.
-pub fn mlockall(call: &mut Call<'_>) -> SysResult {
+pub fn mlockall(call: &mut Call<'_, '_>) -> SysResult {
     match call.args[0] {
         1..=3 | 5..=7 => DONE,
         _ => Err(Errno::EINVAL.into()),
@@ -148,7 +148,7 @@ pub fn mlockall(call: &mut Call<'_>) -> SysResult {
 }
 
 /// Whether a node mask at `va` of `bits` bits names no node but the one there is.
-fn one_node(call: &mut Call<'_>, va: u64, bits: u64) -> Result<bool, super::Fail> {
+fn one_node(call: &mut Call<'_, '_>, va: u64, bits: u64) -> Result<bool, super::Fail> {
     if va == 0 || bits <= 1 {
         return Ok(true);
     }
@@ -167,7 +167,7 @@ fn is_policy(mode: u64) -> bool {
 ///
 /// # Errors
 /// As Linux.
-pub fn mbind(call: &mut Call<'_>) -> SysResult {
+pub fn mbind(call: &mut Call<'_, '_>) -> SysResult {
     let [start, len, mode, mask, bits, flags] = call.args;
     if start % 4096 != 0 || !is_policy(mode) || flags & !7 != 0 || !one_node(call, mask, bits)? {
         return Err(Errno::EINVAL.into());
@@ -186,7 +186,7 @@ pub fn mbind(call: &mut Call<'_>) -> SysResult {
 ///
 /// # Errors
 /// As Linux.
-pub fn set_mempolicy(call: &mut Call<'_>) -> SysResult {
+pub fn set_mempolicy(call: &mut Call<'_, '_>) -> SysResult {
     let [mode, mask, bits, ..] = call.args;
     if !is_policy(mode) || !one_node(call, mask, bits)? {
         return Err(Errno::EINVAL.into());
@@ -198,7 +198,7 @@ pub fn set_mempolicy(call: &mut Call<'_>) -> SysResult {
 ///
 /// # Errors
 /// As Linux.
-pub fn get_mempolicy(call: &mut Call<'_>) -> SysResult {
+pub fn get_mempolicy(call: &mut Call<'_, '_>) -> SysResult {
     const MEMS_ALLOWED: u64 = 4;
     let [mode, mask, bits, va, flags, _] = call.args;
     if flags & !7 != 0 {
@@ -228,7 +228,7 @@ pub fn get_mempolicy(call: &mut Call<'_>) -> SysResult {
 ///
 /// # Errors
 /// As Linux; EPERM for other processes.
-pub fn kcmp(call: &mut Call<'_>) -> SysResult {
+pub fn kcmp(call: &mut Call<'_, '_>) -> SysResult {
     const FILE: u64 = 0;
     let [one, other, kind, ..] = call.args;
     let own = call.pid()?;
@@ -250,7 +250,7 @@ pub fn kcmp(call: &mut Call<'_>) -> SysResult {
 ///
 /// # Errors
 /// As Linux.
-pub fn membarrier(call: &mut Call<'_>) -> SysResult {
+pub fn membarrier(call: &mut Call<'_, '_>) -> SysResult {
     const OFFERED: i64 = 1 | 2 | 4 | 8 | 16 | 512;
     let command = call.args[0] as u32;
     if command != 0 && i64::from(command) & OFFERED == 0 {

@@ -6,8 +6,8 @@
 //! arguments as a row's last column says, and docs/syscalls.md is made from the rows.
 
 use super::{
-    Call, SysResult, events, fs, ioctl, limits, memory, misc, openat2, proc, procfs, signals,
-    sockets, system, timers,
+    Call, SysResult, clone, events, exec, fs, futex, ioctl, limits, memory, misc, openat2, proc,
+    procfs, signals, sleep, sockets, system, timers,
 };
 use crate::kernel::error::Errno;
 
@@ -62,7 +62,7 @@ pub enum Arg {
 }
 
 /// A handler in the guest kernel.
-pub type KernelFn = fn(&mut Call<'_>) -> SysResult;
+pub type KernelFn = fn(&mut Call<'_, '_>) -> SysResult;
 
 /// Who answers a system call.
 #[derive(Clone, Copy, Debug)]
@@ -156,7 +156,7 @@ pub static ROWS: &[Row] = rows! {
     4   stat [Path, STAT] Proxy, "s stat>";
     5   fstat [Fd, STAT] Proxy, "fd stat>";
     6   lstat [Path, STAT] Proxy, "s stat>";
-    7   poll [InOut(Len::Times(1, 8))] Proxy, "poll u d";
+    7   poll [InOut(Len::Times(1, 8))] Front(sleep::poll), "poll u d";
     8   lseek [Fd] Proxy, "fd l SEEK";
     9   mmap [] Kernel(memory::mmap), "p u PROT MAP d x =p";
     10  mprotect [] Kernel(memory::mprotect), "p u PROT";
@@ -184,7 +184,7 @@ pub static ROWS: &[Row] = rows! {
     32  dup [Fd] Front(fs::dup), "fd";
     33  dup2 [Fd, Fd] Front(fs::dup2), "fd fd";
     34  pause [] Kernel(signals::pause), "";
-    35  nanosleep [TIMESPEC_IN, TIMESPEC_OUT] Proxy, "ts ts>";
+    35  nanosleep [] Kernel(sleep::nanosleep), "ts ts>";
     36  getitimer [Int, Out(Len::Bytes(32))] Proxy, "ITIMER itv>";
     37  alarm [] Proxy, "u";
     38  setitimer [Int, In(Len::Bytes(32)), Out(Len::Bytes(32))] Proxy, "ITIMER itv itv>";
@@ -205,12 +205,12 @@ pub static ROWS: &[Row] = rows! {
     53  socketpair [Int, Int, Int, Out(Len::Bytes(8))] Front(fs::pipe), "AF SOCK d fds>";
     54  setsockopt [Fd, Int, Int, In(Len::Arg(4))] Proxy, "fd SOL so opt u";
     55  getsockopt [Fd, Int, Int, Out(Len::Via(4)), SOCKLEN] Proxy, "fd SOL so opt> d*>";
-    56  clone [] ENOSYS, "CLONE p p p x";
-    57  fork [] ENOSYS, "";
-    58  vfork [] ENOSYS, "";
-    59  execve [] ENOSYS, "s strv envv";
+    56  clone [] Kernel(clone::clone), "CLONE p p p x";
+    57  fork [] Kernel(clone::fork), "";
+    58  vfork [] Kernel(clone::vfork), "";
+    59  execve [] Kernel(exec::execve), "s strv envv";
     60  exit [] Kernel(proc::exit), "d =?";
-    61  wait4 [Int, Out(Len::Bytes(4)), Int, RUSAGE] Refuse(Errno::ECHILD), "d wstatus> WAIT p";
+    61  wait4 [Int, Out(Len::Bytes(4)), Int, RUSAGE] Proxy, "d wstatus> WAIT p";
     62  kill [] Front(signals::kill), "d sig";
     63  uname [Out(Len::Bytes(390))] Proxy, "uts>";
     64  semget [] ENOSYS, "x d x";
@@ -278,7 +278,7 @@ pub static ROWS: &[Row] = rows! {
     126 capset [In(Len::Bytes(8)), In(Len::Bytes(24))] Proxy, "p p";
     127 rt_sigpending [] Kernel(signals::rt_sigpending), "set> u";
     128 rt_sigtimedwait [] Kernel(signals::rt_sigtimedwait), "set info> ts u";
-    129 rt_sigqueueinfo [] Kernel(signals::rt_sigqueueinfo), "d sig p";
+    129 rt_sigqueueinfo [Int, Int, In(Len::Bytes(128))] Front(signals::rt_sigqueueinfo), "d sig p";
     130 rt_sigsuspend [] Kernel(signals::rt_sigsuspend), "set u";
     131 sigaltstack [] Kernel(signals::sigaltstack), "stack stack>";
     132 utime [Path, In(Len::Bytes(16))] Proxy, "s p";
@@ -335,7 +335,7 @@ pub static ROWS: &[Row] = rows! {
     183 afs_syscall [] ENOSYS, "";
     184 tuxcall [] ENOSYS, "";
     185 security [] ENOSYS, "";
-    186 gettid [] Proxy, "";
+    186 gettid [] Kernel(proc::gettid), "";
     187 readahead [Fd] Proxy, "fd l u";
     188 setxattr [Path, Path, In(Len::Arg(3))] Proxy, "s s < u x";
     189 lsetxattr [Path, Path, In(Len::Arg(3))] Proxy, "s s < u x";
@@ -349,9 +349,9 @@ pub static ROWS: &[Row] = rows! {
     197 removexattr [Path, Path] Proxy, "s s";
     198 lremovexattr [Path, Path] Proxy, "s s";
     199 fremovexattr [Fd, Path] Proxy, "fd s";
-    200 tkill [] Kernel(signals::tkill), "d sig";
+    200 tkill [] Front(signals::tkill), "d sig";
     201 time [Out(Len::Bytes(8))] Proxy, "p";
-    202 futex [] Kernel(misc::futex), "p FUTEX u p p x";
+    202 futex [] Kernel(futex::futex), "p FUTEX u p p x";
     203 sched_setaffinity [Int, Int, In(Len::Arg(1))] Proxy, "d u cpus";
     204 sched_getaffinity [Int, Int, OutRet(Len::Arg(1), 1)] Proxy, "d u cpus>";
     205 set_thread_area [] ENOSYS, "p";
@@ -379,11 +379,11 @@ pub static ROWS: &[Row] = rows! {
     227 clock_settime [] Refuse(Errno::EPERM), "CLOCK ts";
     228 clock_gettime [Int, TIMESPEC_OUT] Proxy, "CLOCK ts>";
     229 clock_getres [Int, TIMESPEC_OUT] Proxy, "CLOCK ts>";
-    230 clock_nanosleep [Int, Int, TIMESPEC_IN, TIMESPEC_OUT] Proxy, "CLOCK TIMER ts ts>";
-    231 exit_group [] Kernel(proc::exit), "d =?";
-    232 epoll_wait [Fd, OutRet(Len::Times(2, 12), 12)] Proxy, "fd evs> d d";
+    230 clock_nanosleep [Int, Int, TIMESPEC_IN, TIMESPEC_OUT] Front(sleep::clock_nanosleep), "CLOCK TIMER ts ts>";
+    231 exit_group [] Kernel(proc::exit_group), "d =?";
+    232 epoll_wait [Fd, OutRet(Len::Times(2, 12), 12)] Front(sleep::epoll_wait), "fd evs> d d";
     233 epoll_ctl [Fd, Int, Fd, In(Len::Bytes(12))] Proxy, "fd EPOLL_CTL fd ev";
-    234 tgkill [] Kernel(signals::tgkill), "d d sig";
+    234 tgkill [] Front(signals::tgkill), "d d sig";
     235 utimes [Path, In(Len::Bytes(32))] Proxy, "s p";
     236 vserver [] ENOSYS, "";
     237 mbind [] Kernel(system::mbind), "p u d p u x";
@@ -396,7 +396,7 @@ pub static ROWS: &[Row] = rows! {
     244 mq_notify [] ENOSYS, "fd p";
     245 mq_getsetattr [Fd, In(Len::Bytes(64)), Out(Len::Bytes(64))] Proxy, "fd p p";
     246 kexec_load [] Refuse(Errno::EPERM), "p u p x";
-    247 waitid [] Refuse(Errno::ECHILD), "P_ID d p WAIT p";
+    247 waitid [Int, Int, Out(Len::Bytes(128)), Int, RUSAGE] Proxy, "P_ID d p WAIT p";
     248 add_key [] ENOSYS, "s s < u d";
     249 request_key [] ENOSYS, "s s s d";
     250 keyctl [] ENOSYS, "d x x x x";
@@ -422,8 +422,8 @@ pub static ROWS: &[Row] = rows! {
     270 pselect6 [Int, FDSET, FDSET, FDSET, InOut(Len::Bytes(16)), Null] Front(signals::pselect6), "d fdset fdset fdset ts p";
     271 ppoll [InOut(Len::Times(1, 8)), Int, InOut(Len::Bytes(16)), Null] Front(signals::ppoll), "poll u ts set u";
     272 unshare [] Refuse(Errno::EPERM), "CLONE";
-    273 set_robust_list [] Kernel(misc::nothing), "p u";
-    274 get_robust_list [] ENOSYS, "d p p";
+    273 set_robust_list [] Kernel(proc::set_robust_list), "p u";
+    274 get_robust_list [] Kernel(proc::get_robust_list), "d p p";
     275 splice [Fd, OFF, Fd, OFF] Proxy, "fd l* fd l* u SPLICE";
     276 tee [Fd, Fd] Proxy, "fd fd u SPLICE";
     277 sync_file_range [Fd] Proxy, "fd l l x";
@@ -446,7 +446,7 @@ pub static ROWS: &[Row] = rows! {
     294 inotify_init1 [] Front(fs::new_fd), "INIT_IN";
     295 preadv [] Kernel(fs::readv), "fd iov> u l";
     296 pwritev [] Kernel(fs::writev), "fd iov u l";
-    297 rt_tgsigqueueinfo [] ENOSYS, "d d sig p";
+    297 rt_tgsigqueueinfo [] Kernel(signals::rt_tgsigqueueinfo), "d d sig p";
     298 perf_event_open [] Refuse(Errno::EACCES), "p d d d x";
     299 recvmmsg [] Kernel(sockets::recvmmsg), "fd p u MSG ts";
     300 fanotify_init [] Refuse(Errno::EPERM), "x x";
@@ -471,7 +471,7 @@ pub static ROWS: &[Row] = rows! {
     319 memfd_create [Path] Front(fs::new_fd), "s MFD";
     320 kexec_file_load [] Refuse(Errno::EPERM), "fd fd u s x";
     321 bpf [] Refuse(Errno::EPERM), "d p u";
-    322 execveat [] ENOSYS, "at s strv envv AT";
+    322 execveat [] Kernel(exec::execveat), "at s strv envv AT";
     323 userfaultfd [] ENOSYS, "O_CLOEXEC";
     324 membarrier [] Front(system::membarrier), "MEMBARRIER x d";
     325 mlock2 [] Kernel(system::mlock), "p u x";
@@ -497,7 +497,7 @@ pub static ROWS: &[Row] = rows! {
     432 fsmount [] Refuse(Errno::EPERM), "fd x x";
     433 fspick [] Refuse(Errno::EPERM), "at s x";
     434 pidfd_open [] Front(fs::new_fd), "d O_CLOEXEC";
-    435 clone3 [] ENOSYS, "p u";
+    435 clone3 [] Kernel(clone::clone3), "p u";
     436 close_range [] Front(fs::close_range), "u u CLOSE_RANGE";
     437 openat2 [DirFd, Path, In(Len::Arg(3))] Front(openat2::openat2), "at s how u";
     438 pidfd_getfd [] Refuse(Errno::EPERM), "fd d x";

@@ -13,13 +13,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use sevlab_arch::{Gpa, Spa};
-use sevlab_cpu::{Stop, Vcpu, VcpuConfig};
+use sevlab_cpu::{Vcpu, VcpuConfig};
 use sevlab_memctl::{CacheMode, CipherKind, Config, Domain, MemCtl};
 
 use super::error::{Errno, Error};
 use super::outside::{HostCall, Outside};
 use super::syscall::marshal::check;
-use super::{GuestEnd, Image, ImageConfig, Kernel, image};
+use super::{GuestEnd, Image, ImageConfig, Kernel, Process, TaskEnd, image};
 use crate::config::Engine;
 use crate::exec::Exec;
 
@@ -106,6 +106,9 @@ impl Outside for Direct {
     fn share(&mut self, _: &mut Vcpu, _: Gpa, _: u64, _: bool) -> Result<(), Error> {
         Ok(())
     }
+    fn create_vcpu(&mut self, _: &mut Vcpu, _: usize, _: Gpa, _: &[u8]) -> Result<(), Error> {
+        Ok(())
+    }
     fn nested_fault(&mut self, _: &mut Vcpu, gpa: Gpa, error: u64) -> Result<(), Error> {
         Err(Error::NotMapped { gpa, error })
     }
@@ -116,6 +119,12 @@ struct Run {
     end: GuestEnd,
     stdout: String,
     kernel: Kernel,
+}
+
+fn interpreted() -> crate::MachineConfig {
+    let mut config = crate::MachineConfig::new("/bin/true");
+    config.engine = Engine::Interpreter;
+    config
 }
 
 fn machine(image: &Image, size: u64) -> Box<Vcpu> {
@@ -145,17 +154,19 @@ fn run_with(argv: &[&str], envp: &[&str], size: u64, bounce: usize) -> Run {
     config.envp = envp.iter().map(|e| e.as_bytes().to_vec()).collect();
     let image = image::build(&config).expect("image");
     let mut vcpu = machine(&image, size);
-    let mut kernel = image.kernel;
+    let process = Process::new(image.kernel);
     let mut out = Direct::new(bounce);
-    let mut engine = Exec::new(&Engine::Interpreter, false).expect("engine");
-    let mut exec = |v: &mut Vcpu| -> Stop { engine.run(v) };
-    let end = kernel
-        .run(&mut vcpu, &mut out, &mut exec)
+    let mut engine = Exec::new(&interpreted()).expect("engine");
+    let end = process
+        .run(0, &mut vcpu, &mut out, &mut engine)
         .expect("the machine goes on");
+    let TaskEnd::Process(end) = end else {
+        panic!("the only thread has left its process");
+    };
     Run {
         end,
         stdout: String::from_utf8_lossy(&out.stdout).into_owned(),
-        kernel,
+        kernel: process.into_kernel(),
     }
 }
 

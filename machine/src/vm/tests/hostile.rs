@@ -1,3 +1,4 @@
+#![allow(unsafe_code)] // a word of a vCPU that another thread writes; descriptors the lies opened
 //! A hypervisor that lies: what the guest half must notice, and what must never take the host down.
 
 use std::path::PathBuf;
@@ -7,6 +8,8 @@ use sevlab_cpu::Stop;
 
 use super::*;
 use crate::hv::hostcall;
+use crate::kernel::TaskEnd;
+use crate::kernel::signal::SigInfo;
 
 /// Where the GHCB page has its exit code.
 const EXIT_CODE: u64 = 0x390;
@@ -237,7 +240,7 @@ impl Random {
 }
 
 /// Runs `/bin/true` under a hypervisor that changes every few answers.
-fn lied_to(mode: SevMode, seed: u64) -> Result<GuestEnd, Error> {
+fn lied_to(mode: SevMode, seed: u64) -> Result<TaskEnd, Error> {
     let mut c = MachineConfig::new(PathBuf::from("/bin/true"));
     c.sev = mode;
     c.memory = 64 << 20;
@@ -246,7 +249,7 @@ fn lied_to(mode: SevMode, seed: u64) -> Result<GuestEnd, Error> {
     c.host_signals = false;
     let mut m = Machine::new(c).expect("a machine");
     let Guest {
-        mut kernel,
+        kernel,
         mut exec,
         regions,
     } = m.guest.take().expect("a fresh machine");
@@ -259,7 +262,8 @@ fn lied_to(mode: SevMode, seed: u64) -> Result<GuestEnd, Error> {
     let mut opened = std::collections::HashSet::new();
     // A guest that loops is stopped by a signal, as from outside.
     let done = AtomicBool::new(false);
-    let (signals, request) = (kernel.notifier(), &raw const m.vcpu.state.exit_request);
+    let process = Process::new(*kernel);
+    let (signals, request) = (process.inbox(), &raw const m.vcpu.state.exit_request);
     let request = request.expose_provenance();
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -267,7 +271,7 @@ fn lied_to(mode: SevMode, seed: u64) -> Result<GuestEnd, Error> {
             while !done.load(Ordering::Acquire) {
                 std::thread::park_timeout(Duration::from_millis(20));
                 if start.elapsed() > Duration::from_secs(5) {
-                    signals.notify(libc::SIGKILL);
+                    signals.put(&SigInfo::sent(libc::SIGKILL, 0, 1, 0).0);
                     // SAFETY: the machine, and the vCPU in it, outlives this scope.
                     let request: &AtomicU32 =
                         unsafe { &*std::ptr::with_exposed_provenance(request) };
@@ -280,7 +284,7 @@ fn lied_to(mode: SevMode, seed: u64) -> Result<GuestEnd, Error> {
             move |vcpu, fence| {
                 fence
                     .boot(vcpu)
-                    .and_then(|()| kernel.run(vcpu, fence, &mut |vcpu| exec.run(vcpu)))
+                    .and_then(|()| process.run(0, vcpu, fence, &mut exec))
             },
             &mut |hv, vcpu| {
                 exits += 1;

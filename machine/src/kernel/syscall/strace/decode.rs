@@ -100,7 +100,7 @@ impl Fields {
     }
 }
 
-fn fields(call: &mut Call<'_>, va: u64, n: usize) -> Option<Fields> {
+fn fields(call: &mut Call<'_, '_>, va: u64, n: usize) -> Option<Fields> {
     let mut bytes = vec![0; n];
     call.read_user(va, &mut bytes).ok()?;
     Some(Fields(bytes))
@@ -109,7 +109,7 @@ fn fields(call: &mut Call<'_>, va: u64, n: usize) -> Option<Fields> {
 /// Argument `i`, which the table calls `word`. `ret`: what the call returned, if it has; `None` as a result: to be
 /// asked for again then.
 pub(super) fn argument(
-    call: &mut Call<'_>,
+    call: &mut Call<'_, '_>,
     word: &str,
     i: usize,
     ret: Option<i64>,
@@ -170,7 +170,7 @@ pub(super) fn argument(
 }
 
 /// What a pointer argument points at before the call.
-fn input(call: &mut Call<'_>, word: &str, i: usize) -> Option<String> {
+fn input(call: &mut Call<'_, '_>, word: &str, i: usize) -> Option<String> {
     let va = call.args[i];
     let next = call.args.get(i + 1).copied().unwrap_or(0);
     Some(match word {
@@ -227,7 +227,7 @@ fn input(call: &mut Call<'_>, word: &str, i: usize) -> Option<String> {
 }
 
 /// What a call that returned `ret` wrote.
-fn output(call: &mut Call<'_>, word: &str, i: usize, ret: i64) -> Option<String> {
+fn output(call: &mut Call<'_, '_>, word: &str, i: usize, ret: i64) -> Option<String> {
     let va = call.args[i];
     Some(match word {
         ">" => {
@@ -309,7 +309,7 @@ fn output(call: &mut Call<'_>, word: &str, i: usize, ret: i64) -> Option<String>
 }
 
 /// What stands behind a result, as strace adds it: which descriptors poll has found, what flags a file has.
-pub(super) fn returned(call: &mut Call<'_>, ret: i64) -> String {
+pub(super) fn returned(call: &mut Call<'_, '_>, ret: i64) -> String {
     match call.row.nr {
         7 | 271 if ret == 0 => " (Timeout)".to_owned(),
         7 | 271 => {
@@ -344,7 +344,7 @@ fn list(parts: impl Iterator<Item = String>, more: bool) -> String {
     format!("[{}]", parts.join(", "))
 }
 
-fn string(call: &mut Call<'_>, va: u64) -> Option<String> {
+fn string(call: &mut Call<'_, '_>, va: u64) -> Option<String> {
     let text = call.read_str(va).ok()?;
     let text = &text[..text.len() - 1];
     // Paths are printed whole, as strace does.
@@ -352,19 +352,19 @@ fn string(call: &mut Call<'_>, va: u64) -> Option<String> {
 }
 
 /// A string that is no path: its beginning.
-fn short_string(call: &mut Call<'_>, va: u64) -> Option<String> {
+fn short_string(call: &mut Call<'_, '_>, va: u64) -> Option<String> {
     let text = call.read_str(va).ok()?;
     let text = &text[..text.len() - 1];
     Some(shortened(text))
 }
 
-fn buffer(call: &mut Call<'_>, va: u64, len: u64) -> Option<String> {
+fn buffer(call: &mut Call<'_, '_>, va: u64, len: u64) -> Option<String> {
     let n = len.min(SHOWN as u64) as usize;
     let f = fields(call, va, n)?;
     Some(quoted(&f.0, len > n as u64))
 }
 
-fn pointers(call: &mut Call<'_>, va: u64) -> Option<Vec<u64>> {
+fn pointers(call: &mut Call<'_, '_>, va: u64) -> Option<Vec<u64>> {
     let mut all = Vec::new();
     while all.len() < 100_000 {
         match call.read_u64(va.checked_add(all.len() as u64 * 8)?).ok()? {
@@ -375,7 +375,7 @@ fn pointers(call: &mut Call<'_>, va: u64) -> Option<Vec<u64>> {
     None
 }
 
-fn strings(call: &mut Call<'_>, va: u64) -> Option<String> {
+fn strings(call: &mut Call<'_, '_>, va: u64) -> Option<String> {
     let all = pointers(call, va)?;
     let n = all.len().min(LISTED as usize);
     let mut parts = Vec::new();
@@ -386,7 +386,7 @@ fn strings(call: &mut Call<'_>, va: u64) -> Option<String> {
 }
 
 /// A scatter/gather list of which `total` bytes hold something.
-fn iovecs(call: &mut Call<'_>, va: u64, n: u64, total: u64) -> Option<String> {
+fn iovecs(call: &mut Call<'_, '_>, va: u64, n: u64, total: u64) -> Option<String> {
     let vectors = call.iovecs(va, n).ok()?;
     let mut left = total;
     let mut parts = Vec::new();
@@ -399,7 +399,7 @@ fn iovecs(call: &mut Call<'_>, va: u64, n: u64, total: u64) -> Option<String> {
     Some(list(parts.into_iter(), n > LISTED))
 }
 
-fn message(call: &mut Call<'_>, va: u64, total: u64) -> Option<String> {
+fn message(call: &mut Call<'_, '_>, va: u64, total: u64) -> Option<String> {
     let f = fields(call, va, 56)?;
     let name = match f.word(0) {
         0 => "NULL".to_owned(),
@@ -423,7 +423,7 @@ fn message(call: &mut Call<'_>, va: u64, total: u64) -> Option<String> {
     Some(text)
 }
 
-fn control(call: &mut Call<'_>, va: u64, len: u64) -> Option<String> {
+fn control(call: &mut Call<'_, '_>, va: u64, len: u64) -> Option<String> {
     let f = fields(call, va, len.min(4096) as usize)?;
     let (mut at, mut parts) = (0, Vec::new());
     while at + 16 <= f.0.len() {
@@ -454,7 +454,7 @@ fn control(call: &mut Call<'_>, va: u64, len: u64) -> Option<String> {
     Some(list(parts.into_iter(), false))
 }
 
-fn address(call: &mut Call<'_>, va: u64, len: u64) -> Option<String> {
+fn address(call: &mut Call<'_, '_>, va: u64, len: u64) -> Option<String> {
     if len < 2 {
         return None;
     }
@@ -574,14 +574,14 @@ fn action(f: &Fields) -> String {
     text
 }
 
-fn cpus(call: &mut Call<'_>, va: u64, len: u64) -> Option<String> {
+fn cpus(call: &mut Call<'_, '_>, va: u64, len: u64) -> Option<String> {
     let f = fields(call, va, len.min(1024) as usize)?;
     let on = (0..f.0.len() * 8).filter(|i| f.0[i / 8] >> (i % 8) & 1 != 0);
     let on: Vec<String> = on.map(|i| i.to_string()).collect();
     Some(format!("[{}]", on.join(" ")))
 }
 
-fn fd_set(call: &mut Call<'_>, va: u64, n: u64) -> Option<String> {
+fn fd_set(call: &mut Call<'_, '_>, va: u64, n: u64) -> Option<String> {
     let n = (n as u32 as usize).min(1024);
     let f = fields(call, va, n.div_ceil(64) * 8)?;
     let on = (0..n).filter(|i| f.0[i / 8] >> (i % 8) & 1 != 0);
@@ -646,7 +646,7 @@ fn status(s: u32) -> String {
 }
 
 /// futex: how many arguments there are depends on the operation.
-fn futex_argument(call: &mut Call<'_>, i: usize) -> String {
+fn futex_argument(call: &mut Call<'_, '_>, i: usize) -> String {
     const PRIVATE: u64 = 128;
     let (op, value) = (call.args[1], call.args[i]);
     let none = String::new();
@@ -670,7 +670,7 @@ fn futex_argument(call: &mut Call<'_>, i: usize) -> String {
     }
 }
 
-fn ioctl_argument(call: &mut Call<'_>, ret: i64) -> String {
+fn ioctl_argument(call: &mut Call<'_, '_>, ret: i64) -> String {
     let va = call.args[2];
     let text = match call.args[1] as u32 {
         // the terminal's process group, queue lengths, numbers and locks of pseudo terminals
@@ -696,7 +696,7 @@ fn ioctl_argument(call: &mut Call<'_>, ret: i64) -> String {
     text.unwrap_or_else(|| pointer(va))
 }
 
-fn size(call: &mut Call<'_>, va: u64) -> Option<String> {
+fn size(call: &mut Call<'_, '_>, va: u64) -> Option<String> {
     let f = fields(call, va, 8)?;
     Some(format!(
         "{{ws_row={}, ws_col={}, ws_xpixel={}, ws_ypixel={}}}",
@@ -707,7 +707,7 @@ fn size(call: &mut Call<'_>, va: u64) -> Option<String> {
     ))
 }
 
-fn fcntl_argument(call: &mut Call<'_>, ret: Option<i64>) -> Option<String> {
+fn fcntl_argument(call: &mut Call<'_, '_>, ret: Option<i64>) -> Option<String> {
     let value = call.args[2];
     Some(match call.args[1] as u32 {
         1 | 3 | 9 | 11 | 1025 | 1032 | 1034 => String::new(),

@@ -158,7 +158,7 @@ pub fn another() {
 }
 
 /// Before the handler: takes down what the call reads. `None` if the call is not traced.
-pub fn enter(call: &mut Call<'_>) -> Option<Begun> {
+pub fn enter(call: &mut Call<'_, '_>) -> Option<Begun> {
     let trace = TRACE.get()?;
     if let Some(only) = &trace.only {
         let at = ROWS.binary_search_by_key(&call.row.nr, |r| r.nr).ok()?;
@@ -174,7 +174,7 @@ pub fn enter(call: &mut Call<'_>) -> Option<Begun> {
     Some(begun)
 }
 
-fn read_arguments(call: &mut Call<'_>) -> (Vec<Option<String>>, Ret) {
+fn read_arguments(call: &mut Call<'_, '_>) -> (Vec<Option<String>>, Ret) {
     let mut texts = Vec::new();
     let mut result = Ret::Decimal;
     for word in call.row.format.split_ascii_whitespace() {
@@ -192,7 +192,7 @@ fn read_arguments(call: &mut Call<'_>) -> (Vec<Option<String>>, Ret) {
 }
 
 /// After the handler: prints the line.
-pub fn leave(call: &mut Call<'_>, begun: Option<Begun>, result: &SysResult) {
+pub fn leave(call: &mut Call<'_, '_>, begun: Option<Begun>, result: &SysResult) {
     let (Some(trace), Some(mut begun)) = (TRACE.get(), begun) else {
         return;
     };
@@ -200,7 +200,7 @@ pub fn leave(call: &mut Call<'_>, begun: Option<Begun>, result: &SysResult) {
         Ok(Sys::Ret(ret)) => *ret,
         Err(Fail::Errno(e)) => e.ret(),
         Ok(Sys::Restored) => call.vcpu.state.gpr[0] as i64,
-        Ok(Sys::End(_)) | Err(Fail::Fatal(_)) => return,
+        Ok(Sys::Exit(_) | Sys::End(_)) | Err(Fail::Fatal(_)) => return,
     };
     if begun.result == Ret::None {
         return;

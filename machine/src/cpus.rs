@@ -1,0 +1,342 @@
+#![allow(unsafe_code)] // clones the host process
+//! The vCPUs of a machine: each on a host thread, started as the guest asks for them, and counted
+//! together when they end. And the clones of the whole machine that a guest's fork makes.
+
+use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::sync_channel;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use sevlab_arch::{Asid, Spa};
+use sevlab_cpu::vcpu::Counters;
+use sevlab_cpu::{Vcpu, VcpuConfig, svm};
+use sevlab_memctl::{Domain, MemCtl};
+use zerocopy::IntoBytes;
+
+use crate::config::MachineConfig;
+use crate::error::Error;
+use crate::exec::Exec;
+use crate::fence::Regions;
+use crate::host::{self, Cpu};
+use crate::hv::cpuid::{C_BIT, CpuModel};
+use crate::hv::hostcall::{Board, Start};
+use crate::hv::{Exits, GuestMemory, Hypervisor};
+use crate::kernel::signal::SIGKILL;
+use crate::kernel::{GuestEnd, Process, TaskEnd};
+use crate::launch;
+use crate::stats::Translated;
+use crate::world::{Half, world};
+
+/// Stack of a vCPU's host thread: the hypervisor half's.
+const STACK: usize = 1 << 20;
+
+/// What the vCPUs that have ended counted.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Totals {
+    pub(crate) instructions: u64,
+    pub(crate) translated: Option<Translated>,
+    pub(crate) vcpu: Counters,
+    pub(crate) exits: Exits,
+    pub(crate) host_calls: u64,
+}
+
+/// The vCPUs of one machine, and what they share.
+pub(crate) struct Cpus {
+    config: MachineConfig,
+    mem: Arc<MemCtl>,
+    asid: Asid,
+    memory: Arc<Mutex<GuestMemory>>,
+    cpuid: Arc<CpuModel>,
+    process: Arc<Process>,
+    regions: Arc<Mutex<Regions>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    totals: Mutex<Totals>,
+    failure: Mutex<Option<Error>>,
+    /// Held by compile threads while they work, by vCPU.
+    quiet: Mutex<HashMap<usize, Arc<Mutex<()>>>>,
+    /// This process is a clone.
+    clone: AtomicBool,
+    /// The vCPU whose thread is the process's first.
+    root: AtomicUsize,
+}
+
+fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Cpus {
+    pub(crate) fn new(
+        config: MachineConfig,
+        mem: Arc<MemCtl>,
+        asid: Asid,
+        memory: Arc<Mutex<GuestMemory>>,
+        cpuid: Arc<CpuModel>,
+        process: Arc<Process>,
+        regions: Arc<Mutex<Regions>>,
+    ) -> Self {
+        Self {
+            config,
+            mem,
+            asid,
+            memory,
+            cpuid,
+            process,
+            regions,
+            threads: Mutex::default(),
+            totals: Mutex::default(),
+            failure: Mutex::default(),
+            quiet: Mutex::default(),
+            clone: AtomicBool::new(false),
+            root: AtomicUsize::new(0),
+        }
+    }
+
+    /// What has been counted.
+    pub(crate) fn totals(&self) -> Totals {
+        lock(&self.totals).clone()
+    }
+
+    /// Runs vCPU `cpu` on the calling thread to the end of its task.
+    pub(crate) fn run(
+        &self,
+        cpu: usize,
+        vcpu: &mut Vcpu,
+        hv: &mut Hypervisor,
+        exec: Exec,
+    ) -> Result<TaskEnd, Error> {
+        let bell = self.process.bell(cpu);
+        bell.attach(&vcpu.state.exit_request);
+        let reported = Cpu::new(cpu, &vcpu.state.exit_request);
+        hv.calls.interrupted_by(Arc::clone(&bell));
+        if let Some(quiet) = exec.quiet() {
+            lock(&self.quiet).insert(cpu, quiet);
+        }
+        let half = Half {
+            mode: self.config.sev,
+            asid: self.asid,
+            port: hv.port(cpu),
+            regions: Arc::clone(&self.regions),
+        };
+        let process = Arc::clone(&self.process);
+        let ran = world(
+            half,
+            vcpu,
+            hv,
+            move |vcpu, fence| {
+                let mut exec = exec;
+                let end = fence
+                    .boot(vcpu)
+                    .and_then(|()| process.run(cpu, vcpu, fence, &mut exec));
+                (end, exec)
+            },
+            &mut Hypervisor::handle,
+        );
+        {
+            // Whoever rings holds this lock.
+            let mut kernel = self.process.kernel();
+            bell.detach();
+            kernel.vcpu_gone(cpu);
+        }
+        drop(reported);
+        vcpu.give_turn();
+        let (end, exec) = ran?;
+        self.count(vcpu, hv, &exec);
+        Ok(end?)
+    }
+
+    fn count(&self, vcpu: &Vcpu, hv: &Hypervisor, exec: &Exec) {
+        let mut t = lock(&self.totals);
+        let instructions = vcpu.state.retired;
+        t.instructions += instructions;
+        if let Some(j) = exec.jit_stats() {
+            let sum = t.translated.get_or_insert_default();
+            sum.instructions += instructions.saturating_sub(j.interpreted);
+            sum.regions += j.regions;
+            sum.compile_time += j.compile_time;
+            sum.code_bytes += j.host_bytes;
+        }
+        t.vcpu.add(&vcpu.counters);
+        t.exits.add(&hv.exits);
+        t.host_calls += hv.calls.executed;
+    }
+
+    /// The machine can't go on: every vCPU leaves.
+    fn fail(&self, error: Error) {
+        lock(&self.failure).get_or_insert(error);
+        let mut kernel = self.process.kernel();
+        kernel.end_process(GuestEnd::Killed(SIGKILL));
+        kernel.ring_all();
+    }
+
+    /// The process's first thread is done with its vCPU: waits for the others. In a clone, ends it.
+    pub(crate) fn join(
+        &self,
+        cpu: usize,
+        result: Result<TaskEnd, Error>,
+    ) -> Result<GuestEnd, Error> {
+        if let Err(e) = result {
+            self.fail(e);
+        }
+        // Signals are for those who still run a vCPU.
+        host::block_signals();
+        loop {
+            let thread = lock(&self.threads).pop();
+            match thread {
+                Some(thread) => {
+                    // A panic there has become a failure.
+                    let _ = thread.join();
+                }
+                None => break,
+            }
+        }
+        let failure = lock(&self.failure).take();
+        let end = self.process.kernel().ended();
+        let end = end.unwrap_or(GuestEnd::Exited(0));
+        if self.clone.load(Ordering::SeqCst) && self.root.load(Ordering::SeqCst) == cpu {
+            if let Some(e) = failure {
+                eprintln!("sevlab: {e}");
+                host::clone_exit_like(GuestEnd::Exited(125));
+            }
+            host::clone_exit_like(end);
+        }
+        host::unblock_signals();
+        match failure {
+            Some(e) => Err(e),
+            None => Ok(end),
+        }
+    }
+
+    /// What a host thread does for vCPU `cpu`, from its making to its end.
+    fn thread(
+        self: &Arc<Self>,
+        cpu: usize,
+        start: Start,
+        cluster: Arc<sevlab_cpu::smp::Cluster>,
+        ready: impl FnOnce(i64),
+    ) {
+        let made = AssertUnwindSafe(|| self.make(cpu, start, cluster));
+        let (mut vcpu, mut hv, exec) = match std::panic::catch_unwind(made) {
+            Ok(Ok(made)) => made,
+            Ok(Err(e)) => {
+                tracing::error!("vCPU {cpu}: {e}");
+                return ready(-i64::from(libc::EAGAIN));
+            }
+            Err(_) => return ready(-i64::from(libc::EAGAIN)),
+        };
+        // SAFETY: no arguments, no memory.
+        ready(unsafe { libc::syscall(libc::SYS_gettid) });
+        let run = AssertUnwindSafe(|| self.run(cpu, &mut vcpu, &mut hv, exec));
+        let result = std::panic::catch_unwind(run).unwrap_or_else(|_| {
+            Err(Error::Host {
+                what: "a vCPU's thread",
+                source: std::io::Error::other("panicked"),
+            })
+        });
+        vcpu.retire();
+        if self.clone.load(Ordering::SeqCst) && self.root.load(Ordering::SeqCst) == cpu {
+            // This thread is the first of a clone's process: it ends the process.
+            let _ = self.join(cpu, result);
+        } else if let Err(e) = result {
+            self.fail(e);
+        }
+    }
+
+    fn make(
+        self: &Arc<Self>,
+        cpu: usize,
+        start: Start,
+        cluster: Arc<sevlab_cpu::smp::Cluster>,
+    ) -> Result<(Box<Vcpu>, Hypervisor, Exec), Error> {
+        let mut hv = Hypervisor::for_cpu(Arc::clone(&self.memory), Arc::clone(&self.cpuid), cpu)?;
+        hv.board = Some(Arc::<Self>::clone(self));
+        let root = hv.memory().npt.root();
+        let mut vcpu = Vcpu::in_cluster(
+            Arc::clone(&self.mem),
+            cluster,
+            VcpuConfig {
+                asid: self.asid,
+                mode: self.config.sev,
+                c_bit: C_BIT,
+                ncr3: Some(root),
+                ..VcpuConfig::default()
+            },
+        );
+        vcpu.profile = self.cpuid.profile();
+        let vmsa = match &start {
+            Start::SaveArea(spa) => *spa,
+            Start::Registers(_) => Spa(0),
+        };
+        let control = launch::control(self.config.sev, self.asid, root, vmsa);
+        let vmcb = hv.vmcb();
+        self.mem.write(Domain::Shared, vmcb, control.as_bytes())?;
+        match start {
+            Start::Registers(image) => svm::load_registers(&mut vcpu, vmcb, &image)?,
+            Start::SaveArea(spa) => vcpu.vmsa_installed(spa)?,
+        }
+        let exec = Exec::new(&self.config)?;
+        // From here on its turn is settled, whenever the host runs this thread.
+        vcpu.join_queue();
+        if self.config.in_turns() {
+            vcpu.state.budget = sevlab_cpu::smp::TURN;
+        }
+        Ok((vcpu, hv, exec))
+    }
+}
+
+impl Board for Cpus {
+    fn start(self: Arc<Self>, vcpu: &Vcpu, cpu: usize, start: Start) -> i64 {
+        let cluster = Arc::clone(vcpu.cluster());
+        let (tell, told) = sync_channel(1);
+        let board = Arc::clone(&self);
+        let spawned = std::thread::Builder::new()
+            .name(format!("vcpu{cpu}"))
+            .stack_size(STACK)
+            .spawn(move || {
+                board.thread(cpu, start, cluster, |tid| {
+                    let _ = tell.send(tid);
+                });
+            });
+        match spawned {
+            Ok(thread) => {
+                let mut threads = lock(&self.threads);
+                threads.retain(|t| !t.is_finished());
+                threads.push(thread);
+            }
+            Err(e) => return -i64::from(e.raw_os_error().unwrap_or(libc::EAGAIN)),
+        }
+        told.recv().unwrap_or(-i64::from(libc::EAGAIN))
+    }
+
+    fn fork(&self, vcpu: &mut Vcpu, cpu: usize) -> i64 {
+        let quiet = lock(&self.quiet).get(&cpu).cloned();
+        let cluster = Arc::clone(vcpu.cluster());
+        let pid = {
+            // All that another thread could hold in the middle of a change.
+            let _quiet = quiet.as_ref().map(|q| lock(q));
+            let _books = (self.mem.freeze(), cluster.freeze());
+            let _own = (lock(&self.threads), lock(&self.totals), lock(&self.failure));
+            let _guest = (lock(&self.memory), lock(&self.regions), lock(&self.quiet));
+            let _console = (std::io::stdout().lock(), std::io::stderr().lock());
+            // SAFETY: this thread goes on in the clone with every lock in its hands; what other threads
+            // had in theirs is not touched there.
+            unsafe { libc::fork() }
+        };
+        if pid < 0 {
+            let errno = std::io::Error::last_os_error().raw_os_error();
+            return -i64::from(errno.unwrap_or(libc::EAGAIN));
+        }
+        if pid == 0 {
+            std::mem::forget(std::mem::take(&mut *lock(&self.threads)));
+            *lock(&self.totals) = Totals::default();
+            self.clone.store(true, Ordering::SeqCst);
+            self.root.store(cpu, Ordering::SeqCst);
+            Cpu::alone(cpu);
+            self.process.forked(cpu);
+            self.process.bell(cpu).attach(&vcpu.state.exit_request);
+            vcpu.forked();
+        }
+        i64::from(pid)
+    }
+}
