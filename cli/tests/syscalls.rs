@@ -188,6 +188,38 @@ fn a_trace_goes_to_stderr_and_leaves_the_guests_output_alone() {
 }
 
 #[test]
+fn lines_say_whose_they_are_once_there_are_two() {
+    let Some(sh) = installed("sh") else { return };
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let trace = folder.path().join("trace");
+    let option = format!("--strace={}", trace.display());
+    let mode = Mode::new("snp", true, "page");
+    let did = run(sevlab_run(mode, &[&option])
+        .arg(&sh)
+        .args(["-c", "/bin/true; exit 3"]));
+    assert_eq!(did.code(), 3, "{}", did.stderr_text());
+    let text = fs::read_to_string(&trace).expect("a trace");
+    let line = |what: &str| {
+        text.lines()
+            .find(|l| l.contains(what))
+            .unwrap_or_else(|| panic!("no {what} in\n{text}"))
+    };
+    assert!(!line("brk(NULL)").starts_with("[pid "), "{text}");
+    let child = line("execve(\"/bin/true\", [\"/bin/true\"], 0x");
+    assert!(
+        child.starts_with("[pid ") && child.ends_with(" = 0"),
+        "{child}"
+    );
+    let waited = line("wait4(-1, [{WIFEXITED(s) && WEXITSTATUS(s) == 0}], 0, NULL)");
+    let pid = child.split([' ', ']']).nth(1).expect("a number");
+    assert!(waited.ends_with(&format!(" = {pid}")), "{waited}");
+    assert!(
+        text.contains("+++ exited with 0 +++") && text.contains("+++ exited with 3 +++"),
+        "{text}"
+    );
+}
+
+#[test]
 fn what_is_no_call_is_refused_before_the_guest_runs() {
     let did = run(sevlab().args(["run", "--strace", "--strace-only", "opennat", "--", "true"]));
     assert_eq!(did.code(), 2);

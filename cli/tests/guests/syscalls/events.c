@@ -160,6 +160,22 @@ static void timers(void) {
     SHOW(timer_create(CLOCK_MONOTONIC, &ev, &cpu));
 }
 
+static volatile int called;
+static void in_a_thread(union sigval v) { __atomic_add_fetch(&called, v.sival_int, __ATOMIC_SEQ_CST); }
+
+// The C library's own signal, to a thread of its own.
+static void thread_timer(void) {
+    struct sigevent ev = {.sigev_notify = SIGEV_THREAD, .sigev_value.sival_int = 5};
+    ev.sigev_notify_function = in_a_thread;
+    timer_t t;
+    SHOW(timer_create(CLOCK_MONOTONIC, &ev, &t));
+    struct itimerspec its = {{0, 0}, {0, 1000000}};
+    SHOW(timer_settime(t, 0, &its, NULL));
+    while (!called) usleep(1000);
+    SHOW(called);
+    SHOW(timer_delete(t));
+}
+
 static void watches(void) {
     int fd = inotify_init1(IN_NONBLOCK);
     char buf[4096];
@@ -213,5 +229,6 @@ int main(void) {
     watches();
     signals();
     timers();
+    thread_timer();
     return 0;
 }

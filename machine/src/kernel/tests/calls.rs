@@ -121,7 +121,6 @@ What differs from Linux, and can be noticed:
   stat, statm, status, limits, fd, task. `/proc/cpuinfo` has the guest's CPUID, `/proc/meminfo` its memory. `mem`,
   `pagemap` and `map_files` can't be opened. The other files are the host process's.
 - A file of `/proc` that the guest kernel writes is a file in memory: fstat tells its size where Linux says 0.
-- POSIX timers use the host's signal 64 to wake the guest. While a guest has timers, that signal from outside is lost.
 - A signalfd is an eventfd to the host: `/proc/self/fdinfo` says so. A child has its parent's signal state in it.
 - preadv2 and pwritev2: RWF_APPEND looks up the end of the file first; other writers may come between.
 - vmsplice copies. sendfile, splice and copy_file_range do not look at RLIMIT_FSIZE.
