@@ -19,6 +19,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         "benches",
         &["arch", "memctl", "psp", "ghcb", "cpu", "jit", "machine"],
     ),
+    ("difftest", &["arch", "memctl", "cpu", "jit"]),
     ("workloads", &[]),
 ];
 

@@ -210,7 +210,8 @@ impl Interp<'_> {
             });
         }
         let r = &mut self.v.state.seg[s];
-        if r.selector != selector && (s == seg::FS || s == seg::GS) {
+        // Whatever was in the register: a descriptor's base, or a null selector's on EPYC (NullSelectorClearsBase).
+        if s == seg::FS || s == seg::GS {
             r.base = 0;
         }
         r.selector = selector;

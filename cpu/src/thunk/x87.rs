@@ -80,6 +80,13 @@ impl FxImage {
         self.0[HEADER].copy_from_slice(&from[HEADER]);
         self.0[REGISTERS].copy_from_slice(&from[REGISTERS]);
         self.0[5] = 0;
+        self.0[7] &= 7;
+        for st in self.0[REGISTERS].chunks_exact_mut(16) {
+            st[10..].fill(0);
+        }
+        // Reserved bits: 6 reads as one, the others as zero.
+        let control = self.control() & 0x1f3f | 0x40;
+        self.0[0..2].copy_from_slice(&control.to_le_bytes());
         let es = if self.pending() { 0x8080 } else { 0 };
         let status = self.status() & 0x7f7f | es;
         self.0[2..4].copy_from_slice(&status.to_le_bytes());

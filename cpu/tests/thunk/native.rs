@@ -1,6 +1,8 @@
 //! The host processor as oracle: loads a whole register state, runs raw bytes, saves the whole state. Independent of the thunk
 //! module: nothing here looks at what the instruction uses.
 
+#![allow(dead_code)] // each test file uses its part
+
 use std::cell::Cell;
 use std::sync::{Mutex, MutexGuard, Once};
 

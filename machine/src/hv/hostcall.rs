@@ -19,7 +19,7 @@ use super::{Hypervisor, window};
 use crate::doorbell::{Deadline, Doorbell, interruptible};
 use crate::error::Error;
 use crate::host;
-use crate::kernel::outside::{HostCall, WindowCall, machine_call};
+use crate::kernel::outside::{HostCall, INTERRUPTIBLE, WindowCall, machine_call};
 use crate::kernel::signal::STOP_SIGNALS;
 use crate::kernel::syscall::marshal;
 use crate::layout::Layout;
@@ -112,7 +112,8 @@ impl HostCalls {
         Ok(Some((at, call)))
     }
 
-    fn call(&mut self, request: &AtomicU32, call: &HostCall) -> i64 {
+    /// Executes a system call; `request` ends it if it sleeps.
+    fn call(&mut self, request: Option<&AtomicU32>, call: &HostCall) -> i64 {
         let Some(area) = self.bounce else {
             return -i64::from(libc::ENOMEM);
         };
@@ -130,7 +131,7 @@ impl HostCalls {
         };
         self.executed += 1;
         let a = &host.args;
-        if sleeps(call.nr) {
+        if let Some(request) = request {
             // SAFETY: as below.
             let ret = self
                 .doorbell
@@ -228,10 +229,16 @@ impl Hypervisor {
         let result = if call.nr < 0 {
             self.machine_call(vcpu, &call)?
         } else {
-            if sleeps(call.nr) && !ready(&call) {
+            let sleeper = call.nr & INTERRUPTIBLE != 0;
+            let call = HostCall {
+                nr: call.nr & !INTERRUPTIBLE,
+                ..call
+            };
+            if sleeper && vcpu.cluster().in_turns() && !ready(&call) {
                 vcpu.give_turn();
             }
-            self.calls.call(&vcpu.state.exit_request, &call)
+            let request = Some(&vcpu.state.exit_request).filter(|_| sleeper);
+            self.calls.call(request, &call)
         };
         self.mem
             .write(Domain::Shared, at.plus(RESULT), &result.to_le_bytes())?;

@@ -26,6 +26,10 @@ pub struct HostCall {
     pub args: [u64; 6],
 }
 
+/// Added to a system call's number: it may sleep, and the vCPU's doorbell or a signal ends it with EINTR. The guest
+/// kernel's own calls are not ended so.
+pub const INTERRUPTIBLE: i64 = 1 << 32;
+
 /// Numbers of a [`HostCall`] that are no system calls: what a guest asks of the machine itself.
 pub mod machine_call {
     /// Halts until the vCPU's doorbell has rung more often than argument 0 says, a signal comes (1), or the

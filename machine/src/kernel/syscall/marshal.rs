@@ -18,7 +18,7 @@ use super::table::{Arg, Len, Row, row};
 use super::timers::{SIGEV_NONE, SIGEV_SIGNAL, SIGEVENT, WAKE};
 use crate::hv::hostcall::sleeps;
 use crate::kernel::error::{Errno, Error, Fail};
-use crate::kernel::outside::{HostCall, NULL, machine_call};
+use crate::kernel::outside::{HostCall, INTERRUPTIBLE, NULL, machine_call};
 
 /// Longest path with its NUL.
 pub const PATH_MAX: usize = 4096;
@@ -715,8 +715,12 @@ impl Call<'_, '_> {
             if self.kernel.interrupted() {
                 return Ok(Errno::EINTR.ret());
             }
+            let call = HostCall {
+                nr: staged.call.nr | INTERRUPTIBLE,
+                ..staged.call
+            };
             self.kernel
-                .unlocked(self.vcpu, |vcpu| out.host_call(vcpu, &staged.call))?
+                .unlocked(self.vcpu, |vcpu| out.host_call(vcpu, &call))?
         } else {
             out.host_call(self.vcpu, &staged.call)?
         };

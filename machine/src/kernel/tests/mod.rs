@@ -17,7 +17,7 @@ use sevlab_cpu::{Vcpu, VcpuConfig};
 use sevlab_memctl::{CacheMode, CipherKind, Config, Domain, MemCtl};
 
 use super::error::{Errno, Error};
-use super::outside::{HostCall, Outside};
+use super::outside::{HostCall, INTERRUPTIBLE, Outside};
 use super::syscall::marshal::check;
 use super::{GuestEnd, Image, ImageConfig, Kernel, Process, TaskEnd, image};
 use crate::config::Engine;
@@ -53,6 +53,10 @@ impl Outside for Direct {
         Ok(())
     }
     fn host_call(&mut self, _: &mut Vcpu, call: &HostCall) -> Result<i64, Error> {
+        let call = &HostCall {
+            nr: call.nr & !INTERRUPTIBLE,
+            ..*call
+        };
         self.calls.push(*call);
         let host = match check(call, &mut self.bounce) {
             Ok(host) => host,

@@ -1,0 +1,8 @@
+set -e
+"$RUSTC" --version
+"$RUSTC" --edition 2024 -O -C codegen-units=2 -o program main.rs
+./program
+"$RUSTC" --edition 2024 --test -o tests main.rs 2> /dev/null
+./tests -q | head -n 3
+echo 'fn main() { let x: u8 = "no"; }' > broken.rs
+"$RUSTC" broken.rs || echo "broken: $?"
