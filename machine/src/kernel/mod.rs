@@ -44,8 +44,10 @@ use signal::{
     SIGBUS, SIGILL, SIGKILL, SIGSEGV, SigInfo, Signals, bit,
 };
 use syscall::futex::Waiter;
+use syscall::limits::{Limits, initial_limits};
 use syscall::memory::CachedFile;
-use syscall::proc::{Limits, initial_limits};
+use syscall::services::Services;
+use syscall::{events, strace};
 
 /// How a process guest ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -103,6 +105,7 @@ pub struct Kernel {
     auxv: Vec<u8>,
     pid: Option<i32>,
     scratch: Vec<u8>,
+    services: Services,
     /// The slot of the task that the kernel was entered for.
     current: usize,
     tasks: Vec<Option<Task>>,
@@ -161,6 +164,7 @@ impl Kernel {
             auxv,
             pid: None,
             scratch: Vec::new(),
+            services: Services::default(),
             current: 0,
             tasks,
             busy,
@@ -375,6 +379,7 @@ impl Kernel {
         out: &mut dyn Outside,
     ) -> Result<Option<GuestEnd>, Error> {
         self.collect();
+        events::refresh(self, vcpu, out)?;
         loop {
             let mask = self.task().signals.mask;
             let Some(info) = self.take_signal(!mask) else {
@@ -382,6 +387,7 @@ impl Kernel {
             };
             let signo = info.signo();
             let action = self.signals.action(signo);
+            strace::signal(signo, info.code());
             match (action.handler, signal::default_action(signo)) {
                 (SIG_IGN, _) | (SIG_DFL, DefaultAction::Ignore) => {}
                 (SIG_DFL, DefaultAction::Terminate) => return Ok(Some(GuestEnd::Killed(signo))),
@@ -476,13 +482,23 @@ impl Process {
         runner: &mut dyn Runner,
     ) -> Result<TaskEnd, Error> {
         let mut locked = self.lock(slot, vcpu);
+        if locked.stats.syscalls == 0 && slot == 0 {
+            strace::started(locked.exe_bytes(), &locked.argv, locked.envp.len());
+        }
+        let leave = |locked: &mut Locked<'_>, vcpu: &mut Vcpu, out: &mut dyn Outside| {
+            let end = locked.leave(vcpu, out);
+            if let Ok(TaskEnd::Process(end)) = end {
+                strace::ended(end);
+            }
+            end
+        };
         loop {
             if locked.leaving() {
-                return locked.leave(vcpu, out);
+                return leave(&mut locked, vcpu, out);
             }
             if let Some(end) = locked.deliver(vcpu, out)? {
                 locked.end_process(end);
-                return locked.leave(vcpu, out);
+                return leave(&mut locked, vcpu, out);
             }
             drop(locked);
             vcpu.checkpoint();
@@ -495,7 +511,7 @@ impl Process {
             }
             locked = self.lock(slot, vcpu);
             match Kernel::answer(&mut locked, vcpu, out, stop)? {
-                Some(TaskEnd::Process(_)) => return locked.leave(vcpu, out),
+                Some(TaskEnd::Process(_)) => return leave(&mut locked, vcpu, out),
                 Some(end) => return Ok(end),
                 None => {}
             }

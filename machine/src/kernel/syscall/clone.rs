@@ -9,7 +9,7 @@ use sevlab_cpu::svm;
 use zerocopy::IntoBytes;
 
 use super::futex::release_robust;
-use super::{Call, DONE, Sys, SysResult, user_write};
+use super::{Call, DONE, Sys, SysResult, strace, user_write};
 use crate::kernel::error::{Errno, Error, Fail};
 use crate::kernel::mm::{Cx, USER_END};
 use crate::kernel::outside::{HostCall, Outside, machine_call};
@@ -221,6 +221,7 @@ fn thread(call: &mut Call<'_, '_>, w: &Wanted) -> SysResult {
     if w.flags & CLONE_CHILD_SETTID != 0 {
         call.write_user(w.child_tid, &bytes)?;
     }
+    strace::another();
     Ok(Sys::Ret(tid))
 }
 
@@ -325,6 +326,7 @@ impl Kernel {
         self.leader = slot;
         self.pid = Some(pid);
         self.futexes.clear();
+        self.services = self.services.forked();
         self.signals.pending = Pending::default();
         self.only = None;
         self.stats = super::super::KernelStats::default();
@@ -354,6 +356,7 @@ fn process(call: &mut Call<'_, '_>, w: &Wanted) -> SysResult {
     if pid < 0 {
         return Err(Errno(pid.unsigned_abs() as i32).into());
     }
+    strace::another();
     if pid > 0 {
         if w.flags & CLONE_PARENT_SETTID != 0 {
             call.write_user(w.parent_tid, &(pid as u32).to_le_bytes())?;

@@ -9,7 +9,7 @@ use sevlab_cpu::CpuState;
 use sevlab_cpu::state::gpr;
 
 use super::marshal::{GUEST_FDS, PATH_MAX};
-use super::{Call, Sys, SysResult};
+use super::{Call, Sys, SysResult, timers};
 use crate::kernel::error::{Errno, Error, Fail};
 use crate::kernel::image::{Program, Source};
 use crate::kernel::mm::{Cx, File, Hw, USER_END};
@@ -96,6 +96,7 @@ fn execute(call: &mut Call<'_, '_>, path: Vec<u8>, argv: u64, envp: u64) -> SysR
             call.tell_host(signo, &Action::default())?;
         }
     }
+    timers::delete_all(call)?;
     let random = call.random_bytes()?;
     let (kernel, mut cx) = call.cx();
     kernel.template.set_random(random);

@@ -113,6 +113,17 @@ pub fn mmap(call: &mut Call<'_, '_>) -> SysResult {
         shared,
         backing,
     };
+    if call.kernel.maps_limited() {
+        let freed: u64 = match place {
+            Place::Fixed(at) => {
+                let end = at.saturating_add(page_up(len).unwrap_or(len));
+                let parts = call.kernel.mm.areas().within(at, end);
+                parts.iter().map(|(start, part)| part.end - start).sum()
+            }
+            _ => 0,
+        };
+        call.kernel.may_map(len, freed, prot.writes() && !shared)?;
+    }
     let file = match &area.backing {
         Backing::File { file, .. } => Some(Arc::clone(file)),
         _ => None,
@@ -325,6 +336,10 @@ pub fn munmap(call: &mut Call<'_, '_>) -> SysResult {
 pub fn brk(call: &mut Call<'_, '_>) -> SysResult {
     let to = call.args[0];
     let (kernel, mut cx) = call.cx();
+    let now = kernel.mm.set_brk(&mut cx, 0)?;
+    if to > now && kernel.may_map(to - now, 0, true).is_err() {
+        return Ok(Sys::Ret(now as i64));
+    }
     Ok(Sys::Ret(kernel.mm.set_brk(&mut cx, to)? as i64))
 }
 
@@ -344,6 +359,9 @@ pub fn mremap(call: &mut Call<'_, '_>) -> SysResult {
     let (old, end) = aligned(old, len).map_err(|_| Errno::EINVAL)?;
     let new_len = page_up(new_len).ok_or(Errno::EINVAL)?;
     let (kernel, mut cx) = call.cx();
+    if new_len > end - old {
+        kernel.may_map(new_len - (end - old), 0, false)?;
+    }
     let at = kernel.mm.remap(
         &mut cx,
         old,
