@@ -300,6 +300,9 @@ impl Kernel {
                     return Ok(Some(GuestEnd::Killed(SIGKILL)));
                 }
             }
+        } else if e.vector == 1 && self.ran_int1(vcpu, out) {
+            // TRAP_BRKPT: INT1 sets no bit of DR6
+            SigInfo::fault(signal::SIGTRAP, 1, vcpu.state.rip)
         } else {
             signal::of_exception(e, &vcpu.state)
         };
@@ -317,6 +320,13 @@ impl Kernel {
         self.task().signals.last_fault = (u64::from(e.vector), u64::from(error), cr2);
         self.force(info);
         Ok(None)
+    }
+
+    /// Whether the instruction before RIP is INT1.
+    fn ran_int1(&mut self, vcpu: &mut Vcpu, out: &mut dyn Outside) -> bool {
+        let mut byte = [0];
+        let at = vcpu.state.rip.wrapping_sub(1);
+        syscall::user_read(self, vcpu, out, at, &mut byte).is_ok() && byte[0] == 0xf1
     }
 
     fn intercept(

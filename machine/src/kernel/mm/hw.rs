@@ -74,6 +74,13 @@ pub trait Hw {
     /// As [`Hw::pread`].
     fn window(&mut self, call: &WindowCall) -> Result<Result<u64, Errno>, Error>;
 
+    /// Has the other vCPUs leave guest code, because page-table entries go or lose rights. False: there is
+    /// nothing to undo.
+    fn stop_others(&mut self) -> bool {
+        false
+    }
+    /// Undoes [`Hw::stop_others`].
+    fn let_others_go(&mut self) {}
     /// A host system call of the guest kernel's own, with `data` at the start of the bounce area. No
     /// machine, no host: `-ENOSYS`.
     ///
@@ -189,6 +196,12 @@ impl Hw for Cx<'_> {
     }
     fn drop_code(&mut self, start: Va, end: Va) {
         self.vcpu.drop_code_everywhere(start, end);
+    }
+    fn stop_others(&mut self) -> bool {
+        self.vcpu.begin_exclusive()
+    }
+    fn let_others_go(&mut self) {
+        self.vcpu.end_exclusive();
     }
     fn host_with(&mut self, data: &[u8], nr: i64, args: [u64; 6]) -> Result<i64, Error> {
         self.out.bounce_write(self.vcpu, 0, data)?;

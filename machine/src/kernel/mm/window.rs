@@ -51,6 +51,8 @@ pub(super) struct Window {
     hand: usize,
     /// Pages of files that may have private copies.
     copies: HashSet<(FileId, u64)>,
+    /// Something in a shared mapping has been executed.
+    executed: bool,
 }
 
 impl Window {
@@ -62,6 +64,7 @@ impl Window {
             free: Vec::new(),
             hand: 0,
             copies: HashSet::new(),
+            executed: false,
         }
     }
 
@@ -165,6 +168,7 @@ impl AddressSpace {
         exec: bool,
     ) -> Result<Fault, Error> {
         let encrypted = self.tables.c_mask() != 0;
+        self.window.executed |= page.area.prot.executes();
         if write && self.window.copies.contains(&page.key()) {
             self.drop_copies(hw, page.key())?;
         }
@@ -442,6 +446,30 @@ impl AddressSpace {
                 mm.zap(hw, va.0, va.0 + PAGE_SIZE, true)
             }
         })
+    }
+
+    /// Whether anybody has to be told that a file has changed.
+    #[must_use]
+    pub fn executes_files(&self) -> bool {
+        self.window.executed
+    }
+
+    /// The process has written to a file other than through a mapping: what was decoded or copied from it is
+    /// void.
+    ///
+    /// # Errors
+    /// Guest memory can't be accessed.
+    pub fn file_changed(&mut self, hw: &mut dyn Hw, id: FileId) -> Result<(), Error> {
+        let copies = self.window.copies.iter().filter(|c| c.0 == id).copied();
+        for page in copies.collect::<Vec<_>>() {
+            self.drop_copies(hw, page)?;
+        }
+        for (at, view) in self.views(id, 0, u64::MAX) {
+            if view.prot.executes() {
+                hw.drop_code(Va(at), Va(view.end));
+            }
+        }
+        Ok(())
     }
 
     /// Does `f` to every entry for a page of a file, and forgets its translation.

@@ -215,8 +215,26 @@ impl Call<'_, '_> {
         }
         if !reads {
             self.broken_pipe(done);
+            self.wrote(args[0])?;
         }
         Ok(Sys::Ret(done))
+    }
+
+    /// A file was written to: code that a mapping shows of it is another now.
+    fn wrote(&mut self, fd: u64) -> Result<(), Fail> {
+        if !self.kernel.mm.executes_files() {
+            return Ok(());
+        }
+        let Some(id) = super::memory::file_id(self, fd)? else {
+            return Ok(());
+        };
+        let mine = self.vcpu.begin_exclusive();
+        let (kernel, mut cx) = self.cx();
+        let done = kernel.mm.file_changed(&mut cx, id);
+        if mine {
+            self.vcpu.end_exclusive();
+        }
+        Ok(done?)
     }
 }
 
@@ -392,6 +410,7 @@ pub fn writev(call: &mut Call<'_, '_>) -> SysResult {
                 let nr = if flags & rwf::SYNC != 0 { 74 } else { 75 }; // fsync, fdatasync
                 call.host(nr, [fd, 0, 0, 0, 0, 0])?;
             }
+            call.wrote(fd)?;
             return Ok(Sys::Ret(done as i64));
         }
     }

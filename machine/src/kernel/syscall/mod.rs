@@ -101,6 +101,8 @@ pub fn dispatch(
         args,
     };
     let traced = strace::enter(&mut call);
+    // The other vCPUs are out of guest code while entries go or lose rights.
+    let stopped = takes_away(nr, &args) && call.vcpu.begin_exclusive();
     let result = match row.handler {
         Handler::Proxy => call.proxy(&args).map(Sys::Ret),
         Handler::Front(f) | Handler::Kernel(f) => f(&mut call),
@@ -109,6 +111,9 @@ pub fn dispatch(
             Err(e.into())
         }
     };
+    if stopped {
+        call.vcpu.end_exclusive();
+    }
     strace::leave(&mut call, traced, &result);
     events::refresh(call.kernel, call.vcpu, call.out)?;
     let ret = match result {
@@ -121,10 +126,22 @@ pub fn dispatch(
     };
     tracing::trace!(name = row.name, ?args, ret, "system call");
     if ret == Errno::EINTR.ret() {
-        kernel.task().signals.restart = Some((nr, row.restarts()));
+        kernel.task().signals.restart = Some((nr, row.restarts() && !futex::is_timed(nr, &args)));
     }
     vcpu.state.gpr[gpr::RAX as usize] = ret as u64;
     Ok(None)
+}
+
+/// Whether a call may take page-table entries, or rights in them, away. None of these calls lets another
+/// thread into the kernel meanwhile.
+fn takes_away(nr: i64, args: &[u64; 6]) -> bool {
+    const MAP_FIXED: u64 = 0x10;
+    match nr {
+        9 => args[3] & MAP_FIXED != 0,
+        // mprotect, munmap, brk, mremap, msync, madvise, truncate, ftruncate, remap_file_pages, fallocate
+        10 | 11 | 12 | 25 | 26 | 28 | 76 | 77 | 216 | 285 => true,
+        _ => false,
+    }
 }
 
 impl Call<'_, '_> {

@@ -103,11 +103,11 @@ impl Row {
     /// (signal(7)).
     #[must_use]
     pub const fn restarts(&self) -> bool {
-        // poll, select, pause, nanosleep, rt_sigsuspend, clock_nanosleep, epoll_wait, pselect6, ppoll, epoll_pwait,
-        // epoll_pwait2
+        // poll, select, pause, nanosleep, semop, msgsnd, msgrcv, rt_sigtimedwait, rt_sigsuspend, semtimedop,
+        // clock_nanosleep, epoll_wait, pselect6, ppoll, epoll_pwait, epoll_pwait2
         !matches!(
             self.nr,
-            7 | 23 | 34 | 35 | 130 | 230 | 232 | 270 | 271 | 281 | 441
+            7 | 23 | 34 | 35 | 65 | 69 | 70 | 128 | 130 | 220 | 230 | 232 | 270 | 271 | 281 | 441
         )
     }
 }
