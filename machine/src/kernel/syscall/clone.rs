@@ -263,7 +263,7 @@ impl Locked<'_> {
     }
 
     /// What a dying thread leaves to others: its robust futexes, and the word that says it is gone.
-    fn unhand(&mut self, vcpu: &mut Vcpu, out: &mut dyn Outside) -> Result<(), Error> {
+    pub(super) fn unhand(&mut self, vcpu: &mut Vcpu, out: &mut dyn Outside) -> Result<(), Error> {
         self.let_go(vcpu, out);
         let va = std::mem::take(&mut self.task().clear_tid);
         if va != 0 {

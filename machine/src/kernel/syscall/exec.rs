@@ -90,6 +90,7 @@ fn execute(call: &mut Call<'_, '_>, path: Vec<u8>, argv: u64, envp: u64) -> SysR
 
     // From here on there is no way back.
     close_on_exec(call)?;
+    call.kernel.unhand(call.vcpu, call.out)?;
     call.kernel.leave_vfork(call.vcpu, call.out)?;
     for signo in [SIGCHLD, SIGTSTP, SIGTTIN, SIGTTOU] {
         if call.kernel.signals.action(signo).handler > SIG_IGN {
