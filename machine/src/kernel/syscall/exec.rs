@@ -122,7 +122,7 @@ fn execute(call: &mut Call<'_, '_>, path: Vec<u8>, argv: u64, envp: u64) -> SysR
         Some(name) => PathBuf::from(name),
         None => program.exe.clone(),
     };
-    kernel.exe = program.exe;
+    kernel.exe = program.real_path();
     kernel.argv = program.argv;
     kernel.envp = envp;
     kernel.auxv = loaded.auxv;
@@ -291,11 +291,21 @@ fn open(hw: &mut dyn Hw, path: &Path) -> Result<Result<Source, Errno>, Error> {
     }
     let word = |at: usize| u64::from_le_bytes(core::array::from_fn(|i| stat[at + i]));
     let size = word(48);
+    // What /proc calls it: the whole path, without links.
+    let link = format!("/proc/self/fd/{fd}\0");
+    let n = hw.host_with(link.as_bytes(), 89, [0, 0, PATH_MAX as u64, 0, 0, 0])?;
+    let mut name = vec![0; usize::try_from(n).unwrap_or(0).min(PATH_MAX)];
+    hw.bounced(&mut name)?;
+    let name = if name.is_empty() {
+        path.to_string_lossy().into_owned()
+    } else {
+        String::from_utf8_lossy(&name).into_owned()
+    };
     let file = Arc::new(File {
         fd,
         id: (word(0), word(8)),
         writable: false,
-        name: path.to_string_lossy().into_owned(),
+        name,
     });
     Ok(Ok(Source::File { file, size }))
 }
