@@ -89,11 +89,11 @@ pub trait Hw {
     fn host_with(&mut self, _data: &[u8], _nr: i64, _args: [u64; 6]) -> Result<i64, Error> {
         Ok(Errno::ENOSYS.ret())
     }
-    /// The first bytes of the bounce area.
+    /// Bytes of the bounce area.
     ///
     /// # Errors
     /// The outside failed.
-    fn bounced(&mut self, _out: &mut [u8]) -> Result<(), Error> {
+    fn bounced(&mut self, _at: usize, _out: &mut [u8]) -> Result<(), Error> {
         Ok(())
     }
 
@@ -207,8 +207,8 @@ impl Hw for Cx<'_> {
         self.out.bounce_write(self.vcpu, 0, data)?;
         self.call(nr, args)
     }
-    fn bounced(&mut self, out: &mut [u8]) -> Result<(), Error> {
-        self.out.bounce_read(self.vcpu, 0, out)
+    fn bounced(&mut self, at: usize, out: &mut [u8]) -> Result<(), Error> {
+        self.out.bounce_read(self.vcpu, at, out)
     }
     fn pread(&mut self, fd: i32, off: u64, out: &mut [u8]) -> Result<Result<usize, Errno>, Error> {
         let mut done = 0;
