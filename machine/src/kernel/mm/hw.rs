@@ -213,13 +213,15 @@ impl Hw for Cx<'_> {
     fn pread(&mut self, fd: i32, off: u64, out: &mut [u8]) -> Result<Result<usize, Errno>, Error> {
         let mut done = 0;
         while done < out.len() {
-            let n = (out.len() - done).min(self.out.bounce_len());
-            let ret = self.call(17, [fd as u64, 0, n as u64, off + done as u64, 0, 0])?;
+            let (at, room) = (self.out.bounce_len(), self.out.pager_len());
+            let n = (out.len() - done).min(room);
+            let args = [fd as u64, at as u64, n as u64, off + done as u64, 0, 0];
+            let ret = self.call(17, args)?;
             match count(ret, n, "pread64")? {
                 Ok(0) => break,
                 Ok(got) => {
                     self.out
-                        .bounce_read(self.vcpu, 0, &mut out[done..done + got])?;
+                        .bounce_read(self.vcpu, at, &mut out[done..done + got])?;
                     done += got;
                 }
                 Err(Errno::EINTR) => {}
@@ -229,11 +231,12 @@ impl Hw for Cx<'_> {
         Ok(Ok(done))
     }
     fn file_size(&mut self, fd: i32) -> Result<u64, Error> {
-        if self.call(5, [fd as u64, 0, 0, 0, 0, 0])? != 0 {
+        let at = self.out.bounce_len();
+        if self.call(5, [fd as u64, at as u64, 0, 0, 0, 0])? != 0 {
             return Ok(0);
         }
         let mut size = [0; 8];
-        self.out.bounce_read(self.vcpu, 48, &mut size)?;
+        self.out.bounce_read(self.vcpu, at + 48, &mut size)?;
         Ok(u64::from_le_bytes(size))
     }
     fn close(&mut self, fd: i32) -> Result<(), Error> {
