@@ -74,6 +74,10 @@ pub trait Hw {
     /// As [`Hw::pread`].
     fn window(&mut self, call: &WindowCall) -> Result<Result<u64, Errno>, Error>;
 
+    /// The instruction that runs, if one does.
+    fn rip(&self) -> Option<u64> {
+        None
+    }
     /// Has the other vCPUs leave guest code, because page-table entries go or lose rights. False: there is
     /// nothing to undo.
     fn stop_others(&mut self) -> bool {
@@ -196,6 +200,9 @@ impl Hw for Cx<'_> {
     }
     fn drop_code(&mut self, start: Va, end: Va) {
         self.vcpu.drop_code_everywhere(start, end);
+    }
+    fn rip(&self) -> Option<u64> {
+        Some(self.vcpu.state.rip)
     }
     fn stop_others(&mut self) -> bool {
         self.vcpu.begin_exclusive()

@@ -275,7 +275,11 @@ fn open(hw: &mut dyn Hw, path: &Path) -> Result<Result<Source, Errno>, Error> {
     let low = ret as u64;
     // What /proc calls it: the whole path, without links.
     let link = format!("/proc/self/fd/{low}\0");
-    let n = hw.host_with(link.as_bytes(), 89, [0, PATH_MAX as u64, PATH_MAX as u64, 0, 0, 0])?;
+    let n = hw.host_with(
+        link.as_bytes(),
+        89,
+        [0, PATH_MAX as u64, PATH_MAX as u64, 0, 0, 0],
+    )?;
     let mut name = vec![0; usize::try_from(n).unwrap_or(0).min(PATH_MAX)];
     hw.bounced(PATH_MAX, &mut name)?;
     let name = if name.is_empty() {
