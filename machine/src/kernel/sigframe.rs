@@ -120,7 +120,7 @@ pub fn build(
     })
 }
 
-/// Points the registers at the handler. RFLAGS was saved by [`build`].
+/// Points the registers at the handler; floating-point state is the initial one. What they were was saved by [`build`].
 pub fn enter(state: &mut CpuState, action: &Action, signo: i32, at: u64) {
     state.gpr[gpr::RSP as usize] = at;
     state.gpr[gpr::RDI as usize] = signo as u64;
@@ -130,6 +130,8 @@ pub fn enter(state: &mut CpuState, action: &Action, signo: i32, at: u64) {
     state.rip = action.handler;
     let flags = state.rflags() & !CLEARED;
     state.set_rflags(flags);
+    // Linux's fpu__clear_user_states: a handler begins with no vector or x87 state of what it interrupts.
+    restore_fp(state, None);
 }
 
 fn save_fp(state: &CpuState) -> Vec<u8> {
