@@ -79,8 +79,9 @@ pub(super) fn named(s: &CpuState, i: &Insn, stop: Stop) -> Stop {
     let m = &i.mem;
     // The offset of the operand's last byte.
     let last = match i.op {
+        // These are #GP(0) if misaligned, but for an address that is not canonical itself.
+        Op::Fxsave | Op::Fxrstor if linear(s, m) & 15 != 0 => 0,
         Op::Fxsave | Op::Fxrstor => 511,
-        // It is #GP(0) if misaligned, but for an address that is not canonical itself.
         Op::Xsave | Op::Xrstor if linear(s, m) & 63 != 0 => 0,
         Op::Xsave | Op::Xrstor => 831,
         _ => 63,

@@ -316,11 +316,18 @@ impl Lower<'_, '_> {
             .fb
             .ins()
             .load(types::I64, state_flags(), p, layout::RET);
+        // A gather that faults has registers in memory that say how far it got: they must stay.
+        let partial = super::vector::is_gather(&self.insn);
+        if partial {
+            self.now_in_memory(uses);
+        }
         let leave = self.leave_block();
         let go = self.fb.create_block();
         self.fb.ins().brif(ok, go, &[], leave, &[]);
         self.fb.switch_to_block(go);
-        self.now_in_memory(uses);
+        if !partial {
+            self.now_in_memory(uses);
+        }
     }
 
     /// A helper has written these registers in state memory.
