@@ -215,7 +215,7 @@ fn call_unmasked(t: &Thunk, s: &mut CpuState) -> Result<(), Stop> {
     // SAFETY: as in `call`.
     unsafe { (t.entry)(s) };
     raised |= mxcsr::host() & mxcsr::FLAGS;
-    if t.halves != 0 && tiny_halves(t, s) {
+    if t.halves != 0 && s.mxcsr & mxcsr::UNDERFLOW_MASK == 0 && tiny_halves(t, s) {
         raised |= UNDERFLOW;
     }
     let unmasked = raised & !(s.mxcsr >> 7);
