@@ -281,8 +281,9 @@ mod tests {
         enter(&mut state, &action, 11, f.at);
         assert_eq!((state.rip, state.gpr[7]), (0x5000, 11));
         assert_eq!(state.rflags() & CLEARED, 0);
-        restore_fp(&mut state, None);
-        assert_eq!(state.xmm[3], Lane::default());
+        let initial = CpuState::process();
+        assert_eq!((state.mxcsr, state.fx.0), (0x1f80, initial.fx.0));
+        assert_eq!((state.xmm, state.ymmh), (initial.xmm, initial.ymmh));
         let bytes: [u8; FRAME] = f.bytes.clone().try_into().unwrap();
         let r = parse(&mut state, &bytes);
         let legacy: [u8; 512] = f.fp[..512].try_into().unwrap();
