@@ -68,7 +68,7 @@ fuzz_target!(|data: &[u8]| {
 
 /// A page of which the fields that matter are given, the others are zero.
 fn sparse(input: &mut Input, at: Gpa) -> Box<Ghcb> {
-    let mut page = Ghcb::new_box_zeroed().expect("a page");
+    let mut page = Box::new(Ghcb::new_zeroed());
     let anchors = [
         at.0,
         at.0 + 0x800,
@@ -112,7 +112,7 @@ fn sparse(input: &mut Input, at: Gpa) -> Box<Ghcb> {
 }
 
 fn whole(input: &mut Input) -> Box<Ghcb> {
-    let mut page = Ghcb::new_box_zeroed().expect("a page");
+    let mut page = Box::new(Ghcb::new_zeroed());
     let bytes = input.bytes(4096);
     page.as_mut_bytes()[..bytes.len()].copy_from_slice(bytes);
     page

@@ -79,7 +79,7 @@ fuzz_target!(|data: &[u8]| {
                     assigned: flags & 1,
                     page_size: flags >> 1 & 1,
                     immutable: flags >> 2 & 1,
-                    reserved: u32::from(flags >> 7),
+                    reserved: flags >> 7,
                     asid: u32::from(input.u8()),
                 };
                 if snp {
