@@ -1,4 +1,6 @@
-//! Writes inputs to begin with into a directory: `seeds TARGET DIRECTORY`.
+//! Writes inputs to begin with into a directory: `seeds TARGET DIRECTORY`. It is linked as a fuzz target, because the
+//! coverage hooks of the project's crates are in libFuzzer, and leaves before the fuzzer starts.
+#![no_main]
 
 #[path = "../../jit/tests/diff/forms.rs"]
 mod forms;
@@ -17,7 +19,17 @@ use sevlab_ghcb::{Ghcb, psc};
 use sevlab_machine::kernel::syscall::table::ROWS;
 use zerocopy::{FromZeros, IntoBytes};
 
-fn main() {
+libfuzzer_sys::fuzz_target!(
+    init: {
+        write();
+        if true {
+            std::process::exit(0);
+        }
+    },
+    |_data: &[u8]| {}
+);
+
+fn write() {
     let mut args = std::env::args().skip(1);
     let (Some(target), Some(directory)) = (args.next(), args.next()) else {
         panic!("usage: seeds TARGET DIRECTORY");
