@@ -86,7 +86,11 @@ fuzz_target!(|data: &[u8]| {
                 let _ = guest_fd(given);
             }
             Arg::In(len) | Arg::Out(len) | Arg::InOut(len) | Arg::OutRet(len, _) => {
-                buffer(length(len));
+                if passed != 0 {
+                    buffer(length(len));
+                } else {
+                    assert_eq!(given, NULL);
+                }
             }
             Arg::Null => assert_eq!(passed, 0),
             Arg::Path => {
