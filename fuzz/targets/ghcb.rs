@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use libfuzzer_sys::fuzz_target;
 use sevlab_arch::exit::ExitCode;
+use sevlab_arch::ghcb::SHARED_BUFFER_LEN;
 use sevlab_arch::vmcb::Control;
 use sevlab_arch::{Asid, Gpa};
 use sevlab_cpu::{Vcpu, VcpuConfig};
@@ -106,7 +107,7 @@ fn sparse(input: &mut Input, at: Gpa) -> Box<Ghcb> {
     page.set_protocol_version(u16::from(version & 3));
     page.set_usage(u32::from(version >> 6));
     let buffer = usize::from(input.u8()) * 8;
-    let bytes = input.bytes(buffer);
+    let bytes = input.bytes(buffer.min(SHARED_BUFFER_LEN));
     page.shared_buffer_mut()[..bytes.len()].copy_from_slice(bytes);
     page
 }
