@@ -183,7 +183,10 @@ pub trait Builder {
     fn jump(&mut self, target: u64) -> Result<(), Self::Stop>;
     /// Continues at `target` if `c` holds, else at the next instruction.
     fn branch(&mut self, c: Self::C, target: u64) -> Result<(), Self::Stop>;
-    /// Continues at a computed address.
+    /// Stops with #GP(0) if `target`, a branch's, is not canonical. Comes before what the branch writes. A call's return
+    /// address is stored even so, as hardware has it, but RSP is not changed.
+    fn check_target(&mut self, target: Self::V, back: Option<Self::V>) -> Result<(), Self::Stop>;
+    /// Continues at a computed address, which has been checked.
     fn jump_indirect(&mut self, target: Self::V) -> Result<(), Self::Stop>;
 
     /// Everything that is not written in this vocabulary: strings, system instructions, thunks. The

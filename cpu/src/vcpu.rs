@@ -275,7 +275,20 @@ impl Vcpu {
         self.read_as(va, out, Access::Read)
     }
 
+    /// #GP(0) for a range that begins in the lower half of the address space and ends outside it, which is known before
+    /// any page of it is looked at. What begins outside is found by its translation.
+    fn check_end(va: u64, len: u64) -> Result<(), Stop> {
+        const END: u64 = 1 << 47;
+        if va < END && len > END - va {
+            return Err(Exception::GENERAL_PROTECTION.into());
+        }
+        Ok(())
+    }
+
     fn read_as(&mut self, va: u64, out: &mut [u8], access: Access) -> Result<(), Stop> {
+        if access != Access::Exec {
+            Self::check_end(va, out.len() as u64)?;
+        }
         let mut done = 0;
         while done < out.len() {
             let at = va.wrapping_add(done as u64);
@@ -315,6 +328,7 @@ impl Vcpu {
     #[cold]
     #[inline(never)]
     fn write_slow(&mut self, va: u64, data: &[u8]) -> Result<(), Stop> {
+        Self::check_end(va, data.len() as u64)?;
         let first = PAGE_SIZE - (va & (PAGE_SIZE - 1));
         if data.len() as u64 > first && data.len() as u64 <= PAGE_SIZE {
             self.translate(Va(va), Access::Write)?;
@@ -348,6 +362,7 @@ impl Vcpu {
         if len == 0 || (len <= PAGE_SIZE && self.probe_write_tag(va, len).is_some()) {
             return Ok(());
         }
+        Self::check_end(va, len)?;
         let last = va.wrapping_add(len - 1) & !(PAGE_SIZE - 1);
         let mut at = va;
         loop {
@@ -364,6 +379,7 @@ impl Vcpu {
         if len == 0 || (len <= PAGE_SIZE && self.probe_read(va, len).is_some()) {
             return Ok(());
         }
+        Self::check_end(va, len)?;
         let last = va.wrapping_add(len - 1) & !(PAGE_SIZE - 1);
         let mut at = va;
         loop {

@@ -185,7 +185,8 @@ fn a_gather_keeps_what_it_loaded_before_a_fault() {
             index(word(0x1efc), 0x1111_1111)
         ]
     );
-    assert_eq!(m.state.xmm[3].0, [0, index(0, 0x8000_0000)]);
+    // The mask that is left is all ones or zeros in each element, as the host leaves it.
+    assert_eq!(m.state.xmm[3].0, [0, index(0, u32::MAX)]);
     assert_eq!(m.state.ymmh[3].0, [!0; 2]);
     // Once the page is there, it goes on with the rest.
     m.state.xmm[2].0[1] = 0;

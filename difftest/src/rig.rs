@@ -7,6 +7,7 @@ use crate::known::{self, Known};
 use crate::layout::{CODE_END, MEMORY};
 use crate::native::Native;
 use crate::outcome::{End, Outcome};
+use crate::policy::{Expect, Policy};
 use std::error::Error;
 
 /// Which engines run.
@@ -160,7 +161,8 @@ impl Rig {
         let a = Analysis::new(case);
         case.memory(&self.fills, &mut self.memory);
         let mut outcomes: Vec<(&'static str, Outcome)> = Vec::new();
-        if let Some(n) = &mut self.native {
+        let alone = matches!(a.last, Policy::Guest(Expect::Alone, _));
+        if let Some(n) = self.native.as_mut().filter(|_| !alone) {
             // What the guest alone runs is not there natively: the case ends before it.
             // An instruction that can't be fetched whole does not run, so it may stand.
             let o = if let Some(i) = a.guest_only().filter(|i| i.next_ip() <= CODE_END) {
@@ -178,7 +180,7 @@ impl Rig {
         }
         if let Some(g) = &mut self.interp {
             let o = g.run(case, &self.memory);
-            if o.end == End::Endless && self.native.is_none() {
+            if o.end == End::Endless && outcomes.is_empty() {
                 return Verdict::Endless;
             }
             outcomes.push(("interp", o));

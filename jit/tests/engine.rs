@@ -687,9 +687,10 @@ fn dead_results_raise_their_flags() {
         |a| a.divps(xmm2, xmm3),
         |a| a.vdivpd(ymm2, ymm2, ymm3),
     ];
-    for f in divide {
+    for (f, other_block) in divide.into_iter().flat_map(|f| [(f, false), (f, true)]) {
         let code = assemble(|a| {
             let mut top = a.create_label();
+            let mut further = a.create_label();
             a.mov(ecx, 30)?;
             a.mov(r8, DATA)?;
             a.set_label(&mut top)?;
@@ -700,6 +701,12 @@ fn dead_results_raise_their_flags() {
             a.movq(xmm2, rax)?;
             a.pxor(xmm3, xmm3)?;
             f(a)?;
+            if other_block {
+                a.test(ecx, ecx)?;
+                a.jne(further)?;
+                a.nop()?;
+            }
+            a.set_label(&mut further)?;
             a.vpxor(ymm2, ymm2, ymm2)?;
             a.stmxcsr(dword_ptr(r8))?;
             a.mov(edx, dword_ptr(r8))?;

@@ -12,12 +12,13 @@ use std::thread::JoinHandle;
 use sevlab_arch::{Asid, Spa};
 use sevlab_cpu::vcpu::Counters;
 use sevlab_cpu::{Vcpu, VcpuConfig, svm};
-use sevlab_memctl::{Domain, MemCtl};
+use sevlab_memctl::{Domain, MemCtl, MemStats};
 use zerocopy::IntoBytes;
 
 use crate::config::MachineConfig;
 use crate::error::Error;
 use crate::exec::Exec;
+use crate::family::{self, Children, Family};
 use crate::fence::Regions;
 use crate::host::{self, Cpu};
 use crate::hv::cpuid::{C_BIT, CpuModel};
@@ -58,6 +59,9 @@ pub(crate) struct Cpus {
     quiet: Mutex<HashMap<usize, Arc<Mutex<()>>>>,
     /// This process is a clone.
     clone: AtomicBool,
+    /// What all clones count together, and what this one's memory controller had counted when it began.
+    family: Family,
+    before: Mutex<MemStats>,
     /// The vCPU whose thread is the process's first.
     root: AtomicUsize,
 }
@@ -89,6 +93,8 @@ impl Cpus {
             failure: Mutex::default(),
             quiet: Mutex::default(),
             clone: AtomicBool::new(false),
+            family: Family::new(),
+            before: Mutex::default(),
             root: AtomicUsize::new(0),
         }
     }
@@ -96,6 +102,11 @@ impl Cpus {
     /// What has been counted.
     pub(crate) fn totals(&self) -> Totals {
         lock(&self.totals).clone()
+    }
+
+    /// What the clones that have ended counted.
+    pub(crate) fn children(&self) -> Children {
+        self.family.sums()
     }
 
     /// Runs vCPU `cpu` on the calling thread to the end of its task.
@@ -199,6 +210,10 @@ impl Cpus {
                 eprintln!("sevlab: {e}");
                 host::clone_exit_like(GuestEnd::Exited(125));
             }
+            let syscalls = self.process.kernel().stats().syscalls;
+            let (before, now) = (*lock(&self.before), self.mem.stats());
+            let counts = family::of(&self.totals(), syscalls, &before, &now);
+            self.family.add(&counts);
             host::clone_exit_like(end);
         }
         drop(signals);
@@ -319,6 +334,7 @@ impl Board for Cpus {
             let _quiet = quiet.as_ref().map(|q| lock(q));
             let _books = (self.mem.freeze(), cluster.freeze());
             let _own = (lock(&self.threads), lock(&self.totals), lock(&self.failure));
+            let _before = lock(&self.before);
             let _guest = (lock(&self.memory), lock(&self.regions), lock(&self.quiet));
             let _console = (std::io::stdout().lock(), std::io::stderr().lock());
             // SAFETY: this thread goes on in the clone with every lock in its hands; what other threads
@@ -332,6 +348,7 @@ impl Board for Cpus {
         if pid == 0 {
             std::mem::forget(std::mem::take(&mut *lock(&self.threads)));
             *lock(&self.totals) = Totals::default();
+            *lock(&self.before) = self.mem.stats();
             self.clone.store(true, Ordering::SeqCst);
             self.root.store(cpu, Ordering::SeqCst);
             Cpu::alone(cpu);

@@ -395,6 +395,13 @@ impl Builder for Interp<'_> {
         Ok(())
     }
     #[inline(always)]
+    fn check_target(&mut self, target: u64, back: Option<u64>) -> Result<(), Halt> {
+        if super::faults::canonical(target) {
+            return Ok(());
+        }
+        self.bad_target(back)
+    }
+    #[inline(always)]
     fn jump_indirect(&mut self, target: u64) -> Result<(), Halt> {
         self.v.state.rip = target;
         Ok(())

@@ -1,6 +1,7 @@
 //! Which exception a bad address is: #AC for a misaligned one under EFLAGS.AC, #SS(0) for a non-canonical one on the stack.
 
 use super::{Halt, Interp};
+use crate::builder::Builder;
 use crate::insn::{Insn, MemRef, Op, Operand, Width};
 use crate::state::CpuState;
 use crate::state::gpr::{RBP, RSP};
@@ -18,7 +19,9 @@ pub fn alignment_checked(s: &CpuState) -> bool {
     s.rflags & AC != 0 && s.sys.cr0 & CR0_AM != 0 && s.cpl == 3
 }
 
-fn canonical(va: u64) -> bool {
+/// Whether the upper bits of an address repeat its bit 47.
+#[inline]
+pub(crate) fn canonical(va: u64) -> bool {
     ((va as i64) << 16 >> 16) as u64 == va
 }
 
@@ -74,7 +77,15 @@ pub(super) fn named(s: &CpuState, i: &Insn, stop: Stop) -> Stop {
         return as_stack(stop);
     }
     let m = &i.mem;
-    let size = 63; // no operand but the XSAVE area, which begins at the lowest address, is larger
+    // The offset of the operand's last byte.
+    let last = match i.op {
+        // These are #GP(0) if misaligned, but for an address that is not canonical itself.
+        Op::Fxsave | Op::Fxrstor if linear(s, m) & 15 != 0 => 0,
+        Op::Fxsave | Op::Fxrstor => 511,
+        Op::Xsave | Op::Xrstor if linear(s, m) & 63 != 0 => 0,
+        Op::Xsave | Op::Xrstor => 831,
+        _ => 63,
+    };
     if *m != MemRef::ABSENT && i.op != Op::Lea {
         let mut m = *m;
         if i.op == Op::Pop && m.base == RSP {
@@ -87,7 +98,7 @@ pub(super) fn named(s: &CpuState, i: &Insn, stop: Stop) -> Stop {
         }
         let bit_string =
             matches!(i.op, Op::Bt | Op::Bts | Op::Btr | Op::Btc) && i.ops[0] == Operand::Mem;
-        if bit_string || !canonical(va) || !canonical(va.wrapping_add(size)) {
+        if bit_string || !canonical(va) || !canonical(va.wrapping_add(last)) {
             let on_stack = m.seg == MemRef::NONE && matches!(m.base, RSP | RBP);
             return if on_stack { as_stack(stop) } else { stop };
         }
@@ -115,6 +126,15 @@ impl Interp<'_> {
     }
 
     #[cold]
+    pub(super) fn bad_target(&mut self, back: Option<u64>) -> Result<(), Halt> {
+        if let Some(back) = back {
+            let sp = self.gpr(RSP, Width::B8).wrapping_sub(8);
+            self.store(Width::B8, sp, back)?;
+        }
+        self.halt(Exception::GENERAL_PROTECTION)
+    }
+
+    #[cold]
     pub(super) fn misaligned(&mut self, va: u64) -> Result<(), Halt> {
         if !alignment_checked(&self.v.state) {
             return Ok(());
@@ -132,7 +152,8 @@ impl Interp<'_> {
     pub(super) fn named_thunk(&mut self, i: &Insn, va: u64, stop: Stop) -> Stop {
         let m = &i.mem;
         let on_stack = m.seg == MemRef::NONE && matches!(m.base, RSP | RBP);
-        if on_stack && stop == Stop::Exception(Exception::GENERAL_PROTECTION) && !canonical(va) {
+        let reachable = canonical(va) && canonical(va.wrapping_add(127));
+        if on_stack && stop == Stop::Exception(Exception::GENERAL_PROTECTION) && !reachable {
             return as_stack(stop);
         }
         stop

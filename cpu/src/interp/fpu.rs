@@ -130,6 +130,9 @@ impl Interp<'_> {
 
     fn fxsave(&mut self, i: &Insn) -> Result<(), Halt> {
         let va = self.aligned(i, 16)?;
+        // All of the operand must be writable, though its end is not written.
+        let r = self.v.probe_write(va, 512);
+        self.lift(r)?;
         let s = &self.v.state;
         let mut b = [0; 512];
         put_x87(s, i.width == Width::B8, &mut b);

@@ -29,6 +29,7 @@ use core::sync::atomic::Ordering;
 
 pub use blocks::{Block, Cache, MAX_BLOCK};
 pub use faults::alignment_checked;
+pub(crate) use faults::canonical;
 
 use crate::decode::{self, DecodeError, MAX_LEN};
 use crate::insn::{Control, Insn, Op};

@@ -3,7 +3,7 @@
 use super::{close, is_zero, non_zero, open, read_op, write_op};
 use crate::builder::{Bin, Builder, Cmp, Rmw, Un};
 use crate::flags::{ARITH, Flag, FlagOp};
-use crate::insn::{Insn, Op, Operand, Width};
+use crate::insn::{Insn, MemRef, Op, Operand, Width};
 
 const B8: Width = Width::B8;
 
@@ -15,8 +15,14 @@ pub(super) fn bit_test<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
     let last = b.imm(w, u64::from(w.bits() - 1));
     let offset = b.bin(Bin::And, w, index, last);
     let va = if i.ops[0] == Operand::Mem {
-        let mut va = b.address(&i.mem);
-        if !matches!(i.ops[1], Operand::Imm(_)) {
+        let bit_string = !matches!(i.ops[1], Operand::Imm(_));
+        // The bit offset is part of the effective address: the segment base comes last.
+        let mut m = i.mem;
+        if bit_string {
+            m.seg = MemRef::NONE;
+        }
+        let mut va = b.address(&m);
+        if bit_string {
             let wide = if w == B8 { index } else { b.sext(w, B8, index) };
             let n = b.imm(B8, u64::from(3 + w.log2()));
             let units = b.bin(Bin::Sar, B8, wide, n);
@@ -26,6 +32,10 @@ pub(super) fn bit_test<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
             if i.mem.addr32 {
                 let low = b.imm(B8, 0xffff_ffff);
                 va = b.bin(Bin::And, B8, va, low);
+            }
+            if i.mem.seg != MemRef::NONE {
+                let base = b.seg_base(i.mem.seg);
+                va = b.bin(Bin::Add, B8, va, base);
             }
         }
         Some(va)

@@ -30,6 +30,7 @@ pub(super) fn jcc<B: Builder>(b: &mut B, i: &Insn, cc: Cond) -> Result<(), B::St
 #[inline(always)]
 pub(super) fn jmp_indirect<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
     let t = read_op(b, i, 0, B8)?;
+    b.check_target(t, None)?;
     b.jump_indirect(t)
 }
 
@@ -44,6 +45,7 @@ pub(super) fn call<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
 pub(super) fn call_indirect<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
     let t = read_op(b, i, 0, B8)?;
     let back = b.imm(B8, i.next_rip());
+    b.check_target(t, Some(back))?;
     push_value(b, B8, back)?;
     b.jump_indirect(t)
 }
@@ -52,6 +54,7 @@ pub(super) fn call_indirect<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::St
 pub(super) fn ret<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
     let sp = b.gpr(RSP, B8);
     let t = b.load(B8, sp)?;
+    b.check_target(t, None)?;
     let extra = match i.ops[0] {
         Operand::Imm(n) => n & 0xffff,
         _ => 0,

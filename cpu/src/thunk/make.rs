@@ -247,6 +247,9 @@ pub(super) fn make(
         waits: false,
         pointers: Pointers::Keep,
         env: 0,
+        piece: 0,
+        halves: 0,
+        half_dst: 0,
         reads_flags: 0,
         writes_flags: 0,
     };
@@ -290,6 +293,16 @@ pub(super) fn make(
     t.waits = t.x87 && (mmx || waits(m));
     if t.x87 && !mmx {
         t.pointers = pointers(m);
+    }
+    t.piece = match (m, u.mem_read | u.mem_write) {
+        (M::Fnstenv | M::Fldenv, 14) | (M::Fnsave | M::Frstor, 94) => 2,
+        (M::Fnstenv | M::Fldenv | M::Fnsave | M::Frstor, _) => 4,
+        (M::Fld | M::Fstp | M::Fbld | M::Fbstp, 10) => 8,
+        _ => 0,
+    };
+    if m == M::Vcvtps2ph {
+        t.halves = (ins.op_register(1).size() / 4) as u8;
+        t.half_dst = (ins.op0_register().number() & 15) as u8;
     }
     if matches!(m, M::Fnstenv | M::Fnsave) {
         t.env = if matches!(u.mem_write, 14 | 94) {

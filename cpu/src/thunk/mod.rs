@@ -131,6 +131,11 @@ pub struct Thunk {
     pointers: Pointers,
     /// FNSTENV, FNSAVE: bytes of the environment that is stored, else 0.
     env: u8,
+    /// So many bytes of the operand are touched before its end is looked at; 0: none.
+    piece: u8,
+    /// VCVTPS2PH: how many results it has, else 0; and the vector register that they are in, if not in memory.
+    halves: u8,
+    half_dst: u8,
     reads_flags: u64,
     writes_flags: u64,
 }

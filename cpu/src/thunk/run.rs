@@ -154,6 +154,13 @@ fn before<C: ThunkCpu>(t: &Thunk, cpu: &mut C, va: u64, load: u16) -> Result<(),
     if va & u64::from(t.align).wrapping_sub(1) != 0 {
         return Err(Exception::GENERAL_PROTECTION.into());
     }
+    if t.piece != 0 {
+        if t.mem_write != 0 {
+            cpu.probe_write(va, usize::from(t.piece))?;
+        } else {
+            cpu.read(va, &mut [0; 8][..usize::from(t.piece.min(8))])?;
+        }
+    }
     if t.probe {
         cpu.probe_write(va, usize::from(t.mem_write))?;
     }
@@ -189,18 +196,28 @@ fn call<C: ThunkCpu>(t: &Thunk, cpu: &mut C) -> Result<(), Stop> {
 #[cold]
 fn call_unmasked(t: &Thunk, s: &mut CpuState) -> Result<(), Stop> {
     const EARLY: u32 = 0b111;
+    const UNDERFLOW: u32 = 1 << 4;
     let (gpr, xmm, ymmh, cc) = (s.gpr, s.xmm, s.ymmh, s.cc);
     let fx = FxImage(s.fx.0);
     let host = mxcsr::host();
-    let flush = if s.mxcsr & mxcsr::UNDERFLOW_MASK == 0 {
-        mxcsr::FLUSH
-    } else {
-        0
-    };
-    mxcsr::set_host(host & !mxcsr::FLAGS | mxcsr::MASKS | flush);
+    let masked = host & !mxcsr::FLAGS | mxcsr::MASKS;
+    let mut raised = 0;
+    if s.mxcsr & mxcsr::UNDERFLOW_MASK == 0 && t.halves == 0 {
+        let scratch = FxImage(s.scratch.0);
+        mxcsr::set_host(masked | mxcsr::FLUSH);
+        // SAFETY: as in `call`.
+        unsafe { (t.entry)(s) };
+        raised = mxcsr::host() & UNDERFLOW;
+        (s.gpr, s.xmm, s.ymmh, s.cc) = (gpr, xmm, ymmh, cc);
+        (s.fx, s.scratch) = (FxImage(fx.0), scratch);
+    }
+    mxcsr::set_host(masked);
     // SAFETY: as in `call`.
     unsafe { (t.entry)(s) };
-    let raised = mxcsr::host() & mxcsr::FLAGS;
+    raised |= mxcsr::host() & mxcsr::FLAGS;
+    if t.halves != 0 && s.mxcsr & mxcsr::UNDERFLOW_MASK == 0 && tiny_halves(t, s) {
+        raised |= UNDERFLOW;
+    }
     let unmasked = raised & !(s.mxcsr >> 7);
     let reported = if unmasked & EARLY != 0 {
         raised & EARLY
@@ -219,6 +236,21 @@ fn call_unmasked(t: &Thunk, s: &mut CpuState) -> Result<(), Stop> {
     Err(Exception::SIMD.into())
 }
 
+/// Whether a result of VCVTPS2PH, which does not flush to zero, is a denormal.
+fn tiny_halves(t: &Thunk, s: &CpuState) -> bool {
+    let mut bytes = [0; 16];
+    if t.mem_write != 0 {
+        bytes.copy_from_slice(&s.scratch.0[..16]);
+    } else {
+        let lane = s.xmm[usize::from(t.half_dst & 15)].0;
+        bytes[..8].copy_from_slice(&lane[0].to_le_bytes());
+        bytes[8..].copy_from_slice(&lane[1].to_le_bytes());
+    }
+    bytes[..2 * usize::from(t.halves.min(8))]
+        .chunks_exact(2)
+        .any(|h| h[1] & 0x7c == 0 && (h[0] != 0 || h[1] & 3 != 0))
+}
+
 #[cold]
 #[inline(never)]
 fn run_special<C: ThunkCpu>(t: &Thunk, cpu: &mut C, i: &Insn, va: u64) -> Result<(), Stop> {
@@ -230,14 +262,15 @@ fn run_special<C: ThunkCpu>(t: &Thunk, cpu: &mut C, i: &Insn, va: u64) -> Result
         return Err(Exception::X87.into());
     }
     let mut pointers = fx.pointers();
-    // A store that raises an unmasked exception does not store: what it leaves in scratch must be what is there.
-    let load = if t.mem_write != 0 && fx.unmasked() {
-        t.mem_write
-    } else {
-        t.mem_read
+    let before_all = (t.mem_write != 0 && t.waits && fx.unmasked()).then_some(FxImage(fx.0));
+    let stores = match &before_all {
+        Some(fx) => call_store(t, cpu, fx),
+        None => {
+            before(t, cpu, va, t.mem_read)?;
+            call(t, cpu)?;
+            true
+        }
     };
-    before(t, cpu, va, load)?;
-    call(t, cpu)?;
     let s = cpu.state();
     if t.env != 0 {
         patch_environment(&mut s.scratch, t.env, pointers.instruction, pointers.data);
@@ -254,10 +287,38 @@ fn run_special<C: ThunkCpu>(t: &Thunk, cpu: &mut C, i: &Insn, va: u64) -> Result
             s.fx.set_pointers(pointers);
         }
     }
-    if t.mem_write != 0 {
-        cpu.store_scratch(va, usize::from(t.mem_write))?;
+    if t.mem_write != 0 && stores {
+        let mut done = Ok(());
+        if t.piece != 0 && before_all.is_some() {
+            done = cpu.probe_write(va, usize::from(t.piece));
+        }
+        if done.is_ok() {
+            done = cpu.store_scratch(va, usize::from(t.mem_write));
+        }
+        if let (Err(_), Some(fx)) = (&done, before_all) {
+            cpu.state().fx = fx;
+        }
+        return done;
     }
     Ok(())
+}
+
+/// Calls an x87 store that may raise an unmasked exception, in which case it does not store, and its operand is not looked at.
+/// Whether scratch was written is seen by what it held before: one pattern, and the other if the first is still there.
+#[cold]
+fn call_store<C: ThunkCpu>(t: &Thunk, cpu: &mut C, fx: &FxImage) -> bool {
+    let n = usize::from(t.mem_write).min(128);
+    let s = cpu.state();
+    for pattern in [0x5a, 0xa5] {
+        s.fx = FxImage(fx.0);
+        s.scratch.0[..n].fill(pattern);
+        // SAFETY: as in `call`.
+        unsafe { (t.entry)(s) };
+        if s.scratch.0[..n].iter().any(|b| *b != pattern) {
+            return true;
+        }
+    }
+    false
 }
 
 /// The pointers that FNSTENV stores, whatever the host's unit held: hosts do not load them in every state.

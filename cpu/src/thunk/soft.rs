@@ -4,8 +4,10 @@ use iced_x86::{Instruction, Mnemonic as M, OpKind, Register};
 
 use super::run::ThunkCpu;
 use super::{mxcsr, route};
-use crate::state::{CpuState, seg};
+use crate::interp::canonical;
+use crate::state::{CpuState, gpr, seg};
 use crate::stop::{Exception, Stop};
+use crate::vcpu::Vcpu;
 
 /// An address that is computed here, since the instruction has an implicit or a vector-indexed operand.
 #[derive(Clone, Copy, Debug)]
@@ -27,6 +29,8 @@ pub(super) struct Gather {
     elem: u8,
     index_elem: u8,
     count: u8,
+    /// Bytes of the vector length.
+    vector: u8,
     at: Address,
 }
 
@@ -161,6 +165,7 @@ pub(super) fn plan(ins: &Instruction) -> Option<Soft> {
                 elem: elem as u8,
                 index_elem: index_elem as u8,
                 count: count as u8,
+                vector: ins.op_register(0).size().max(index.size()) as u8,
                 at: Address {
                     base: base.is_gpr().then(|| base.number() as u8),
                     scale: ins.memory_index_scale() as u8,
@@ -185,6 +190,16 @@ impl Address {
             ea &= 0xffff_ffff;
         }
         ea.wrapping_add(self.seg.map_or(0, |n| s.seg[usize::from(n)].base))
+    }
+
+    /// The stop of an access there: #SS(0) for a non-canonical address off the stack's registers.
+    fn named(&self, stop: Stop) -> Stop {
+        let on_stack = self.seg.is_none() && matches!(self.base, Some(gpr::RSP | gpr::RBP));
+        if on_stack {
+            Vcpu::as_stack_access(stop)
+        } else {
+            stop
+        }
     }
 }
 
@@ -222,6 +237,15 @@ fn runs(mask: &[u8], elem: usize) -> impl Iterator<Item = core::ops::Range<usize
         }
         (start < k).then_some(start * elem..k * elem)
     })
+}
+
+/// #GP(0) if an element that is accessed is not canonical, before any page is looked at.
+fn check_runs(va: u64, mask: &[u8], elem: usize) -> Result<(), Stop> {
+    let reached = |at: usize| canonical(va.wrapping_add(at as u64));
+    if runs(mask, elem).all(|r| reached(r.start) && reached(r.end - 1)) {
+        return Ok(());
+    }
+    Err(Exception::GENERAL_PROTECTION.into())
 }
 
 fn masked_store<C: ThunkCpu>(
@@ -272,6 +296,7 @@ pub(super) fn run<C: ThunkCpu>(soft: &Soft, cpu: &mut C, va: u64) -> Result<(), 
             bytes,
         } => {
             let mask = get(cpu.state(), mask);
+            check_runs(va, &mask[..usize::from(bytes)], usize::from(elem))?;
             let mut v = [0; 32];
             for r in runs(&mask[..usize::from(bytes)], usize::from(elem)) {
                 cpu.read(va.wrapping_add(r.start as u64), &mut v[r])?;
@@ -287,6 +312,7 @@ pub(super) fn run<C: ThunkCpu>(soft: &Soft, cpu: &mut C, va: u64) -> Result<(), 
         } => {
             let (data, mask) = (get(cpu.state(), src), get(cpu.state(), mask));
             let n = usize::from(bytes);
+            check_runs(va, &mask[..n], usize::from(elem))?;
             masked_store(cpu, va, &data[..n], &mask[..n], usize::from(elem))
         }
         Soft::ByteStore { src, mask, at } => {
@@ -312,7 +338,8 @@ pub(super) fn run<C: ThunkCpu>(soft: &Soft, cpu: &mut C, va: u64) -> Result<(), 
 }
 
 /// Elements from the lowest; on a fault those loaded so far are in place and their mask elements clear, so that the instruction
-/// goes on where it stopped when it is run again.
+/// goes on where it stopped when it is run again. The rest is as Intel's processors leave it: the mask is all ones or zeros in each
+/// element of the vector length and clear beyond it; the destination is clear beyond it if an element was loaded.
 fn gather<C: ThunkCpu>(g: &Gather, cpu: &mut C) -> Result<(), Stop> {
     let (elem, index_elem) = (usize::from(g.elem), usize::from(g.index_elem));
     let s = cpu.state();
@@ -320,6 +347,7 @@ fn gather<C: ThunkCpu>(g: &Gather, cpu: &mut C) -> Result<(), Stop> {
     let mut dst = get(s, g.dst);
     let mut mask = get(s, g.mask);
     let mut result = Ok(());
+    let mut loaded = false;
     for n in 0..usize::from(g.count) {
         let e = n * elem..(n + 1) * elem;
         if mask[e.end - 1] & 0x80 != 0 {
@@ -330,16 +358,29 @@ fn gather<C: ThunkCpu>(g: &Gather, cpu: &mut C) -> Result<(), Stop> {
                 ix = i64::from(ix as u32 as i32) as u64;
             }
             let va = g.at.linear(cpu.state(), ix);
-            result = cpu.read(va, &mut dst[e.clone()]);
+            let mut v = [0; 8];
+            result = cpu.read(va, &mut v[..elem]).map_err(|s| g.at.named(s));
             if result.is_err() {
                 break;
             }
+            dst[e.clone()].copy_from_slice(&v[..elem]);
+            loaded = true;
         }
         mask[e].fill(0);
     }
     if result.is_ok() {
         mask.fill(0);
         dst[usize::from(g.count) * elem..].fill(0);
+    } else {
+        let vector = usize::from(g.vector);
+        for e in mask[..vector].chunks_exact_mut(elem) {
+            let sign = 0u8.wrapping_sub(e[elem - 1] >> 7);
+            e.fill(sign);
+        }
+        mask[vector..].fill(0);
+        if loaded {
+            dst[vector..].fill(0);
+        }
     }
     let s = cpu.state();
     set(s, g.dst, &dst);

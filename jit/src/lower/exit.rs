@@ -4,6 +4,8 @@ use super::{Home, Lower, state_flags};
 use crate::layout::{self, exit};
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{Block as ClifBlock, InstBuilder, Value, types};
+use sevlab_cpu::insn::{Op, Operand};
+use sevlab_cpu::state::gpr::RSP;
 
 impl Lower<'_, '_> {
     /// Writes back everything stale, and the retired count, at the current point.
@@ -205,9 +207,47 @@ impl Lower<'_, '_> {
                 .return_call_indirect(self.sig_region, code, &[target]);
             self.fb.switch_to_block(miss);
         }
+        if matches!(self.insn.op, Op::JmpInd | Op::Ret) {
+            let bad = self.not_canonical(target);
+            let (undo, go) = (self.fb.create_block(), self.fb.create_block());
+            self.fb.set_cold_block(undo);
+            self.fb.ins().brif(bad, undo, &[], go, &[]);
+            self.fb.switch_to_block(undo);
+            self.undo_branch();
+            self.fb.switch_to_block(go);
+        }
         let p = self.pinned();
         self.fb.ins().store(state_flags(), target, p, layout::RIP);
         self.ret(exit::INDIRECT);
+    }
+
+    /// Whether an address is not canonical, as an I8.
+    pub(super) fn not_canonical(&mut self, va: Value) -> Value {
+        let sixteen = self.iconst(types::I64, 16);
+        let up = self.fb.ins().ishl(va, sixteen);
+        let back = self.fb.ins().sshr(up, sixteen);
+        self.fb.ins().icmp(IntCC::NotEqual, back, va)
+    }
+
+    /// Leaves at the JMP or RET that has just run, as if it had not. Ends the CLIF block.
+    fn undo_branch(&mut self) {
+        let p = self.pinned();
+        if self.insn.op == Op::Ret {
+            let extra = match self.insn.ops[0] {
+                Operand::Imm(n) => n & 0xffff,
+                _ => 0,
+            };
+            let at = layout::gpr(usize::from(RSP));
+            let sp = self.fb.ins().load(types::I64, state_flags(), p, at);
+            let sp = self.fb.ins().iadd_imm_s(sp, -(8 + extra));
+            self.fb.ins().store(state_flags(), sp, p, at);
+        }
+        let at = layout::RETIRED;
+        let n = self.fb.ins().load(types::I64, state_flags(), p, at);
+        let n = self.fb.ins().iadd_imm_s(n, -1);
+        self.fb.ins().store(state_flags(), n, p, at);
+        self.store_rip(self.insn.rip);
+        self.ret(exit::INTERPRET);
     }
 
     /// The number by which a helper knows the current instruction.
@@ -277,12 +317,19 @@ impl Lower<'_, '_> {
             .fb
             .ins()
             .load(types::I64, state_flags(), p, layout::RET);
+        // A gather that faults has registers in memory that say how far it got: they must stay.
+        let partial = super::vector::is_gather(&self.insn);
+        if partial {
+            self.now_in_memory(uses);
+        }
         let leave = self.leave_block();
         let go = self.fb.create_block();
         self.fb.ins().brif(ok, go, &[], leave, &[]);
         self.leave_in(leave);
         self.fb.switch_to_block(go);
-        self.now_in_memory(uses);
+        if !partial {
+            self.now_in_memory(uses);
+        }
     }
 
     /// A helper has written these registers in state memory.

@@ -383,6 +383,15 @@ impl Builder for Lower<'_, '_> {
         Ok(())
     }
 
+    fn check_target(&mut self, target: Value, _back: Option<Value>) -> Result<(), Stopped> {
+        // JMP and RET write nothing but RSP: they are undone where a target is not known, see `exit_indirect`.
+        if self.insn.op == Op::CallInd {
+            let bad = self.not_canonical(target);
+            self.leave_if(bad);
+        }
+        Ok(())
+    }
+
     fn jump_indirect(&mut self, target: Value) -> Result<(), Stopped> {
         self.term = Term::Indirect(target);
         Ok(())

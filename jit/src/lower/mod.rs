@@ -106,6 +106,10 @@ pub(crate) struct Lower<'a, 'f> {
     needed: Vec<Written>,
     /// Flags that are carried to a block's start by themselves, too.
     wanted: Vec<u64>,
+    /// Vector registers whose value at a block's start is computed with on every way through the region from there.
+    surely_read: Vec<Written>,
+    /// The current instruction has read a result that nothing had used before.
+    read_raising: bool,
     /// The block being translated.
     at: usize,
     // per guest block
@@ -281,6 +285,8 @@ pub(crate) fn lower(
         used_highs: all.highs,
         needed,
         wanted,
+        surely_read: surely_read(region, &uses),
+        read_raising: false,
         at: 0,
         gprs: [Gpr {
             full: Home::Var,
@@ -412,6 +418,51 @@ fn needed_in(region: &Region, uses: &[vector::Uses], dirty: &[Dirty]) -> Vec<Wri
             return needed;
         }
     }
+}
+
+/// Backward analysis: the vector registers whose value at each block's start is computed with, whichever way control goes from
+/// there. A way out of the region counts: it stores everything stale.
+fn surely_read(region: &Region, uses: &[vector::Uses]) -> Vec<Written> {
+    let all = Written {
+        gprs: 0,
+        vecs: !0,
+        highs: !0,
+    };
+    let mut sure = vec![all; region.blocks.len()];
+    loop {
+        let mut changed = false;
+        for n in (0..region.blocks.len()).rev() {
+            let after = read_behind(region, &sure, n);
+            let u = &uses[n];
+            let now = Written {
+                gprs: 0,
+                vecs: u.vecs_read | (after.vecs & !u.vecs_out),
+                highs: u.highs_read | (after.highs & !u.highs_out),
+            };
+            changed |= now != sure[n];
+            sure[n] = now;
+        }
+        if !changed {
+            return sure;
+        }
+    }
+}
+
+/// What [`surely_read`] says of the end of block `n`.
+fn read_behind(region: &Region, sure: &[Written], n: usize) -> Written {
+    let mut behind = Written {
+        gprs: 0,
+        vecs: !0,
+        highs: !0,
+    };
+    for s in region.blocks[n]
+        .successors()
+        .filter_map(|t| region.index.get(&t))
+    {
+        behind.vecs &= sure[*s].vecs;
+        behind.highs &= sure[*s].highs;
+    }
+    behind
 }
 
 /// Blocks that a block at the same or a higher index jumps to, found as targets of retreating edges: there the exit
@@ -565,8 +616,22 @@ impl Lower<'_, '_> {
             self.done += 1;
         }
         self.sync();
+        self.keep_raising_behind(n);
         self.flags_out[n] = Some(self.flags.clone());
         self.terminate(n);
+    }
+
+    /// At the end of block `n`: floating-point results that nothing has used yet, and that some way from here does not use.
+    fn keep_raising_behind(&mut self, n: usize) {
+        let behind = read_behind(self.region, &self.surely_read, n);
+        for r in 0..16 {
+            if behind.vecs >> r & 1 == 0 {
+                self.keep_raising(r, false);
+            }
+            if behind.highs >> r & 1 == 0 {
+                self.keep_raising(r, true);
+            }
+        }
     }
 
     /// Ends a guest block: defines the variables it changed and goes where the terminator says.
@@ -704,7 +769,7 @@ impl Lower<'_, '_> {
     }
 
     fn vec_low(&mut self, r: usize) -> Value {
-        self.vecs[r].raises.0 = false;
+        self.read_raising |= std::mem::take(&mut self.vecs[r].raises.0);
         match self.vecs[r].low {
             Home::Value(v) => v,
             Home::Var => {
@@ -728,7 +793,7 @@ impl Lower<'_, '_> {
     }
 
     fn vec_high(&mut self, r: usize) -> Value {
-        self.vecs[r].raises.1 = false;
+        self.read_raising |= std::mem::take(&mut self.vecs[r].raises.1);
         match self.vecs[r].high {
             Home::Value(v) => v,
             Home::Var => {

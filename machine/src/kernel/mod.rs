@@ -81,15 +81,13 @@ pub struct KernelStats {
 pub trait Runner {
     /// Runs until something stops it.
     fn run(&mut self, vcpu: &mut Vcpu) -> Stop;
+    /// Runs one instruction.
+    ///
+    /// # Errors
+    /// What stopped it.
+    fn step(&mut self, vcpu: &mut Vcpu) -> Result<(), Stop>;
     /// The host process has been cloned, and this is the clone.
     fn forked(&mut self, vcpu: &mut Vcpu);
-}
-
-impl<F: FnMut(&mut Vcpu) -> Stop> Runner for F {
-    fn run(&mut self, vcpu: &mut Vcpu) -> Stop {
-        self(vcpu)
-    }
-    fn forked(&mut self, _: &mut Vcpu) {}
 }
 
 /// The guest kernel of one process: what its threads share.
@@ -520,10 +518,18 @@ impl Process {
                 vcpu.next_turn();
             }
             locked = self.lock(slot, vcpu);
-            match Kernel::answer(&mut locked, vcpu, out, stop)? {
-                Some(TaskEnd::Process(_)) => return leave(&mut locked, vcpu, out),
-                Some(end) => return Ok(end),
-                None => {}
+            let mut next = Some(stop);
+            while let Some(stop) = next.take() {
+                match Kernel::answer(&mut locked, vcpu, out, stop)? {
+                    Some(TaskEnd::Process(_)) => return leave(&mut locked, vcpu, out),
+                    Some(end) => return Ok(end),
+                    None => {}
+                }
+                if locked.mm.stepping() {
+                    let stepped = runner.step(vcpu);
+                    locked.mm.stepped(&mut Cx { vcpu, out })?;
+                    next = stepped.err();
+                }
             }
             if std::mem::take(&mut locked.cloned) {
                 runner.forked(vcpu);

@@ -120,7 +120,7 @@ pub fn build(
     })
 }
 
-/// Points the registers at the handler. RFLAGS was saved by [`build`].
+/// Points the registers at the handler; floating-point state is the initial one. What they were was saved by [`build`].
 pub fn enter(state: &mut CpuState, action: &Action, signo: i32, at: u64) {
     state.gpr[gpr::RSP as usize] = at;
     state.gpr[gpr::RDI as usize] = signo as u64;
@@ -130,6 +130,8 @@ pub fn enter(state: &mut CpuState, action: &Action, signo: i32, at: u64) {
     state.rip = action.handler;
     let flags = state.rflags() & !CLEARED;
     state.set_rflags(flags);
+    // Linux's fpu__clear_user_states: a handler begins with no vector or x87 state of what it interrupts.
+    restore_fp(state, None);
 }
 
 fn save_fp(state: &CpuState) -> Vec<u8> {
@@ -279,8 +281,9 @@ mod tests {
         enter(&mut state, &action, 11, f.at);
         assert_eq!((state.rip, state.gpr[7]), (0x5000, 11));
         assert_eq!(state.rflags() & CLEARED, 0);
-        restore_fp(&mut state, None);
-        assert_eq!(state.xmm[3], Lane::default());
+        let initial = CpuState::process();
+        assert_eq!((state.mxcsr, state.fx.0), (0x1f80, initial.fx.0));
+        assert_eq!((state.xmm, state.ymmh), (initial.xmm, initial.ymmh));
         let bytes: [u8; FRAME] = f.bytes.clone().try_into().unwrap();
         let r = parse(&mut state, &bytes);
         let legacy: [u8; 512] = f.fp[..512].try_into().unwrap();

@@ -35,6 +35,9 @@ pub(crate) struct Uses {
     pub gprs_killed: u16,
     pub vecs_killed: u16,
     pub highs_killed: u16,
+    /// Vector registers (their lower and upper halves) whose value is really computed with, before anything writes to them.
+    pub vecs_read: u16,
+    pub highs_read: u16,
     /// Writes (or may write) arithmetic flags.
     pub flags: bool,
     /// Reads arithmetic flags.
@@ -55,6 +58,8 @@ impl Uses {
         gprs_killed: 0,
         vecs_killed: 0,
         highs_killed: 0,
+        vecs_read: !0,
+        highs_read: !0,
         flags: true,
         reads_flags: true,
     };
@@ -76,6 +81,8 @@ impl Uses {
             gprs_killed: self.gprs_killed | o.gprs_killed,
             vecs_killed: self.vecs_killed | o.vecs_killed,
             highs_killed: self.highs_killed | o.highs_killed,
+            vecs_read: self.vecs_read | (o.vecs_read & !self.vecs_out),
+            highs_read: self.highs_read | (o.highs_read & !self.highs_out),
             flags: self.flags || o.flags,
             reads_flags: self.reads_flags || o.reads_flags,
         }
@@ -85,6 +92,11 @@ impl Uses {
 fn iced(i: &Insn) -> Instruction {
     let mut d = Decoder::with_ip(64, &i.bytes[..i.len as usize], i.rip, DecoderOptions::NONE);
     d.decode()
+}
+
+/// Whether `i` loads by a vector of indices.
+pub(super) fn is_gather(i: &Insn) -> bool {
+    i.op == Op::Thunk && iced(i).memory_index().is_vector_register()
 }
 
 /// What `i` uses and writes.
@@ -132,6 +144,12 @@ pub(crate) fn uses(i: &Insn) -> Uses {
             u.vecs_out |= u16::from(writes) << n;
             u.vecs_in |= u16::from(!kills) << n;
             u.vecs_killed |= u16::from(kills) << n;
+            let reads = matches!(
+                r.access(),
+                OpAccess::Read | OpAccess::ReadWrite | OpAccess::ReadCondWrite
+            );
+            u.vecs_read |= u16::from(reads) << n;
+            u.highs_read |= u16::from(reads && !reg.is_xmm()) << n;
             if !reg.is_xmm() {
                 u.highs |= 1 << n;
                 u.highs_out |= u16::from(writes) << n;
@@ -237,10 +255,16 @@ impl Lower<'_, '_> {
         if !v.vex && ins.encoding() != EncodingKind::Legacy {
             return false;
         }
-        self.vector_move(&v)
+        self.read_raising = false;
+        let lowered = self.vector_move(&v)
             || self.vector_int(&v)
             || self.vector_shuffle(&v)
-            || self.vector_float(&v)
+            || self.vector_float(&v);
+        // What was made of a result that raises flags keeps it alive only if it is itself.
+        if lowered && self.read_raising && v.is_vec(0) && v.ins.rflags_modified() == 0 {
+            self.vecs[v.reg(0)].raises = (true, v.wide);
+        }
+        lowered
     }
 
     fn cast(&mut self, t: Type, v: Value) -> Value {
