@@ -94,19 +94,22 @@ impl Lower<'_, '_> {
         self.ret(code);
     }
 
-    /// A cold block that leaves at the current instruction; the current block stays current.
+    /// A cold block for a way out, to branch to and then to fill with [`Self::leave_in`]: a block is filled only
+    /// once the one before it has ended.
     pub(super) fn leave_block(&mut self) -> ClifBlock {
-        let here = self.fb.current_block().expect("inside a block");
         let b = self.fb.create_block();
         self.fb.set_cold_block(b);
+        b
+    }
+
+    /// Fills `b`, which leaves at the current instruction. The block before has ended; the caller goes on in another.
+    pub(super) fn leave_in(&mut self, b: ClifBlock) {
         self.fb.switch_to_block(b);
         let (gprs, vecs) = (self.gprs, self.vecs);
         let flags = self.flags.clone();
         self.leave_here();
         // Values made in the cold block do not dominate what follows.
         (self.gprs, self.vecs, self.flags) = (gprs, vecs, flags);
-        self.fb.switch_to_block(here);
-        b
     }
 
     /// Leaves at the current instruction if `c` (an I8) is not zero.
@@ -115,6 +118,7 @@ impl Lower<'_, '_> {
         let leave = self.leave_block();
         let go = self.fb.create_block();
         self.fb.ins().brif(c, leave, &[], go, &[]);
+        self.leave_in(leave);
         self.fb.switch_to_block(go);
     }
 
@@ -138,9 +142,9 @@ impl Lower<'_, '_> {
         } else {
             v
         };
-        let here = self.fb.current_block().expect("inside a block");
-        let leave = self.fb.create_block();
-        self.fb.set_cold_block(leave);
+        let leave = self.leave_block();
+        let go = self.fb.create_block();
+        self.fb.ins().brif(v, leave, &[], go, &[]);
         self.fb.switch_to_block(leave);
         let (gprs, vecs, flags) = (self.gprs, self.vecs, self.flags.clone());
         if self.live_in[self.at] == 0 {
@@ -149,9 +153,6 @@ impl Lower<'_, '_> {
         }
         self.leave_with(exit::LEAVE);
         (self.gprs, self.vecs, self.flags) = (gprs, vecs, flags);
-        self.fb.switch_to_block(here);
-        let go = self.fb.create_block();
-        self.fb.ins().brif(v, leave, &[], go, &[]);
         self.fb.switch_to_block(go);
     }
 
@@ -324,6 +325,7 @@ impl Lower<'_, '_> {
         let leave = self.leave_block();
         let go = self.fb.create_block();
         self.fb.ins().brif(ok, go, &[], leave, &[]);
+        self.leave_in(leave);
         self.fb.switch_to_block(go);
         if !partial {
             self.now_in_memory(uses);

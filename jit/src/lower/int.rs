@@ -502,6 +502,7 @@ impl Lower<'_, '_> {
         let leave = self.leave_block();
         let done = self.fb.create_block();
         self.fb.ins().brif(ok, done, &[], leave, &[]);
+        self.leave_in(leave);
         self.fb.switch_to_block(done);
         let p = self.pinned();
         let sq = self

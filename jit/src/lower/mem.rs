@@ -91,6 +91,7 @@ impl Lower<'_, '_> {
         self.fb
             .ins()
             .brif(got, merge, &[BlockArg::Value(got)], leave, &[]);
+        self.leave_in(leave);
         self.fb.switch_to_block(merge);
         result
     }
@@ -145,6 +146,7 @@ impl Lower<'_, '_> {
             .load(types::I64, super::state_flags(), p, layout::RET);
         let leave = self.leave_block();
         self.fb.ins().brif(ok, merge, &[], leave, &[]);
+        self.leave_in(leave);
         self.fb.switch_to_block(fast);
         self.fb.ins().store(guest_flags(), v, host, 0);
         self.fb.ins().jump(merge, &[]);

@@ -457,11 +457,18 @@ impl Program {
     }
 }
 
+/// A program file's bytes. What is no regular file is no program (execve(2), EACCES): reading it may never end.
 fn read(path: &Path) -> Result<Vec<u8>, Error> {
-    fs::read(path).map_err(|source| Error::File {
-        path: path.to_owned(),
-        source,
-    })
+    let regular = fs::metadata(path).and_then(|m| match m.is_file() {
+        true => Ok(()),
+        false => Err(std::io::Error::from_raw_os_error(Errno::EACCES.0)),
+    });
+    regular
+        .and_then(|()| fs::read(path))
+        .map_err(|source| Error::File {
+            path: path.to_owned(),
+            source,
+        })
 }
 
 /// A program's path, arguments and contents.

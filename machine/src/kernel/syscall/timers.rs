@@ -34,10 +34,8 @@ struct Timer {
     value: u64,
     /// The thread that gets the signal; 0: any.
     thread: i32,
-    /// Of the signal that was raised last.
+    /// Of the signal that was raised last, up to its delivery.
     overrun: i64,
-    /// Expirations since then whose signal found the last one still pending.
-    merged: i64,
 }
 
 /// The timers of a process.
@@ -109,7 +107,6 @@ pub fn create(call: &mut Call<'_, '_>) -> SysResult {
             value: value.unwrap_or(id as u64),
             thread,
             overrun: 0,
-            merged: 0,
         },
     );
     if let Err(e) = call.write_user(id_at, &id.to_le_bytes()) {
@@ -134,7 +131,7 @@ pub fn settime(call: &mut Call<'_, '_>) -> SysResult {
     if ret == 0
         && let Some(timer) = call.kernel.services.timers.map.get_mut(&id)
     {
-        (timer.overrun, timer.merged) = (0, 0);
+        timer.overrun = 0;
     }
     Ok(Sys::Ret(ret))
 }
@@ -214,7 +211,6 @@ pub fn limit_cpu(
             value: 0,
             thread: 0,
             overrun: 0,
-            merged: 0,
         };
         call.kernel.services.timers.map.insert(id, timer);
     }
@@ -238,11 +234,10 @@ pub fn expired(kernel: &mut Kernel, from_host: &SigInfo) -> bool {
         return true;
     }
     if pending {
-        timer.merged += 1 + missed;
+        timer.overrun += 1 + missed;
         return true;
     }
-    timer.overrun = missed + timer.merged;
-    timer.merged = 0;
+    timer.overrun = missed;
     let mut info = [0; 128];
     info[..4].copy_from_slice(&timer.signo.to_le_bytes());
     info[8..12].copy_from_slice(&SI_TIMER.to_le_bytes());

@@ -94,6 +94,17 @@ fn missing_and_empty_files() {
     ));
 }
 
+/// Such a file may have no end, or no other end.
+#[test]
+fn interpreters_that_are_no_files() {
+    for name in ["/dev/zero", "/proc/self/fd", "/dev"] {
+        let script = scratch("endless", format!("#!{name}\n").as_bytes());
+        let config = ImageConfig::new(script.path(), vec![], Gpa(0x10_0000)..Gpa(8 << 20));
+        let e = image::build(&config).map(drop).expect_err(name);
+        assert!(matches!(e, Error::File { .. }), "{e}");
+    }
+}
+
 #[test]
 fn memory_that_is_too_small() {
     let config = ImageConfig::new("/bin/true", vec![], Gpa(0x10_0000)..Gpa(0x11_0000));
