@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use sevlab_machine::kernel::syscall::strace;
 use sevlab_machine::{CacheMode, CipherKind, CpuPreset, SevMode};
 use sevlab_memctl::MIN_RESIDENT;
 
@@ -19,6 +20,8 @@ Examples:
       Another mode and cipher; keep the run's configuration, measurement and counts as JSON.
   sevlab run --sev snp --dump-dram dram.bin -- sh -c 'echo done'
       Keep what a probe on the memory bus would see when the guest has ended.
+  sevlab run --strace=calls.txt --strace-only %file -- cat FILE
+      Which files the guest asks for, as strace would print it.
   sevlab run --sev sev --cache none -- true
       The worst case: AES on every access to encrypted memory.
   sevlab run --sev snp --resident 4096 --stats -- sort FILE
@@ -141,6 +144,21 @@ pub struct RunArgs {
     #[arg(long, value_name = "FILE", help_heading = "Results")]
     pub dump_dram: Option<PathBuf>,
 
+    /// Print every system call of the guest to stderr, or to FILE, in the form of strace(1)
+    #[arg(
+        long,
+        value_name = "FILE",
+        num_args = 0..=1,
+        require_equals = true,
+        help_heading = "Results"
+    )]
+    pub strace: Option<Option<PathBuf>>,
+
+    /// With --strace: only these calls. Names and the classes %file, %desc, %memory, %network, %process and %signal,
+    /// separated by commas; with ! before the list, all others
+    #[arg(long, value_name = "CALLS", requires = "strace", value_parser = calls, help_heading = "Results")]
+    pub strace_only: Option<String>,
+
     /// The program, looked up in PATH as a shell does, and its arguments
     #[arg(
         value_name = "PROGRAM",
@@ -212,6 +230,10 @@ fn cipher(text: &str) -> Result<CipherKind, String> {
 const MIN_MEMORY: u64 = 16 << 20;
 /// The most: guest physical addresses have 43 bits here.
 const MAX_MEMORY: u64 = 4 << 40;
+
+fn calls(text: &str) -> Result<String, String> {
+    strace::filter(text).map(|_| text.to_owned())
+}
 
 fn size(text: &str) -> Result<u64, String> {
     let lower = text.to_ascii_lowercase();
@@ -289,5 +311,26 @@ mod tests {
             panic!("not run")
         };
         assert_eq!((args.command.len(), args.report), (2, None));
+    }
+
+    #[test]
+    fn a_trace_goes_to_stderr_or_to_a_file_and_takes_known_names() {
+        let parse = |options: &[&str]| {
+            let words = ["sevlab", "run"].iter().chain(options).chain(&["ls"]);
+            Cli::try_parse_from(words).map(|cli| match cli.command {
+                Command::Run(args) => args.strace,
+                Command::Doctor => panic!("not run"),
+            })
+        };
+        assert_eq!(parse(&["--strace"]).expect("parses"), Some(None));
+        let file = Some(Some(PathBuf::from("out")));
+        assert_eq!(parse(&["--strace=out"]).expect("parses"), file);
+        assert!(parse(&["--strace", "--strace-only", "%file,mmap"]).is_ok());
+        assert!(parse(&["--strace", "--strace-only", "!mmap"]).is_ok());
+        assert!(parse(&["--strace", "--strace-only", "nosuchcall"]).is_err());
+        assert!(
+            parse(&["--strace-only", "mmap"]).is_err(),
+            "without --strace"
+        );
     }
 }

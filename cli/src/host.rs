@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::FromRawFd;
+use std::os::fd::{AsRawFd, FromRawFd};
 
 use sevlab_machine::kernel::syscall::marshal::{GUEST_FDS, KERNEL_FDS_END};
 
@@ -16,14 +16,22 @@ pub fn default_sigpipe() {
 
 /// A stderr that a guest can't close: coreutils close theirs at the end.
 pub fn own_stderr() -> Box<dyn Write> {
+    match out_of_reach(io::stderr()) {
+        Ok(file) => Box::new(file),
+        Err(_) => Box::new(io::stderr()),
+    }
+}
+
+/// The same file under a descriptor that is none of a guest's.
+pub fn out_of_reach(file: impl AsRawFd) -> io::Result<File> {
     for from in [KERNEL_FDS_END, GUEST_FDS] {
         // SAFETY: touches no memory; the new descriptor is owned by nobody else.
         unsafe {
-            let fd = libc::fcntl(libc::STDERR_FILENO, libc::F_DUPFD_CLOEXEC, from);
+            let fd = libc::fcntl(file.as_raw_fd(), libc::F_DUPFD_CLOEXEC, from);
             if fd >= 0 {
-                return Box::new(File::from_raw_fd(fd));
+                return Ok(File::from_raw_fd(fd));
             }
         }
     }
-    Box::new(io::stderr())
+    Err(io::Error::last_os_error())
 }

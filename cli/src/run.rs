@@ -7,6 +7,7 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
+use sevlab_machine::kernel::syscall::strace;
 use sevlab_machine::{Engine, GuestEnd, Machine, MachineConfig, RunOutcome, exit_like, mode_name};
 
 use crate::args::{Cache, RunArgs, Switch};
@@ -36,6 +37,9 @@ pub fn run(args: &RunArgs) -> Result<ExitCode, Failure> {
             .map(|file| Output::new("--dump-dram", file))
             .transpose()?,
     };
+    if let Some(to) = &args.strace {
+        trace(to.as_deref(), args.strace_only.as_deref())?;
+    }
     let program = config.program.clone();
     let machine = Machine::new(config).map_err(|e| Failure::of_machine(e, &program))?;
     let mut stderr = host::own_stderr();
@@ -49,6 +53,22 @@ pub fn run(args: &RunArgs) -> Result<ExitCode, Failure> {
         GuestEnd::Exited(status) => Ok(ExitCode::from(status as u8)),
         killed => exit_like(killed),
     }
+}
+
+/// Has the guest's system calls printed, to stderr if `to` is `None`.
+fn trace(to: Option<&Path>, only: Option<&str>) -> Result<(), Failure> {
+    let failed = |path: &Path, source| Failure::Output {
+        option: "--strace",
+        path: path.to_owned(),
+        source,
+    };
+    let file = match to {
+        None => host::out_of_reach(io::stderr()).map_err(|e| failed(Path::new("stderr"), e))?,
+        Some(path) => File::create(path)
+            .and_then(host::out_of_reach)
+            .map_err(|e| failed(path, e))?,
+    };
+    strace::start(file, only).map_err(Failure::Usage)
 }
 
 /// What a run leaves behind besides what the guest did.

@@ -12,12 +12,13 @@ use std::thread::JoinHandle;
 use sevlab_arch::{Asid, Spa};
 use sevlab_cpu::vcpu::Counters;
 use sevlab_cpu::{Vcpu, VcpuConfig, svm};
-use sevlab_memctl::{Domain, MemCtl};
+use sevlab_memctl::{Domain, MemCtl, MemStats};
 use zerocopy::IntoBytes;
 
 use crate::config::MachineConfig;
 use crate::error::Error;
 use crate::exec::Exec;
+use crate::family::{self, Children, Family};
 use crate::fence::Regions;
 use crate::host::{self, Cpu};
 use crate::hv::cpuid::{C_BIT, CpuModel};
@@ -58,6 +59,9 @@ pub(crate) struct Cpus {
     quiet: Mutex<HashMap<usize, Arc<Mutex<()>>>>,
     /// This process is a clone.
     clone: AtomicBool,
+    /// What all clones count together, and what this one's memory controller had counted when it began.
+    family: Family,
+    before: Mutex<MemStats>,
     /// The vCPU whose thread is the process's first.
     root: AtomicUsize,
 }
@@ -89,6 +93,8 @@ impl Cpus {
             failure: Mutex::default(),
             quiet: Mutex::default(),
             clone: AtomicBool::new(false),
+            family: Family::new(),
+            before: Mutex::default(),
             root: AtomicUsize::new(0),
         }
     }
@@ -96,6 +102,11 @@ impl Cpus {
     /// What has been counted.
     pub(crate) fn totals(&self) -> Totals {
         lock(&self.totals).clone()
+    }
+
+    /// What the clones that have ended counted.
+    pub(crate) fn children(&self) -> Children {
+        self.family.sums()
     }
 
     /// Runs vCPU `cpu` on the calling thread to the end of its task.
@@ -180,7 +191,7 @@ impl Cpus {
             self.fail(e);
         }
         // Signals are for those who still run a vCPU.
-        host::block_signals();
+        let signals = host::Blocked::new();
         loop {
             let thread = lock(&self.threads).pop();
             match thread {
@@ -199,9 +210,13 @@ impl Cpus {
                 eprintln!("sevlab: {e}");
                 host::clone_exit_like(GuestEnd::Exited(125));
             }
+            let syscalls = self.process.kernel().stats().syscalls;
+            let (before, now) = (*lock(&self.before), self.mem.stats());
+            let counts = family::of(&self.totals(), syscalls, &before, &now);
+            self.family.add(&counts);
             host::clone_exit_like(end);
         }
-        host::unblock_signals();
+        drop(signals);
         match failure {
             Some(e) => Err(e),
             None => Ok(end),
@@ -312,11 +327,14 @@ impl Board for Cpus {
     fn fork(&self, vcpu: &mut Vcpu, cpu: usize) -> i64 {
         let quiet = lock(&self.quiet).get(&cpu).cloned();
         let cluster = Arc::clone(vcpu.cluster());
+        // What arrives before the clone has an inbox of its own waits until it has.
+        let signals = host::Blocked::new();
         let pid = {
             // All that another thread could hold in the middle of a change.
             let _quiet = quiet.as_ref().map(|q| lock(q));
             let _books = (self.mem.freeze(), cluster.freeze());
             let _own = (lock(&self.threads), lock(&self.totals), lock(&self.failure));
+            let _before = lock(&self.before);
             let _guest = (lock(&self.memory), lock(&self.regions), lock(&self.quiet));
             let _console = (std::io::stdout().lock(), std::io::stderr().lock());
             // SAFETY: this thread goes on in the clone with every lock in its hands; what other threads
@@ -330,13 +348,17 @@ impl Board for Cpus {
         if pid == 0 {
             std::mem::forget(std::mem::take(&mut *lock(&self.threads)));
             *lock(&self.totals) = Totals::default();
+            *lock(&self.before) = self.mem.stats();
             self.clone.store(true, Ordering::SeqCst);
             self.root.store(cpu, Ordering::SeqCst);
             Cpu::alone(cpu);
             self.process.forked(cpu);
+            // What is in there was the original's.
+            self.process.inbox().take();
             self.process.bell(cpu).attach(&vcpu.state.exit_request);
             vcpu.forked();
         }
+        drop(signals);
         i64::from(pid)
     }
 }

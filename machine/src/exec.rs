@@ -77,6 +77,16 @@ impl Exec {
 }
 
 impl Runner for Exec {
+    fn step(&mut self, vcpu: &mut Vcpu) -> Result<(), Stop> {
+        let host = read_mxcsr();
+        let guest = vcpu.state.mxcsr;
+        mxcsr::load(&mut vcpu.state, guest);
+        let stepped = interp::step(vcpu);
+        vcpu.state.mxcsr = mxcsr::live(&vcpu.state);
+        write_mxcsr(host);
+        stepped
+    }
+
     fn run(&mut self, vcpu: &mut Vcpu) -> Stop {
         self.run_guest(vcpu)
     }

@@ -27,7 +27,7 @@ use zerocopy::{FromZeros, IntoBytes};
 use crate::hv::cpuid::C_BIT;
 use crate::hv::hostcall;
 use crate::kernel::Error;
-use crate::kernel::outside::{HostCall, Outside};
+use crate::kernel::outside::{HostCall, Outside, pager_part};
 use crate::layout::{LARGE_PAGE, Layout};
 
 /// Small pages in a large one.
@@ -394,7 +394,11 @@ impl<'y> Fence<'y> {
 
 impl Outside for Fence<'_> {
     fn bounce_len(&self) -> usize {
-        self.bounce_len
+        self.bounce_len - pager_part(self.bounce_len)
+    }
+
+    fn pager_len(&self) -> usize {
+        pager_part(self.bounce_len)
     }
 
     fn bounce_write(&mut self, vcpu: &mut Vcpu, off: usize, data: &[u8]) -> Result<(), Error> {

@@ -7,25 +7,23 @@
 
 use std::cell::{Cell, UnsafeCell};
 use std::ptr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use crate::doorbell::{interrupt, kick_signal};
 use crate::kernel::signal::{STOP_SIGNALS, SigInfo, bit};
 use crate::kernel::{GuestEnd, Process};
 
-/// Signals that are never forwarded: uncatchable, or about the host's own code. SIGPIPE stays ignored,
-/// so that a proxied write fails with EPIPE and the guest kernel raises the signal.
-const OWN: [i32; 9] = [
-    libc::SIGKILL,
-    libc::SIGSTOP,
+/// Signals that are never forwarded.
+const OWN: [i32; 2] = [libc::SIGKILL, libc::SIGSTOP];
+/// Signals that are forwarded only if somebody sent them: else they are about the host's own code.
+const FAULTS: [i32; 6] = [
     libc::SIGSEGV,
     libc::SIGBUS,
     libc::SIGFPE,
     libc::SIGILL,
     libc::SIGTRAP,
     libc::SIGSYS,
-    libc::SIGPIPE,
 ];
 /// Highest signal number.
 const LAST: i32 = 64;
@@ -120,6 +118,50 @@ thread_local! {
     static REQUEST: Cell<*const AtomicU32> = const { Cell::new(ptr::null()) };
 }
 
+type Handler = extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void);
+
+/// What was done about [`FAULTS`] before.
+static BEFORE: [OnceLock<libc::sigaction>; FAULTS.len()] =
+    [const { OnceLock::new() }; FAULTS.len()];
+
+/// One of [`FAULTS`]: sent to the guest, or the host's own fault, which whoever was there before deals with.
+extern "C" fn note_if_sent(signo: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    // SAFETY: as in `note`; a handler that was there gets what it was made for.
+    unsafe {
+        if (*info).si_code <= 0 {
+            return note(signo, info, context);
+        }
+        let before = FAULTS
+            .iter()
+            .position(|s| *s == signo)
+            .and_then(|i| BEFORE[i].get());
+        match before {
+            Some(old)
+                if old.sa_sigaction > libc::SIG_IGN && old.sa_flags & libc::SA_SIGINFO != 0 =>
+            {
+                let handler: Handler = std::mem::transmute(old.sa_sigaction);
+                handler(signo, info, context);
+            }
+            Some(old) => {
+                // The instruction runs again, and the fault ends as it would have.
+                libc::sigaction(signo, old, ptr::null_mut());
+            }
+            None => {
+                libc::signal(signo, libc::SIG_DFL);
+            }
+        }
+    }
+}
+
+/// SIGPIPE: a proxied write fails with EPIPE, and the guest kernel raises the signal; only what others
+/// send is forwarded.
+extern "C" fn note_foreign(signo: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    // SAFETY: as in `note`.
+    if unsafe { (*info).si_pid() != libc::getpid() } {
+        note(signo, info, context);
+    }
+}
+
 extern "C" fn note(signo: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: the kernel gives both, for as long as the handler runs; the words are live until `Cpu` is
     // dropped, which takes the pointers away first; all that is called is async-signal-safe.
@@ -186,23 +228,28 @@ impl Drop for Cpu {
     }
 }
 
-/// This thread takes no signals: one that runs a vCPU is to have them.
-pub(crate) fn block_signals() {
-    // SAFETY: plain calls on a live local.
-    unsafe {
-        let mut all: libc::sigset_t = std::mem::zeroed();
-        libc::sigfillset(&raw mut all);
-        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const all, ptr::null_mut());
+/// As long as this lives, the calling thread takes no signals.
+pub(crate) struct Blocked(libc::sigset_t);
+
+impl Blocked {
+    pub(crate) fn new() -> Self {
+        // SAFETY: plain calls on live locals.
+        unsafe {
+            let mut all: libc::sigset_t = std::mem::zeroed();
+            let mut before: libc::sigset_t = std::mem::zeroed();
+            libc::sigfillset(&raw mut all);
+            libc::pthread_sigmask(libc::SIG_BLOCK, &raw const all, &raw mut before);
+            Self(before)
+        }
     }
 }
 
-/// The opposite of [`block_signals`].
-pub(crate) fn unblock_signals() {
-    // SAFETY: plain calls on a live local.
-    unsafe {
-        let mut all: libc::sigset_t = std::mem::zeroed();
-        libc::sigfillset(&raw mut all);
-        libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const all, ptr::null_mut());
+impl Drop for Blocked {
+    fn drop(&mut self) {
+        // SAFETY: puts back what `new` found.
+        unsafe {
+            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.0, ptr::null_mut());
+        }
     }
 }
 
@@ -229,6 +276,20 @@ impl Forwarding {
             unsafe {
                 let mut before: libc::sigaction = std::mem::zeroed();
                 if libc::sigaction(signo, ptr::null(), &raw mut before) != 0 {
+                    continue;
+                }
+                if signo == libc::SIGPIPE {
+                    // This process began with it ignored, whatever it inherited: a convention of its runtime.
+                    if catch_by(signo, 0, note_foreign) {
+                        old.push((signo, before));
+                    }
+                    continue;
+                }
+                if let Some(i) = FAULTS.iter().position(|s| *s == signo) {
+                    let _ = BEFORE[i].set(before);
+                    if catch_by(signo, libc::SA_NODEFER, note_if_sent) {
+                        old.push((signo, before));
+                    }
                     continue;
                 }
                 if before.sa_sigaction == libc::SIG_IGN {
@@ -305,15 +366,22 @@ fn catch(signo: i32) -> bool {
 }
 
 fn catch_with(signo: i32, flags: i32) -> bool {
+    catch_by(signo, flags, note)
+}
+
+fn catch_by(signo: i32, flags: i32, handler: Handler) -> bool {
     // SAFETY: zeroed is a valid `sigaction`, filled in below.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
-        let handler: extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void) = note;
         action.sa_sigaction = handler as usize;
         // Guest code runs with a stack pointer of its own making only inside translated code,
         // which keeps the host's; still, an alternate stack is the safer place.
         action.sa_flags = libc::SA_ONSTACK | libc::SA_SIGINFO | flags;
         libc::sigfillset(&raw mut action.sa_mask);
+        for fault in FAULTS {
+            // A fault of the host's own while the handler runs must not be held back.
+            libc::sigdelset(&raw mut action.sa_mask, fault);
+        }
         libc::sigaction(signo, &raw const action, ptr::null_mut()) == 0
     }
 }

@@ -10,6 +10,7 @@ mod cpus;
 pub mod doorbell;
 mod error;
 mod exec;
+mod family;
 mod fence;
 mod host;
 pub mod hv;
@@ -23,6 +24,7 @@ mod world;
 
 pub use config::{CacheMode, CipherKind, Engine, MachineConfig, SevMode, mode_name};
 pub use error::Error;
+pub use family::Children;
 pub use host::exit_like;
 pub use hv::cpuid::CpuPreset;
 pub use kernel::GuestEnd;

@@ -102,6 +102,8 @@ pub struct StatsReport {
     pub syscalls: u64,
     pub host_calls: u64,
     pub unknown_syscalls: BTreeMap<String, u64>,
+    /// Of the guest's child processes, by name; in none of the other counts.
+    pub children: BTreeMap<&'static str, u64>,
 }
 
 impl Report {
@@ -202,6 +204,16 @@ fn stats_report(s: &Stats) -> StatsReport {
         syscalls: s.syscalls,
         host_calls: s.host_calls,
         unknown_syscalls: s.unknown.iter().map(|(k, v)| (k.to_string(), *v)).collect(),
+        children: [
+            ("processes", s.children.processes),
+            ("instructions", s.children.instructions),
+            ("world_switches", s.children.entries),
+            ("syscalls", s.children.syscalls),
+            ("pages_decrypted", s.children.pages_decrypted),
+            ("pages_encrypted", s.children.pages_encrypted),
+            ("aes_blocks", s.children.aes_blocks),
+        ]
+        .into(),
     }
 }
 

@@ -8,6 +8,7 @@ use sevlab_arch::exit::ExitCode;
 use sevlab_cpu::vcpu::Counters;
 use sevlab_memctl::MemStats;
 
+use crate::family::Children;
 use crate::hv::Exits;
 use crate::kernel::syscall::table;
 
@@ -47,6 +48,8 @@ pub struct Stats {
     pub unknown: BTreeMap<i64, u64>,
     /// System calls the guest kernel refuses, by number.
     pub refused: BTreeMap<i64, u64>,
+    /// What the guest's child processes counted, which is in none of the other counts.
+    pub children: Children,
     /// The launch measurement.
     pub measurement: Vec<u8>,
 }
@@ -144,6 +147,16 @@ impl fmt::Display for Stats {
         for (nr, n) in &self.refused {
             let name = table::row(*nr).map_or("?", |row| row.name);
             line(f, *n, &format!("refused system call {name}"), "")?;
+        }
+        let c = &self.children;
+        if c.processes > 0 {
+            line(f, c.processes, "child processes", "")?;
+            line(f, c.instructions, "their guest instructions", "")?;
+            line(f, c.entries, "their world switches", "")?;
+            line(f, c.syscalls, "their system calls", "")?;
+            line(f, c.pages_decrypted, "their pages decrypted", "")?;
+            line(f, c.pages_encrypted, "their pages encrypted", "")?;
+            line(f, c.aes_blocks, "their AES blocks", "")?;
         }
         if !self.measurement.is_empty() {
             writeln!(f, "{:>20}      {}", "measurement", hex(&self.measurement))?;

@@ -198,7 +198,8 @@ impl Machine {
         self.hv.board = None;
         drop(forwarding);
         let exit = result?;
-        let stats = self.stats(&process.kernel(), &board.totals(), elapsed);
+        let mut stats = self.stats(&process.kernel(), &board.totals(), elapsed);
+        stats.children = board.children();
         self.retire()?;
         Ok(RunOutcome { exit, stats })
     }
@@ -259,6 +260,7 @@ impl Machine {
             exits: totals.exits.clone(),
             syscalls: k.syscalls,
             host_calls: totals.host_calls,
+            children: crate::family::Children::default(),
             unknown: k.unknown.clone(),
             refused: k.refused.clone(),
             measurement: self.launched.measurement.clone(),

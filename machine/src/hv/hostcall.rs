@@ -346,9 +346,13 @@ impl Hypervisor {
         } else {
             args[3] = 0;
         }
-        if timed {
-            vcpu.give_turn();
+        if !timed {
+            // Nothing ends a wake-up half-way.
+            let never = AtomicU32::new(0);
+            // SAFETY: as below.
+            return unsafe { interruptible(&never, libc::SYS_futex, &args) };
         }
+        vcpu.give_turn();
         let request = &vcpu.state.exit_request;
         let bell = self.calls.doorbell();
         // SAFETY: the words lie in the window, the time here; the commands touch nothing else.

@@ -171,7 +171,6 @@ impl Hypervisor {
     }
 
     /// The guest's memory.
-    #[must_use]
     pub fn memory(&self) -> MutexGuard<'_, GuestMemory> {
         lock(&self.memory)
     }

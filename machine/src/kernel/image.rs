@@ -328,6 +328,15 @@ impl Program {
         })
     }
 
+    /// The program file's whole path, where a descriptor of it is open.
+    #[must_use]
+    pub fn real_path(&self) -> PathBuf {
+        match &self.elf.1 {
+            Source::File { file, .. } => PathBuf::from(&file.name),
+            Source::Bytes(_) => self.exe.clone(),
+        }
+    }
+
     /// Loads the program into an empty address space.
     ///
     /// # Errors

@@ -44,8 +44,10 @@ use signal::{
     SIGBUS, SIGILL, SIGKILL, SIGSEGV, SigInfo, Signals, bit,
 };
 use syscall::futex::Waiter;
+use syscall::limits::{Limits, initial_limits};
 use syscall::memory::CachedFile;
-use syscall::proc::{Limits, initial_limits};
+use syscall::services::Services;
+use syscall::{events, strace};
 
 /// How a process guest ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -79,15 +81,13 @@ pub struct KernelStats {
 pub trait Runner {
     /// Runs until something stops it.
     fn run(&mut self, vcpu: &mut Vcpu) -> Stop;
+    /// Runs one instruction.
+    ///
+    /// # Errors
+    /// What stopped it.
+    fn step(&mut self, vcpu: &mut Vcpu) -> Result<(), Stop>;
     /// The host process has been cloned, and this is the clone.
     fn forked(&mut self, vcpu: &mut Vcpu);
-}
-
-impl<F: FnMut(&mut Vcpu) -> Stop> Runner for F {
-    fn run(&mut self, vcpu: &mut Vcpu) -> Stop {
-        self(vcpu)
-    }
-    fn forked(&mut self, _: &mut Vcpu) {}
 }
 
 /// The guest kernel of one process: what its threads share.
@@ -103,6 +103,7 @@ pub struct Kernel {
     auxv: Vec<u8>,
     pid: Option<i32>,
     scratch: Vec<u8>,
+    services: Services,
     /// The slot of the task that the kernel was entered for.
     current: usize,
     tasks: Vec<Option<Task>>,
@@ -161,6 +162,7 @@ impl Kernel {
             auxv,
             pid: None,
             scratch: Vec::new(),
+            services: Services::default(),
             current: 0,
             tasks,
             busy,
@@ -296,6 +298,9 @@ impl Kernel {
                     return Ok(Some(GuestEnd::Killed(SIGKILL)));
                 }
             }
+        } else if e.vector == 1 && self.ran_int1(vcpu, out) {
+            // TRAP_BRKPT: INT1 sets no bit of DR6
+            SigInfo::fault(signal::SIGTRAP, 1, vcpu.state.rip)
         } else {
             signal::of_exception(e, &vcpu.state)
         };
@@ -313,6 +318,13 @@ impl Kernel {
         self.task().signals.last_fault = (u64::from(e.vector), u64::from(error), cr2);
         self.force(info);
         Ok(None)
+    }
+
+    /// Whether the instruction before RIP is INT1.
+    fn ran_int1(&mut self, vcpu: &mut Vcpu, out: &mut dyn Outside) -> bool {
+        let mut byte = [0];
+        let at = vcpu.state.rip.wrapping_sub(1);
+        syscall::user_read(self, vcpu, out, at, &mut byte).is_ok() && byte[0] == 0xf1
     }
 
     fn intercept(
@@ -375,6 +387,7 @@ impl Kernel {
         out: &mut dyn Outside,
     ) -> Result<Option<GuestEnd>, Error> {
         self.collect();
+        events::refresh(self, vcpu, out)?;
         loop {
             let mask = self.task().signals.mask;
             let Some(info) = self.take_signal(!mask) else {
@@ -382,6 +395,7 @@ impl Kernel {
             };
             let signo = info.signo();
             let action = self.signals.action(signo);
+            strace::signal(signo, info.code());
             match (action.handler, signal::default_action(signo)) {
                 (SIG_IGN, _) | (SIG_DFL, DefaultAction::Ignore) => {}
                 (SIG_DFL, DefaultAction::Terminate) => return Ok(Some(GuestEnd::Killed(signo))),
@@ -476,13 +490,23 @@ impl Process {
         runner: &mut dyn Runner,
     ) -> Result<TaskEnd, Error> {
         let mut locked = self.lock(slot, vcpu);
+        if locked.stats.syscalls == 0 && slot == 0 {
+            strace::started(locked.exe_bytes(), &locked.argv, locked.envp.len());
+        }
+        let leave = |locked: &mut Locked<'_>, vcpu: &mut Vcpu, out: &mut dyn Outside| {
+            let end = locked.leave(vcpu, out);
+            if let Ok(TaskEnd::Process(end)) = end {
+                strace::ended(end);
+            }
+            end
+        };
         loop {
             if locked.leaving() {
-                return locked.leave(vcpu, out);
+                return leave(&mut locked, vcpu, out);
             }
             if let Some(end) = locked.deliver(vcpu, out)? {
                 locked.end_process(end);
-                return locked.leave(vcpu, out);
+                return leave(&mut locked, vcpu, out);
             }
             drop(locked);
             vcpu.checkpoint();
@@ -494,10 +518,18 @@ impl Process {
                 vcpu.next_turn();
             }
             locked = self.lock(slot, vcpu);
-            match Kernel::answer(&mut locked, vcpu, out, stop)? {
-                Some(TaskEnd::Process(_)) => return locked.leave(vcpu, out),
-                Some(end) => return Ok(end),
-                None => {}
+            let mut next = Some(stop);
+            while let Some(stop) = next.take() {
+                match Kernel::answer(&mut locked, vcpu, out, stop)? {
+                    Some(TaskEnd::Process(_)) => return leave(&mut locked, vcpu, out),
+                    Some(end) => return Ok(end),
+                    None => {}
+                }
+                if locked.mm.stepping() {
+                    let stepped = runner.step(vcpu);
+                    locked.mm.stepped(&mut Cx { vcpu, out })?;
+                    next = stepped.err();
+                }
             }
             if std::mem::take(&mut locked.cloned) {
                 runner.forked(vcpu);

@@ -26,6 +26,12 @@ pub struct HostCall {
     pub args: [u64; 6],
 }
 
+/// The pager's part of a bounce area of so many bytes.
+#[must_use]
+pub fn pager_part(bounce: usize) -> usize {
+    (bounce / 4).min(64 << 10) & !15
+}
+
 /// Added to a system call's number: it may sleep, and the vCPU's doorbell or a signal ends it with EINTR. The guest
 /// kernel's own calls are not ended so.
 pub const INTERRUPTIBLE: i64 = 1 << 32;
@@ -72,8 +78,12 @@ pub mod machine_call {
 
 /// The world outside the guest, as the guest kernel reaches it.
 pub trait Outside {
-    /// Bytes in the shared bounce area; it is contiguous, and a multiple of the page size.
+    /// Bytes in the shared bounce area that arguments may use; it is contiguous.
     fn bounce_len(&self) -> usize;
+
+    /// Bytes of the bounce area behind those: for what a page fault reads, which may happen while arguments
+    /// lie in the rest.
+    fn pager_len(&self) -> usize;
 
     /// Copies `data` into the bounce area at `off`.
     ///

@@ -13,6 +13,7 @@ use sevlab_arch::Gpa;
 use sevlab_cpu::Vcpu;
 
 use super::signal::{STOP_SIGNALS, SigInfo, TaskSignals, UNBLOCKABLE, bit};
+use super::syscall::timers;
 use super::{GuestEnd, Kernel};
 use crate::doorbell::{Deadline, Doorbell};
 use crate::host::Inbox;
@@ -286,7 +287,9 @@ impl Kernel {
     /// Takes in what came from outside.
     pub fn collect(&mut self) {
         for info in self.inbox.take() {
-            self.raise(info);
+            if !timers::expired(self, &info) {
+                self.raise(info);
+            }
         }
     }
 

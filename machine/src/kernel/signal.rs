@@ -132,6 +132,11 @@ impl SigInfo {
         info.0[20..24].copy_from_slice(&uid.to_le_bytes());
         info
     }
+    /// Where it comes from: `si_code`.
+    #[must_use]
+    pub fn code(&self) -> i32 {
+        i32::from_le_bytes([self.0[8], self.0[9], self.0[10], self.0[11]])
+    }
     /// The signal's number.
     #[must_use]
     pub fn signo(&self) -> i32 {
@@ -194,6 +199,12 @@ impl Pending {
         self.set |= bit(signo);
         self.queue.push_back(info);
         true
+    }
+
+    /// Whether one of those that wait is such a signal.
+    #[must_use]
+    pub fn any(&self, wanted: impl Fn(&SigInfo) -> bool) -> bool {
+        self.queue.iter().any(wanted)
     }
 
     /// Adds a signal whether or not it waits already: a fault.

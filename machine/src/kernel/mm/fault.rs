@@ -46,9 +46,10 @@ impl AddressSpace {
                 None => return Ok(Fault::Segv(1)),
             },
         };
-        let allowed = !area.prot.is_none()
-            && (!write || area.prot.writes())
-            && (!exec || area.prot.executes());
+        // As Linux does: a fetch from a page that is not there brings it in before it is found to be forbidden.
+        let executes = area.prot.executes()
+            || area.shared_file().is_none() && self.tables.get(hw, Va(page))? & PRESENT == 0;
+        let allowed = !area.prot.is_none() && (!write || area.prot.writes()) && (!exec || executes);
         if !allowed {
             return Ok(Fault::Segv(2));
         }
@@ -61,7 +62,13 @@ impl AddressSpace {
                 file: &file,
                 offset,
             };
-            let done = self.fault_shared(hw, page, write, exec)?;
+            // Another page of the file may have to go, or become read-only.
+            let stopped = hw.stop_others();
+            let done = self.fault_shared(hw, page, write, exec);
+            if stopped {
+                hw.let_others_go();
+            }
+            let done = done?;
             self.stats.faults += u64::from(done == Fault::Fixed);
             return Ok(done);
         }

@@ -74,6 +74,17 @@ pub trait Hw {
     /// As [`Hw::pread`].
     fn window(&mut self, call: &WindowCall) -> Result<Result<u64, Errno>, Error>;
 
+    /// The instruction that runs, if one does.
+    fn rip(&self) -> Option<u64> {
+        None
+    }
+    /// Has the other vCPUs leave guest code, because page-table entries go or lose rights. False: there is
+    /// nothing to undo.
+    fn stop_others(&mut self) -> bool {
+        false
+    }
+    /// Undoes [`Hw::stop_others`].
+    fn let_others_go(&mut self) {}
     /// A host system call of the guest kernel's own, with `data` at the start of the bounce area. No
     /// machine, no host: `-ENOSYS`.
     ///
@@ -82,11 +93,11 @@ pub trait Hw {
     fn host_with(&mut self, _data: &[u8], _nr: i64, _args: [u64; 6]) -> Result<i64, Error> {
         Ok(Errno::ENOSYS.ret())
     }
-    /// The first bytes of the bounce area.
+    /// Bytes of the bounce area.
     ///
     /// # Errors
     /// The outside failed.
-    fn bounced(&mut self, _out: &mut [u8]) -> Result<(), Error> {
+    fn bounced(&mut self, _at: usize, _out: &mut [u8]) -> Result<(), Error> {
         Ok(())
     }
 
@@ -190,23 +201,34 @@ impl Hw for Cx<'_> {
     fn drop_code(&mut self, start: Va, end: Va) {
         self.vcpu.drop_code_everywhere(start, end);
     }
+    fn rip(&self) -> Option<u64> {
+        Some(self.vcpu.state.rip)
+    }
+    fn stop_others(&mut self) -> bool {
+        self.vcpu.begin_exclusive()
+    }
+    fn let_others_go(&mut self) {
+        self.vcpu.end_exclusive();
+    }
     fn host_with(&mut self, data: &[u8], nr: i64, args: [u64; 6]) -> Result<i64, Error> {
         self.out.bounce_write(self.vcpu, 0, data)?;
         self.call(nr, args)
     }
-    fn bounced(&mut self, out: &mut [u8]) -> Result<(), Error> {
-        self.out.bounce_read(self.vcpu, 0, out)
+    fn bounced(&mut self, at: usize, out: &mut [u8]) -> Result<(), Error> {
+        self.out.bounce_read(self.vcpu, at, out)
     }
     fn pread(&mut self, fd: i32, off: u64, out: &mut [u8]) -> Result<Result<usize, Errno>, Error> {
         let mut done = 0;
         while done < out.len() {
-            let n = (out.len() - done).min(self.out.bounce_len());
-            let ret = self.call(17, [fd as u64, 0, n as u64, off + done as u64, 0, 0])?;
+            let (at, room) = (self.out.bounce_len(), self.out.pager_len());
+            let n = (out.len() - done).min(room);
+            let args = [fd as u64, at as u64, n as u64, off + done as u64, 0, 0];
+            let ret = self.call(17, args)?;
             match count(ret, n, "pread64")? {
                 Ok(0) => break,
                 Ok(got) => {
                     self.out
-                        .bounce_read(self.vcpu, 0, &mut out[done..done + got])?;
+                        .bounce_read(self.vcpu, at, &mut out[done..done + got])?;
                     done += got;
                 }
                 Err(Errno::EINTR) => {}
@@ -216,11 +238,12 @@ impl Hw for Cx<'_> {
         Ok(Ok(done))
     }
     fn file_size(&mut self, fd: i32) -> Result<u64, Error> {
-        if self.call(5, [fd as u64, 0, 0, 0, 0, 0])? != 0 {
+        let at = self.out.bounce_len();
+        if self.call(5, [fd as u64, at as u64, 0, 0, 0, 0])? != 0 {
             return Ok(0);
         }
         let mut size = [0; 8];
-        self.out.bounce_read(self.vcpu, 48, &mut size)?;
+        self.out.bounce_read(self.vcpu, at + 48, &mut size)?;
         Ok(u64::from_le_bytes(size))
     }
     fn close(&mut self, fd: i32) -> Result<(), Error> {

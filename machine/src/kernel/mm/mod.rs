@@ -100,6 +100,8 @@ pub struct AddressSpace {
     /// Where the next sequential fault is expected, and how many pages it brings.
     ahead: (u64, u64),
     stats: MmStats,
+    /// Ranges that a child does not get as they are: `MADV_WIPEONFORK` (true), `MADV_DONTFORK` (false).
+    kept_back: Vec<(u64, u64, bool)>,
 }
 
 /// What is set aside for a part of the address space.
@@ -140,6 +142,7 @@ impl AddressSpace {
             stack_limit: 8 << 20,
             ahead: (0, 1),
             stats: MmStats::default(),
+            kept_back: Vec::new(),
         })
     }
 
@@ -250,6 +253,7 @@ impl AddressSpace {
     /// # Errors
     /// Guest memory can't be accessed.
     pub fn unmap(&mut self, hw: &mut dyn Hw, start: u64, end: u64) -> Result<(), Error> {
+        self.give_to_children(start, end);
         let parts = self.areas.remove(start, end);
         for (at, part) in parts {
             self.zap(hw, at, part.end, part.prot.executes())?;
@@ -305,6 +309,42 @@ impl AddressSpace {
             self.release_chunk(hw, place)?;
         }
         self.unshare(hw, shared)
+    }
+
+    /// `MADV_WIPEONFORK` (`wipe`) or `MADV_DONTFORK` of `[start, end)`.
+    pub fn keep_back(&mut self, start: u64, end: u64, wipe: bool) {
+        self.give_to_children(start, end);
+        self.kept_back.push((start, end, wipe));
+    }
+
+    /// `MADV_KEEPONFORK` and `MADV_DOFORK`: children get `[start, end)` as it is.
+    pub fn give_to_children(&mut self, start: u64, end: u64) {
+        if self.kept_back.is_empty() {
+            return;
+        }
+        let cut = |(a, b, wipe): (u64, u64, bool)| {
+            let parts = [(a, b.min(start), wipe), (a.max(end), b, wipe)];
+            parts.into_iter().filter(|(a, b, _)| a < b)
+        };
+        self.kept_back = self.kept_back.drain(..).flat_map(cut).collect();
+    }
+
+    /// This is a child's address space: what its parent keeps back goes.
+    ///
+    /// # Errors
+    /// Guest memory can't be accessed.
+    pub fn forked(&mut self, hw: &mut dyn Hw) -> Result<(), Error> {
+        for (start, end, wipe) in self.kept_back.clone() {
+            if wipe {
+                match self.discard(hw, start, end) {
+                    Err(Fail::Fatal(e)) => return Err(e),
+                    Ok(()) | Err(Fail::Errno(_)) => {}
+                }
+            } else {
+                self.unmap(hw, start, end)?;
+            }
+        }
+        Ok(())
     }
 
     /// `mprotect`.

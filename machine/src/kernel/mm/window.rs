@@ -51,6 +51,10 @@ pub(super) struct Window {
     hand: usize,
     /// Pages of files that may have private copies.
     copies: HashSet<(FileId, u64)>,
+    /// Something in a shared mapping has been executed.
+    executed: bool,
+    /// The page of a file that the next instruction both is executed from and writes.
+    stepping: Option<(FileId, u64)>,
 }
 
 impl Window {
@@ -62,6 +66,8 @@ impl Window {
             free: Vec::new(),
             hand: 0,
             copies: HashSet::new(),
+            executed: false,
+            stepping: None,
         }
     }
 
@@ -165,7 +171,11 @@ impl AddressSpace {
         exec: bool,
     ) -> Result<Fault, Error> {
         let encrypted = self.tables.c_mask() != 0;
+        self.window.executed |= page.area.prot.executes();
         if write && self.window.copies.contains(&page.key()) {
+            if self.runs_from(hw.rip(), page.key()) {
+                return self.step_over(hw, page);
+            }
             self.drop_copies(hw, page.key())?;
         }
         let entry = self.tables.get(hw, Va(page.va))?;
@@ -442,6 +452,74 @@ impl AddressSpace {
                 mm.zap(hw, va.0, va.0 + PAGE_SIZE, true)
             }
         })
+    }
+
+    /// Whether the instruction at `rip` lies in that page of a file.
+    fn runs_from(&self, rip: Option<u64>, key: (FileId, u64)) -> bool {
+        let Some(rip) = rip else { return false };
+        [rip, rip.wrapping_add(14)].into_iter().any(|at| {
+            self.areas.find(at).is_some_and(|(start, area)| {
+                area.shared_file().is_some_and(|(file, offset)| {
+                    (file.id, (offset + (at - start)) / PAGE_SIZE) == key
+                })
+            })
+        })
+    }
+
+    /// An instruction writes to the page that it is executed from: its copy must stay until it has run, and the
+    /// page must be written. One step with both, then the copy goes ([`AddressSpace::stepped`]).
+    fn step_over(&mut self, hw: &mut dyn Hw, page: Page<'_>) -> Result<Fault, Error> {
+        let entry = self.tables.get(hw, Va(page.va))?;
+        if self.window.place(self.tables.frame(entry)).is_none() {
+            // Not mapped, or the mapping's own: the ordinary way first.
+            self.drop_copies(hw, page.key())?;
+            return Ok(Fault::Fixed);
+        }
+        let entry = Tables::with_prot(entry, page.area.prot);
+        self.tables.set(hw, &mut self.frames, Va(page.va), entry)?;
+        hw.invalidate(Va(page.va));
+        self.window.stepping = Some(page.key());
+        Ok(Fault::Fixed)
+    }
+
+    /// Whether the instruction that faulted is to run now, alone.
+    pub fn stepping(&self) -> bool {
+        self.window.stepping.is_some()
+    }
+
+    /// That instruction has run, or faulted in another way.
+    ///
+    /// # Errors
+    /// Guest memory can't be accessed.
+    pub fn stepped(&mut self, hw: &mut dyn Hw) -> Result<(), Error> {
+        match self.window.stepping.take() {
+            Some(page) => self.drop_copies(hw, page),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether anybody has to be told that a file has changed.
+    #[must_use]
+    pub fn executes_files(&self) -> bool {
+        self.window.executed
+    }
+
+    /// The process has written to a file other than through a mapping: what was decoded or copied from it is
+    /// void.
+    ///
+    /// # Errors
+    /// Guest memory can't be accessed.
+    pub fn file_changed(&mut self, hw: &mut dyn Hw, id: FileId) -> Result<(), Error> {
+        let copies = self.window.copies.iter().filter(|c| c.0 == id).copied();
+        for page in copies.collect::<Vec<_>>() {
+            self.drop_copies(hw, page)?;
+        }
+        for (at, view) in self.views(id, 0, u64::MAX) {
+            if view.prot.executes() {
+                hw.drop_code(Va(at), Va(view.end));
+            }
+        }
+        Ok(())
     }
 
     /// Does `f` to every entry for a page of a file, and forgets its translation.

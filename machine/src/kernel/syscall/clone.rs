@@ -9,7 +9,7 @@ use sevlab_cpu::svm;
 use zerocopy::IntoBytes;
 
 use super::futex::release_robust;
-use super::{Call, DONE, Sys, SysResult, user_write};
+use super::{Call, DONE, Sys, SysResult, strace, user_write};
 use crate::kernel::error::{Errno, Error, Fail};
 use crate::kernel::mm::{Cx, USER_END};
 use crate::kernel::outside::{HostCall, Outside, machine_call};
@@ -29,6 +29,9 @@ const CLONE_CHILD_CLEARTID: u64 = 0x20_0000;
 const CLONE_CHILD_SETTID: u64 = 0x100_0000;
 /// Namespaces, tracing, cgroups: what a process guest may not ask for.
 const REFUSED: u64 = CLONE_PIDFD | CLONE_PARENT | 0x7e02_0000 | 0x80 | 0x2000;
+
+/// What a process shares with another only if both are one machine: CLONE_FS, CLONE_FILES.
+const TOGETHER: u64 = 0x600;
 
 /// What a clone is asked for, whichever call asks.
 #[derive(Clone, Copy, Debug, Default)]
@@ -148,7 +151,7 @@ fn spawn(call: &mut Call<'_, '_>, w: Wanted) -> SysResult {
     if has(CLONE_THREAD) {
         return thread(call, &w);
     }
-    if has(CLONE_VM) && !has(CLONE_VFORK) {
+    if has(CLONE_VM) && !has(CLONE_VFORK) || w.flags & TOGETHER != 0 {
         return Err(Errno::EINVAL.into());
     }
     process(call, &w)
@@ -221,6 +224,7 @@ fn thread(call: &mut Call<'_, '_>, w: &Wanted) -> SysResult {
     if w.flags & CLONE_CHILD_SETTID != 0 {
         call.write_user(w.child_tid, &bytes)?;
     }
+    strace::another();
     Ok(Sys::Ret(tid))
 }
 
@@ -259,18 +263,8 @@ impl Locked<'_> {
     }
 
     /// What a dying thread leaves to others: its robust futexes, and the word that says it is gone.
-    fn unhand(&mut self, vcpu: &mut Vcpu, out: &mut dyn Outside) -> Result<(), Error> {
-        let Some(row) = super::table::row(60) else {
-            return Ok(());
-        };
-        let mut call = Call {
-            kernel: self,
-            vcpu,
-            out,
-            row,
-            args: [0; 6],
-        };
-        release_robust(&mut call);
+    pub(super) fn unhand(&mut self, vcpu: &mut Vcpu, out: &mut dyn Outside) -> Result<(), Error> {
+        self.let_go(vcpu, out);
         let va = std::mem::take(&mut self.task().clear_tid);
         if va != 0 {
             match user_write(self, vcpu, out, va, &[0; 4]) {
@@ -284,6 +278,19 @@ impl Locked<'_> {
         Ok(())
     }
 
+    /// The robust futexes of a dying thread say that it is dead.
+    fn let_go(&mut self, vcpu: &mut Vcpu, out: &mut dyn Outside) {
+        if let Some(row) = super::table::row(60) {
+            release_robust(&mut Call {
+                kernel: self,
+                vcpu,
+                out,
+                row,
+                args: [0; 6],
+            });
+        }
+    }
+
     /// The current thread leaves because the process ends, or because another thread's execve leaves no
     /// other.
     ///
@@ -291,10 +298,12 @@ impl Locked<'_> {
     /// The machine can't go on.
     pub fn leave(&mut self, vcpu: &mut Vcpu, out: &mut dyn Outside) -> Result<TaskEnd, Error> {
         if let Some(end) = self.ending {
+            self.let_go(vcpu, out);
             self.leave_vfork(vcpu, out)?;
             return Ok(TaskEnd::Process(end));
         }
         let slot = self.slot();
+        self.let_go(vcpu, out);
         self.forget_task(slot);
         if let Some(only) = self.only {
             self.ring(only);
@@ -325,11 +334,11 @@ impl Kernel {
         self.leader = slot;
         self.pid = Some(pid);
         self.futexes.clear();
+        self.services = self.services.forked();
         self.signals.pending = Pending::default();
         self.only = None;
         self.stats = super::super::KernelStats::default();
         self.cloned = true;
-        self.inbox.take();
         let task = self.task();
         task.tid = pid;
         task.robust = 0;
@@ -355,6 +364,7 @@ fn process(call: &mut Call<'_, '_>, w: &Wanted) -> SysResult {
     if pid < 0 {
         return Err(Errno(pid.unsigned_abs() as i32).into());
     }
+    strace::another();
     if pid > 0 {
         if w.flags & CLONE_PARENT_SETTID != 0 {
             call.write_user(w.parent_tid, &(pid as u32).to_le_bytes())?;
@@ -372,6 +382,10 @@ fn process(call: &mut Call<'_, '_>, w: &Wanted) -> SysResult {
     }
     let pid = call.host(39, [0; 6])? as i32;
     call.kernel.become_clone(pid);
+    {
+        let (kernel, mut cx) = call.cx();
+        kernel.mm.forked(&mut cx)?;
+    }
     call.kernel.vforked = vfork;
     let parent_alt = call.kernel.task().signals.alt;
     if vfork && w.stack != 0 && parent_alt != AltStack::NONE {

@@ -9,7 +9,7 @@ use sevlab_cpu::CpuState;
 use sevlab_cpu::state::gpr;
 
 use super::marshal::{GUEST_FDS, PATH_MAX};
-use super::{Call, Sys, SysResult};
+use super::{Call, Sys, SysResult, timers};
 use crate::kernel::error::{Errno, Error, Fail};
 use crate::kernel::image::{Program, Source};
 use crate::kernel::mm::{Cx, File, Hw, USER_END};
@@ -90,12 +90,14 @@ fn execute(call: &mut Call<'_, '_>, path: Vec<u8>, argv: u64, envp: u64) -> SysR
 
     // From here on there is no way back.
     close_on_exec(call)?;
+    call.kernel.unhand(call.vcpu, call.out)?;
     call.kernel.leave_vfork(call.vcpu, call.out)?;
     for signo in [SIGCHLD, SIGTSTP, SIGTTIN, SIGTTOU] {
         if call.kernel.signals.action(signo).handler > SIG_IGN {
             call.tell_host(signo, &Action::default())?;
         }
     }
+    timers::delete_all(call)?;
     let random = call.random_bytes()?;
     let (kernel, mut cx) = call.cx();
     kernel.template.set_random(random);
@@ -120,7 +122,7 @@ fn execute(call: &mut Call<'_, '_>, path: Vec<u8>, argv: u64, envp: u64) -> SysR
         Some(name) => PathBuf::from(name),
         None => program.exe.clone(),
     };
-    kernel.exe = program.exe;
+    kernel.exe = program.real_path();
     kernel.argv = program.argv;
     kernel.envp = envp;
     kernel.auxv = loaded.auxv;
@@ -271,6 +273,20 @@ fn open(hw: &mut dyn Hw, path: &Path) -> Result<Result<Source, Errno>, Error> {
         return Ok(Err(errno(ret)));
     }
     let low = ret as u64;
+    // What /proc calls it: the whole path, without links.
+    let link = format!("/proc/self/fd/{low}\0");
+    let n = hw.host_with(
+        link.as_bytes(),
+        89,
+        [0, PATH_MAX as u64, PATH_MAX as u64, 0, 0, 0],
+    )?;
+    let mut name = vec![0; usize::try_from(n).unwrap_or(0).min(PATH_MAX)];
+    hw.bounced(PATH_MAX, &mut name)?;
+    let name = if name.is_empty() {
+        path.to_string_lossy().into_owned()
+    } else {
+        String::from_utf8_lossy(&name).into_owned()
+    };
     let high = hw.host_with(&[], 72, [low, 1030, GUEST_FDS as u64, 0, 0, 0])?;
     hw.host_with(&[], 3, [low, 0, 0, 0, 0, 0])?;
     let Ok(fd) = i32::try_from(high) else {
@@ -281,7 +297,7 @@ fn open(hw: &mut dyn Hw, path: &Path) -> Result<Result<Source, Errno>, Error> {
     }
     let mut stat = [0; 144];
     hw.host_with(&[], 5, [fd as u64, 0, 0, 0, 0, 0])?;
-    hw.bounced(&mut stat)?;
+    hw.bounced(0, &mut stat)?;
     let mode = u32::from_le_bytes([stat[24], stat[25], stat[26], stat[27]]);
     if mode & S_IFMT != S_IFREG {
         hw.close(fd)?;
@@ -293,7 +309,7 @@ fn open(hw: &mut dyn Hw, path: &Path) -> Result<Result<Source, Errno>, Error> {
         fd,
         id: (word(0), word(8)),
         writable: false,
-        name: path.to_string_lossy().into_owned(),
+        name,
     });
     Ok(Ok(Source::File { file, size }))
 }

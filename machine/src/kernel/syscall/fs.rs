@@ -3,10 +3,13 @@
 //! Transfers larger than the bounce area are made in pieces; scatter/gather lists are flattened; new
 //! descriptors must be the guest's; and some names in `/proc/self` mean the guest, not the host process.
 
+use std::sync::atomic::Ordering;
+
 use sevlab_arch::PAGE_SIZE;
 
 use super::marshal::{GUEST_FDS, PATH_MAX, guest_fd};
-use super::{Call, Sys, SysResult};
+use super::procfs::Name;
+use super::{Call, Sys, SysResult, events, memory, procfs};
 use crate::kernel::error::{Errno, Fail};
 use crate::kernel::outside::NULL;
 use crate::kernel::signal::{self, SigInfo};
@@ -23,29 +26,12 @@ impl Call<'_, '_> {
     }
 
     /// SIGPIPE for a write that found nobody reading.
-    fn broken_pipe(&mut self, ret: i64) {
+    pub(super) fn broken_pipe(&mut self, ret: i64) {
         if ret == Errno::EPIPE.ret() {
             let slot = self.kernel.slot();
             self.kernel
                 .raise_task(slot, SigInfo::kernel(signal::SIGPIPE));
         }
-    }
-
-    /// For `/proc/self/NAME` (or with the own pid): NAME.
-    pub fn own_proc<'p>(&mut self, path: &'p [u8]) -> Result<Option<&'p [u8]>, Fail> {
-        let Some(rest) = path.strip_prefix(b"/proc/") else {
-            return Ok(None);
-        };
-        let rest = rest.strip_suffix(b"\0").unwrap_or(rest);
-        let Some(slash) = rest.iter().position(|b| *b == b'/') else {
-            return Ok(None);
-        };
-        let (who, name) = (&rest[..slash], &rest[slash + 1..]);
-        let own = who == b"self"
-            || who == b"thread-self"
-            || (who[0..].first().is_some_and(u8::is_ascii_digit)
-                && who == self.pid()?.to_string().as_bytes());
-        Ok(own.then_some(name))
     }
 
     /// The process id, as the host says.
@@ -86,9 +72,16 @@ impl Call<'_, '_> {
     /// # Errors
     /// The exit failed.
     pub fn fd_name(&mut self, fd: u64) -> Result<String, Fail> {
-        let link = format!("/proc/self/fd/{}", fd as u32);
+        self.host_link(format!("/proc/self/fd/{}", fd as u32).as_bytes())
+    }
+
+    /// Where a link of the host's points to; empty if the host does not say.
+    ///
+    /// # Errors
+    /// The exit failed.
+    pub fn host_link(&mut self, link: &[u8]) -> Result<String, Fail> {
         let at = PATH_MAX as u64;
-        let n = self.host_with_str(89, link.as_bytes(), 0, [0, at, 1024, 0, 0, 0])?;
+        let n = self.host_with_str(89, link, 0, [0, at, 1024, 0, 0, 0])?;
         let Ok(n @ 1..=1024) = usize::try_from(n) else {
             return Ok(String::new());
         };
@@ -97,16 +90,47 @@ impl Call<'_, '_> {
         Ok(String::from_utf8_lossy(&name).into_owned())
     }
 
+    /// What a file of the host's says; empty if it can't be read.
+    ///
+    /// # Errors
+    /// The exit failed.
+    pub fn host_file(&mut self, path: &[u8]) -> Result<Vec<u8>, Fail> {
+        const O_CLOEXEC: u64 = 0o2_000_000;
+        let fd = self.host_with_str(2, path, 0, [0, O_CLOEXEC, 0, 0, 0, 0])?;
+        let mut all = Vec::new();
+        if fd < 0 {
+            return Ok(all);
+        }
+        let chunk = self.chunk();
+        loop {
+            let n = self.host(0, [fd as u64, 0, chunk, 0, 0, 0])?;
+            if n == Errno::EINTR.ret() {
+                self.vcpu.state.exit_request.store(0, Ordering::SeqCst); // the look is taken soon
+                continue;
+            }
+            let Some(n @ 1..) = usize::try_from(n).ok().filter(|n| *n as u64 <= chunk) else {
+                break;
+            };
+            let from = all.len();
+            all.resize(from + n, 0);
+            self.out.bounce_read(self.vcpu, 0, &mut all[from..])?;
+        }
+        self.host(3, [fd as u64, 0, 0, 0, 0, 0])?;
+        Ok(all)
+    }
+
     /// Takes a new descriptor from the host, if it is one the guest may have.
-    fn adopt(&mut self, ret: i64) -> Result<i64, Fail> {
+    pub(super) fn adopt(&mut self, ret: i64) -> Result<i64, Fail> {
         let Ok(fd) = i32::try_from(ret) else {
             return Ok(ret);
         };
-        if fd >= GUEST_FDS {
+        if fd >= self.kernel.end_of_fds() {
             self.host(3, [fd as u64, 0, 0, 0, 0, 0])?;
             return Err(Errno::EMFILE.into());
         }
-        self.kernel.files.remove(&fd);
+        if fd >= 0 {
+            self.forget_fd(fd);
+        }
         Ok(ret)
     }
 
@@ -121,26 +145,57 @@ impl Call<'_, '_> {
 
     /// Whether another read would return at once: a regular file, or poll(2) says that there is more.
     fn has_more(&mut self, fd: u64) -> Result<bool, Fail> {
-        if self.is_regular(fd)? {
-            return Ok(true);
-        }
+        Ok(self.is_regular(fd)? || self.is_ready(fd, libc::POLLIN)?)
+    }
+
+    /// Whether poll(2) reports this event at once.
+    pub(super) fn is_ready(&mut self, fd: u64, event: i16) -> Result<bool, Fail> {
         let mut poll = [0; 8];
         poll[..4].copy_from_slice(&(fd as u32).to_le_bytes());
-        poll[4] = libc::POLLIN as u8;
+        poll[4..6].copy_from_slice(&event.to_le_bytes());
         self.out.bounce_write(self.vcpu, 0, &poll)?;
         if self.host(7, [0, 1, 0, 0, 0, 0])? != 1 {
             return Ok(false);
         }
         self.out.bounce_read(self.vcpu, 0, &mut poll)?;
-        Ok(poll[6] & libc::POLLIN as u8 != 0)
+        Ok(i16::from_le_bytes([poll[6], poll[7]]) & event != 0)
+    }
+
+    /// How many of `len` bytes at `at` (`None`: the file's position) `RLIMIT_FSIZE` lets through.
+    ///
+    /// # Errors
+    /// EFBIG, with a SIGXFSZ, for none.
+    fn within_file_limit(&mut self, fd: u64, at: Option<u64>, len: u64) -> Result<u64, Fail> {
+        const O_APPEND: i64 = 0o2000;
+        let Some(limit) = self.kernel.file_limit() else {
+            return Ok(len);
+        };
+        if len == 0 || !self.is_regular(fd)? {
+            return Ok(len);
+        }
+        let mut size = [0; 8];
+        self.out.bounce_read(self.vcpu, 48, &mut size)?;
+        let flags = self.host(72, [fd, 3, 0, 0, 0, 0])?; // F_GETFL
+        let at = match at {
+            _ if flags >= 0 && flags & O_APPEND != 0 => u64::from_le_bytes(size),
+            Some(at) => at,
+            None => self.host(8, [fd, 0, 1, 0, 0, 0])?.max(0) as u64, // SEEK_CUR
+        };
+        match limit.saturating_sub(at) {
+            0 => Err(self.too_large().into()),
+            room => Ok(len.min(room)),
+        }
     }
 
     /// read, write, pread64 or pwrite64 in pieces.
     fn transfer(&mut self) -> SysResult {
         let mut args = self.args;
-        let total = args[2].min(RW_MAX);
+        let mut total = args[2].min(RW_MAX);
         let (nr, chunk) = (self.row.nr, self.chunk());
         let reads = matches!(nr, 0 | 17);
+        if !reads {
+            total = self.within_file_limit(args[0], (nr == 18).then_some(args[3]), total)?;
+        }
         args[2] = total.min(chunk);
         let mut ret = self.proxy(&args)?;
         let mut done = ret;
@@ -160,8 +215,26 @@ impl Call<'_, '_> {
         }
         if !reads {
             self.broken_pipe(done);
+            self.wrote(args[0])?;
         }
         Ok(Sys::Ret(done))
+    }
+
+    /// A file was written to: code that a mapping shows of it is another now.
+    fn wrote(&mut self, fd: u64) -> Result<(), Fail> {
+        if !self.kernel.mm.executes_files() {
+            return Ok(());
+        }
+        let Some(id) = super::memory::file_id(self, fd)? else {
+            return Ok(());
+        };
+        let mine = self.vcpu.begin_exclusive();
+        let (kernel, mut cx) = self.cx();
+        let done = kernel.mm.file_changed(&mut cx, id);
+        if mine {
+            self.vcpu.end_exclusive();
+        }
+        Ok(done?)
     }
 }
 
@@ -170,6 +243,11 @@ impl Call<'_, '_> {
 /// # Errors
 /// As Linux.
 pub fn read(call: &mut Call<'_, '_>) -> SysResult {
+    let [fd, buffer, len, ..] = call.args;
+    if let Some(records) = events::read(call, fd as i32, len)? {
+        call.write_user(buffer, &records)?;
+        return Ok(Sys::Ret(records.len() as i64));
+    }
     call.transfer()
 }
 /// write(2).
@@ -198,15 +276,54 @@ pub fn pwrite64(call: &mut Call<'_, '_>) -> SysResult {
 fn position(call: &Call<'_, '_>) -> Result<Option<u64>, Errno> {
     let positioned = matches!(call.row.nr, 295 | 296 | 327 | 328);
     let v2 = matches!(call.row.nr, 327 | 328);
-    if v2 && call.args[5] != 0 {
-        return Err(Errno::ENOTSUP);
-    }
     match call.args[3] as i64 {
         _ if !positioned => Ok(None),
         -1 if v2 => Ok(None),
         n if n < 0 => Err(Errno::EINVAL),
         n => Ok(Some(n as u64)),
     }
+}
+
+/// Flags of preadv2 and pwritev2.
+mod rwf {
+    /// A hint.
+    pub const HIPRI: u64 = 1;
+    /// The data is on the disk when the call returns.
+    pub const DSYNC: u64 = 2;
+    /// The data and what describes it.
+    pub const SYNC: u64 = 4;
+    /// EAGAIN instead of waiting.
+    pub const NOWAIT: u64 = 8;
+    /// At the end of the file.
+    pub const APPEND: u64 = 16;
+}
+
+/// The flags argument, checked.
+///
+/// # Errors
+/// EOPNOTSUPP for unknown ones; EAGAIN if NOWAIT is asked for and nothing can be had at once.
+fn rw_flags(call: &mut Call<'_, '_>, writes: bool) -> Result<u64, Fail> {
+    let flags = if matches!(call.row.nr, 327 | 328) {
+        call.args[5]
+    } else {
+        0
+    };
+    let known = rwf::HIPRI
+        | rwf::NOWAIT
+        | if writes {
+            rwf::DSYNC | rwf::SYNC | rwf::APPEND
+        } else {
+            0
+        };
+    if flags & !known != 0 {
+        return Err(Errno::ENOTSUP.into());
+    }
+    let fd = call.args[0];
+    let event = if writes { libc::POLLOUT } else { libc::POLLIN };
+    if flags & rwf::NOWAIT != 0 && !call.is_regular(fd)? && !call.is_ready(fd, event)? {
+        return Err(Errno::EAGAIN.into());
+    }
+    Ok(flags)
 }
 
 /// readv(2), preadv(2), preadv2(2).
@@ -219,12 +336,17 @@ pub fn readv(call: &mut Call<'_, '_>) -> SysResult {
         return Err(Errno::EBADF.into());
     }
     let at = position(call)?;
+    rw_flags(call, false)?;
     let total: u64 = call
         .iovecs(iov, n)?
         .iter()
         .map(|v| v.1)
         .sum::<u64>()
         .min(RW_MAX);
+    if let Some(records) = events::read(call, fd as i32, total)? {
+        call.scatter(iov, n, &records)?;
+        return Ok(Sys::Ret(records.len() as i64));
+    }
     let chunk = call.out.bounce_len() as u64;
     let mut data = Vec::new();
     loop {
@@ -258,8 +380,16 @@ pub fn writev(call: &mut Call<'_, '_>) -> SysResult {
     if !guest_fd(fd) {
         return Err(Errno::EBADF.into());
     }
-    let at = position(call)?;
-    let data = call.gather(iov, n, RW_MAX as usize)?;
+    let mut at = position(call)?;
+    let flags = rw_flags(call, true)?;
+    let mut data = call.gather(iov, n, RW_MAX as usize)?;
+    if flags & rwf::APPEND != 0 && call.is_regular(fd)? {
+        let mut size = [0; 8];
+        call.out.bounce_read(call.vcpu, 48, &mut size)?;
+        at = Some(u64::from_le_bytes(size));
+    }
+    let fits = call.within_file_limit(fd, at, data.len() as u64)?;
+    data.truncate(fits as usize);
     let mut done = 0;
     loop {
         let want = (data.len() - done).min(call.out.bounce_len());
@@ -276,6 +406,11 @@ pub fn writev(call: &mut Call<'_, '_>) -> SysResult {
         let put = (ret.max(0) as usize).min(want);
         done += put;
         if put < want || done == data.len() {
+            if flags & (rwf::DSYNC | rwf::SYNC) != 0 {
+                let nr = if flags & rwf::SYNC != 0 { 74 } else { 75 }; // fsync, fdatasync
+                call.host(nr, [fd, 0, 0, 0, 0, 0])?;
+            }
+            call.wrote(fd)?;
             return Ok(Sys::Ret(done as i64));
         }
     }
@@ -316,7 +451,7 @@ pub fn new_fd(call: &mut Call<'_, '_>) -> SysResult {
 /// As Linux.
 pub fn open(call: &mut Call<'_, '_>) -> SysResult {
     let [path, flags, ..] = call.args;
-    open_path(call, path, flags)
+    open_path(call, None, path, flags)
 }
 
 /// openat(2).
@@ -324,31 +459,46 @@ pub fn open(call: &mut Call<'_, '_>) -> SysResult {
 /// # Errors
 /// As Linux.
 pub fn openat(call: &mut Call<'_, '_>) -> SysResult {
-    let [_, path, flags, ..] = call.args;
-    open_path(call, path, flags)
+    let [dir, path, flags, ..] = call.args;
+    open_path(call, Some(dir), path, flags)
 }
 
-fn open_path(call: &mut Call<'_, '_>, path: u64, flags: u64) -> SysResult {
+fn open_path(call: &mut Call<'_, '_>, dir: Option<u64>, path: u64, flags: u64) -> SysResult {
     let text = call.read_str(path)?;
-    if let Some(name) = call.own_proc(&text)? {
-        let contents = match name {
-            b"maps" => Some(call.kernel.mm.maps_text().into_bytes()),
-            b"cmdline" => Some(call.kernel.cmdline()),
-            b"environ" => Some(call.kernel.environ()),
-            b"auxv" => Some(call.kernel.auxv().to_vec()),
-            b"comm" => Some(call.kernel.comm_line()),
-            b"mem" => return Err(Errno::EACCES.into()),
-            _ => None,
-        };
-        if let Some(contents) = contents {
-            return synthetic(call, &contents, flags);
-        }
+    match procfs::open(call, dir, &text, flags)? {
+        Some(done) => Ok(done),
+        None => new_fd(call),
     }
-    new_fd(call)
+}
+
+/// truncate(2), ftruncate(2), fallocate(2).
+///
+/// # Errors
+/// As Linux.
+pub fn set_size(call: &mut Call<'_, '_>) -> SysResult {
+    let [_, length, offset, more, ..] = call.args;
+    let end = match call.row.nr {
+        285 => offset.saturating_add(more),
+        _ => length,
+    };
+    if call
+        .kernel
+        .file_limit()
+        .is_some_and(|limit| end > limit && end < 1 << 63)
+    {
+        return Err(call.too_large().into());
+    }
+    if call.row.nr == 77 {
+        return memory::ftruncate(call);
+    }
+    Ok(Sys::Ret(call.proxy(&call.args.clone())?))
 }
 
 /// A descriptor of a file in memory that holds `contents`.
-fn synthetic(call: &mut Call<'_, '_>, contents: &[u8], flags: u64) -> SysResult {
+///
+/// # Errors
+/// EACCES for writing, EMFILE.
+pub(super) fn synthetic(call: &mut Call<'_, '_>, contents: &[u8], flags: u64) -> SysResult {
     if flags & 3 != 0 {
         return Err(Errno::EACCES.into());
     }
@@ -372,7 +522,7 @@ fn synthetic(call: &mut Call<'_, '_>, contents: &[u8], flags: u64) -> SysResult 
 /// As Linux.
 pub fn close(call: &mut Call<'_, '_>) -> SysResult {
     let ret = call.proxy(&call.args.clone())?;
-    call.kernel.files.remove(&(call.args[0] as i32));
+    call.forget_fd(call.args[0] as i32);
     Ok(Sys::Ret(ret))
 }
 
@@ -391,9 +541,9 @@ pub fn close_range(call: &mut Call<'_, '_>) -> SysResult {
     }
     const CLOEXEC: u64 = 4;
     if call.args[2] & CLOEXEC == 0 {
-        call.kernel
-            .files
-            .retain(|fd, _| !(first..=last).contains(&(*fd as u32)));
+        for fd in first..=last {
+            call.forget_fd(fd as i32);
+        }
     }
     let args = [u64::from(first), u64::from(last), call.args[2], 0, 0, 0];
     Ok(Sys::Ret(call.proxy(&args)?))
@@ -404,7 +554,12 @@ pub fn close_range(call: &mut Call<'_, '_>) -> SysResult {
 /// # Errors
 /// As Linux.
 pub fn dup(call: &mut Call<'_, '_>) -> SysResult {
-    new_fd(call)
+    let done = new_fd(call)?;
+    if let Sys::Ret(fd @ 0..) = done {
+        let from = call.args[0] as i32;
+        call.kernel.services.copy(from, fd as i32);
+    }
+    Ok(done)
 }
 
 /// dup2(2), dup3(2).
@@ -412,9 +567,14 @@ pub fn dup(call: &mut Call<'_, '_>) -> SysResult {
 /// # Errors
 /// As Linux.
 pub fn dup2(call: &mut Call<'_, '_>) -> SysResult {
+    let (from, to) = (call.args[0] as i32, call.args[1] as i32);
+    if to >= call.kernel.end_of_fds() {
+        return Err(Errno::EBADF.into());
+    }
     let ret = call.proxy(&call.args.clone())?;
-    if ret >= 0 && call.args[0] as u32 != call.args[1] as u32 {
-        call.kernel.files.remove(&(call.args[1] as i32));
+    if ret >= 0 && from != to {
+        call.kernel.files.remove(&to);
+        call.kernel.services.copy(from, to);
     }
     Ok(Sys::Ret(ret))
 }
@@ -426,15 +586,13 @@ pub fn dup2(call: &mut Call<'_, '_>) -> SysResult {
 pub fn fcntl(call: &mut Call<'_, '_>) -> SysResult {
     const F_DUPFD: u32 = 0;
     const F_DUPFD_CLOEXEC: u32 = 1030;
-    let ret = call.proxy(&call.args.clone())?;
     if matches!(call.args[1] as u32, F_DUPFD | F_DUPFD_CLOEXEC) {
-        let adopted = call.adopt(ret);
-        return match adopted {
-            Err(Fail::Errno(_)) if !guest_fd(call.args[2]) => Err(Errno::EINVAL.into()),
-            other => Ok(Sys::Ret(other?)),
-        };
+        if call.args[2] as u32 >= call.kernel.end_of_fds() as u32 {
+            return Err(Errno::EINVAL.into());
+        }
+        return dup(call);
     }
-    Ok(Sys::Ret(ret))
+    Ok(Sys::Ret(call.proxy(&call.args.clone())?))
 }
 
 /// pipe(2), pipe2(2), socketpair(2).
@@ -448,21 +606,28 @@ pub fn pipe(call: &mut Call<'_, '_>) -> SysResult {
     }
     let va = call.args[if call.row.nr == 53 { 3 } else { 0 }];
     let fds = [call.read_u32(va)?, call.read_u32(va.wrapping_add(4))?];
-    if fds.iter().any(|fd| !guest_fd(u64::from(*fd))) {
+    let end = call.kernel.end_of_fds();
+    if fds.iter().any(|fd| *fd as i32 >= end) {
         for fd in fds {
             call.host(3, [u64::from(fd), 0, 0, 0, 0, 0])?;
         }
         return Err(Errno::EMFILE.into());
     }
     for fd in fds {
-        call.kernel.files.remove(&(fd as i32));
+        call.forget_fd(fd as i32);
     }
     Ok(Sys::Ret(ret))
 }
 
-fn read_link(call: &mut Call<'_, '_>, path: u64, buffer: u64, len: u64) -> SysResult {
+fn read_link(
+    call: &mut Call<'_, '_>,
+    dir: Option<u64>,
+    path: u64,
+    buffer: u64,
+    len: u64,
+) -> SysResult {
     let text = call.read_str(path)?;
-    if call.own_proc(&text)? == Some(b"exe") {
+    if call.in_proc(dir, &text)? == Some(Name::Own("exe".to_owned())) {
         if len as i32 <= 0 {
             return Err(Errno::EINVAL.into());
         }
@@ -483,7 +648,7 @@ fn read_link(call: &mut Call<'_, '_>, path: u64, buffer: u64, len: u64) -> SysRe
 /// As Linux.
 pub fn readlink(call: &mut Call<'_, '_>) -> SysResult {
     let [path, buffer, len, ..] = call.args;
-    read_link(call, path, buffer, len)
+    read_link(call, None, path, buffer, len)
 }
 
 /// readlinkat(2).
@@ -491,8 +656,8 @@ pub fn readlink(call: &mut Call<'_, '_>) -> SysResult {
 /// # Errors
 /// As Linux.
 pub fn readlinkat(call: &mut Call<'_, '_>) -> SysResult {
-    let [_, path, buffer, len, ..] = call.args;
-    read_link(call, path, buffer, len)
+    let [dir, path, buffer, len, ..] = call.args;
+    read_link(call, Some(dir), path, buffer, len)
 }
 
 /// A host timespec at the start of the bounce area.

@@ -355,6 +355,9 @@ impl Call<'_, '_> {
             nr: machine_call::FUTEX,
             args,
         };
+        if !matches!(command, 0 | 6 | 9 | 13) {
+            return Ok(Some(self.out.host_call(self.vcpu, &call)?));
+        }
         self.vcpu.state.exit_request.store(0, Ordering::SeqCst);
         if self.kernel.interrupted() {
             return Ok(Some(Errno::EINTR.ret()));
@@ -375,6 +378,12 @@ impl Call<'_, '_> {
         let _ = self.shared_futex();
         (self.row, self.args) = (row, args);
     }
+}
+
+/// Whether a call is a futex wait with a time limit, which a handler ends whatever its flags are.
+#[must_use]
+pub fn is_timed(nr: i64, args: &[u64; 6]) -> bool {
+    nr == 202 && matches!(args[1] & 127, 0 | 9) && args[3] != 0
 }
 
 /// A thread dies: the robust futexes it holds say so, and who waits for one is woken

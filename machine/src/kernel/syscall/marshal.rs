@@ -12,7 +12,10 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use std::sync::atomic::Ordering;
 
 use super::Call;
+use super::ioctl::{self, IoctlArg};
+use super::system::host_option;
 use super::table::{Arg, Len, Row, row};
+use super::timers::{SIGEV_NONE, SIGEV_SIGNAL, SIGEVENT, WAKE};
 use crate::hv::hostcall::sleeps;
 use crate::kernel::error::{Errno, Error, Fail};
 use crate::kernel::outside::{HostCall, INTERRUPTIBLE, NULL, machine_call};
@@ -24,8 +27,8 @@ pub const GUEST_FDS: i32 = 1000;
 /// Descriptors from [`GUEST_FDS`] up to this are the guest kernel's (files behind mappings). The
 /// host keeps its own at or above this number.
 pub const KERNEL_FDS_END: i32 = 9000;
-/// Largest control area of a received message.
-const CONTROL_MAX: u64 = 4096;
+/// Largest control area of a message.
+const CONTROL_MAX: u64 = 16 << 10;
 /// Largest `socklen_t` the kernel passes on.
 const SOCKLEN_MAX: u32 = 4096;
 const AT_FDCWD: i32 = -100;
@@ -87,46 +90,44 @@ fn shape(arg: Arg, args: &[u64; 6]) -> Result<Shape, Errno> {
         Arg::MsgOut => Shape::Msg { send: false },
         Arg::Ioctl => ioctl(args[1] as u32)?,
         Arg::Fcntl => fcntl(args[1] as u32)?,
+        Arg::PrctlArg => prctl(args[0] as u32)?,
+        Arg::Event => Shape::Buf(Dir::In, Len::Bytes(SIGEVENT as u32)),
     })
 }
 
-/// Requests of `ioctl` by what their argument is (asm-generic/ioctls.h, linux/fs.h).
+/// Requests of `ioctl` by what their argument is.
 fn ioctl(request: u32) -> Result<Shape, Errno> {
-    let buf = |d, n| Ok(Shape::Buf(d, Len::Bytes(n)));
-    match request {
-        0x5401 => buf(Dir::Out, 36),                   // TCGETS
-        0x5402..=0x5404 => buf(Dir::In, 36),           // TCSETS, TCSETSW, TCSETSF
-        0x802c_542a => buf(Dir::Out, 44),              // TCGETS2
-        0x402c_542b..=0x402c_542d => buf(Dir::In, 44), // TCSETS2, ...
-        0x5405 => buf(Dir::Out, 18),                   // TCGETA
-        0x5409..=0x540e => Ok(Shape::Int), // TCSBRK, TCXONC, TCFLSH, TIOCEXCL, TIOCNXCL, TIOCSCTTY
-        0x540f => buf(Dir::Out, 4),        // TIOCGPGRP
-        0x5410 => buf(Dir::In, 4),         // TIOCSPGRP
-        0x5411 => buf(Dir::Out, 4),        // TIOCOUTQ
-        0x5413 => buf(Dir::Out, 8),        // TIOCGWINSZ
-        0x5414 => buf(Dir::In, 8),         // TIOCSWINSZ
-        0x541b => buf(Dir::Out, 4),        // FIONREAD
-        0x5421 | 0x5452 => buf(Dir::In, 4), // FIONBIO, FIOASYNC
-        0x5422 | 0x5450 | 0x5451 => Ok(Shape::Int), // TIOCNOTTY, FIONCLEX, FIOCLEX
-        0x5429 => buf(Dir::Out, 4),        // TIOCGSID
-        0x8004_5430 => buf(Dir::Out, 4),   // TIOCGPTN
-        0x4004_5431 => buf(Dir::In, 4),    // TIOCSPTLCK
-        0x4004_9409 => Ok(Shape::Fd { cwd: false }), // FICLONE
-        0x8008_6601 => buf(Dir::Out, 8),   // FS_IOC_GETFLAGS
-        0x4008_6602 => buf(Dir::In, 8),    // FS_IOC_SETFLAGS
-        0x8008_1272 => buf(Dir::Out, 8),   // BLKGETSIZE64
-        _ => Err(Errno::ENOTTY),
+    let buf = |d, n| Shape::Buf(d, Len::Bytes(n));
+    Ok(match ioctl::argument(request)? {
+        IoctlArg::Int => Shape::Int,
+        IoctlArg::Fd => Shape::Fd { cwd: false },
+        IoctlArg::In(n) => buf(Dir::In, n),
+        IoctlArg::Out(n) => buf(Dir::Out, n),
+        IoctlArg::InOut(n) => buf(Dir::InOut, n),
+    })
+}
+
+/// Options of `prctl` by what their argument is.
+fn prctl(option: u32) -> Result<Shape, Errno> {
+    match host_option(option) {
+        Some(true) => Ok(Shape::Buf(Dir::Out, Len::Bytes(4))),
+        Some(false) => Ok(Shape::Int),
+        None => Err(Errno::EINVAL),
     }
 }
 
 /// Commands of `fcntl` by what their argument is.
 fn fcntl(command: u32) -> Result<Shape, Errno> {
     match command {
-        0..=4 | 8..=11 | 1024..=1034 => Ok(Shape::Int),
+        0..=4 | 8..=11 | 1024..=1026 | 1030..=1034 => Ok(Shape::Int),
+        1027 => Ok(Shape::Fd { cwd: false }), // F_DUPFD_QUERY
+        1028 => Ok(Shape::Int),               // F_CREATED_QUERY
+        1035 | 1037 => Ok(Shape::Buf(Dir::Out, Len::Bytes(8))), // F_GET_RW_HINT, F_GET_FILE_RW_HINT
+        1036 | 1038 => Ok(Shape::Buf(Dir::In, Len::Bytes(8))), // F_SET_RW_HINT, F_SET_FILE_RW_HINT
         5 | 36 => Ok(Shape::Buf(Dir::InOut, Len::Bytes(32))), // F_GETLK, F_OFD_GETLK
         6 | 7 | 37 | 38 => Ok(Shape::Buf(Dir::In, Len::Bytes(32))), // F_SETLK(W), F_OFD_SETLK(W)
-        15 => Ok(Shape::Buf(Dir::In, Len::Bytes(8))),         // F_SETOWN_EX
-        16 => Ok(Shape::Buf(Dir::Out, Len::Bytes(8))),        // F_GETOWN_EX
+        15 => Ok(Shape::Buf(Dir::In, Len::Bytes(8))), // F_SETOWN_EX
+        16 => Ok(Shape::Buf(Dir::Out, Len::Bytes(8))), // F_GETOWN_EX
         _ => Err(Errno::EINVAL),
     }
 }
@@ -198,6 +199,42 @@ impl Room {
         self.next = end.next_multiple_of(16);
         Ok(at)
     }
+}
+
+/// Where in a control area the descriptors are that it carries (`SCM_RIGHTS`).
+#[must_use]
+pub fn rights(control: &[u8]) -> Vec<usize> {
+    const HEADER: usize = 16;
+    const SCM_RIGHTS: (u32, u32) = (1, 1); // SOL_SOCKET
+    let half = |at: usize| u32::from_le_bytes(core::array::from_fn(|i| control[at + i]));
+    let (mut at, mut found) = (0, Vec::new());
+    while at + HEADER <= control.len() {
+        let len = u64::from_le_bytes(core::array::from_fn(|i| control[at + i]));
+        let left = control.len() - at;
+        let Some(len) = usize::try_from(len)
+            .ok()
+            .filter(|n| (HEADER..=left).contains(n))
+        else {
+            break;
+        };
+        if (half(at + 8), half(at + 12)) == SCM_RIGHTS {
+            found.extend(
+                (at + HEADER..at + len)
+                    .step_by(4)
+                    .filter(|o| o + 4 <= at + len),
+            );
+        }
+        at += len.next_multiple_of(8);
+    }
+    found
+}
+
+/// Whether every descriptor that a control area carries lies below `end`.
+fn only_rights_to(control: &[u8], end: i32) -> bool {
+    rights(control).into_iter().all(|at| {
+        let fd = i32::from_le_bytes(core::array::from_fn(|i| control[at + i]));
+        fd < end
+    })
 }
 
 /// Whether the guest may name this descriptor. Negative ones are the host's to refuse.
@@ -324,11 +361,20 @@ fn stage_message(
         (wire.name, wire.name_len) = (off as u64, name_len);
     }
     if guest.control != 0 && guest.control_len > 0 {
-        if send {
-            return Err(Errno::ENOTSUP.into()); // descriptors and credentials do not cross the fence
+        if send && guest.control_len > CONTROL_MAX {
+            return Err(Errno::ENOBUFS.into());
         }
         let n = guest.control_len.min(CONTROL_MAX);
-        (wire.control, wire.control_len) = (room.take(n)? as u64, n);
+        let off = room.take(n)?;
+        if send {
+            let mut control = vec![0; n as usize];
+            call.read_user(guest.control, &mut control)?;
+            if !only_rights_to(&control, GUEST_FDS) {
+                return Err(Errno::EBADF.into());
+            }
+            call.out.bounce_write(call.vcpu, off, &control)?;
+        }
+        (wire.control, wire.control_len) = (off as u64, n);
     }
     let space = (room.len - room.next) as u64;
     let data = if send {
@@ -357,11 +403,12 @@ fn stage_message(
 /// # Errors
 /// EFAULT if the guest's memory can't be written; or the machine failed.
 pub fn finish(call: &mut Call<'_, '_>, staged: &Staged, ret: i64) -> Result<i64, Fail> {
-    // nanosleep and clock_nanosleep write the remaining time only when interrupted
-    let fills = if matches!(staged.call.nr, 35 | 230) {
-        ret == Errno::EINTR.ret()
-    } else {
-        ret >= 0
+    // nanosleep and clock_nanosleep write the remaining time only when interrupted; select, pselect6 and ppoll then
+    // too, and nothing else changes
+    let fills = match staged.call.nr {
+        35 | 230 => ret == Errno::EINTR.ret(),
+        23 | 270 | 271 => ret >= 0 || ret == Errno::EINTR.ret(),
+        _ => ret >= 0,
     };
     if !fills {
         return Ok(ret);
@@ -523,6 +570,9 @@ impl Row {
                     let n = length(len, &call.args, |off| word_at(bounce, off))?
                         .ok_or(Errno::EINVAL)?;
                     host.args[i] = host_range(bounce, value, n)?;
+                    if self.args[i] == Arg::Event && !is_wake_event(bounce, value) {
+                        return Err(Errno::EINVAL);
+                    }
                 }
                 Shape::Msg { send } => {
                     let m = host_message(bounce, value, !send)?;
@@ -532,6 +582,16 @@ impl Row {
             }
         }
         Ok(host)
+    }
+}
+
+/// Whether a `struct sigevent` in range asks for nothing, or for the signal that wakes the guest.
+fn is_wake_event(bounce: &[u8], off: u64) -> bool {
+    let word = |at: u64| word_at(bounce, off + at);
+    match (word(8), word(12)) {
+        (Ok(_), Ok(SIGEV_NONE)) => true,
+        (Ok(signo), Ok(SIGEV_SIGNAL)) => signo == WAKE as u32,
+        _ => false,
     }
 }
 
@@ -598,10 +658,13 @@ fn host_message(bounce: &mut [u8], off: u64, receive: bool) -> Result<Box<HostMs
     };
     let (name, name_len) = pointer(wire.name, wire.name_len)?;
     let (control, control_len) = pointer(wire.control, wire.control_len)?;
-    if !receive && control != 0 {
-        return Err(Errno::ENOTSUP);
-    }
     let (data, data_len) = pointer(wire.data, wire.data_len)?;
+    if !receive && control != 0 {
+        let at = wire.control as usize;
+        if !only_rights_to(&bounce[at..at + control_len as usize], KERNEL_FDS_END) {
+            return Err(Errno::EBADF);
+        }
+    }
     let mut m = Box::new(HostMsg {
         header,
         receive,

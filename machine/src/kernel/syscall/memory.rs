@@ -113,6 +113,17 @@ pub fn mmap(call: &mut Call<'_, '_>) -> SysResult {
         shared,
         backing,
     };
+    if call.kernel.maps_limited() {
+        let freed: u64 = match place {
+            Place::Fixed(at) => {
+                let end = at.saturating_add(page_up(len).unwrap_or(len));
+                let parts = call.kernel.mm.areas().within(at, end);
+                parts.iter().map(|(start, part)| part.end - start).sum()
+            }
+            _ => 0,
+        };
+        call.kernel.may_map(len, freed, prot.writes() && !shared)?;
+    }
     let file = match &area.backing {
         Backing::File { file, .. } => Some(Arc::clone(file)),
         _ => None,
@@ -271,6 +282,18 @@ pub fn ftruncate(call: &mut Call<'_, '_>) -> SysResult {
     Ok(Sys::Ret(ret))
 }
 
+/// Which file a descriptor names, if it is one.
+///
+/// # Errors
+/// The exit failed.
+pub(super) fn file_id(call: &mut Call<'_, '_>, fd: u64) -> Result<Option<FileId>, Fail> {
+    match facts(call, fd) {
+        Ok(facts) => Ok(Some(facts.id)),
+        Err(Fail::Errno(_)) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
 fn facts(call: &mut Call<'_, '_>, fd: u64) -> Result<FileFacts, Fail> {
     let access = call.host(72, [fd, 3, 0, 0, 0, 0])?; // F_GETFL
     if access < 0 {
@@ -325,6 +348,10 @@ pub fn munmap(call: &mut Call<'_, '_>) -> SysResult {
 pub fn brk(call: &mut Call<'_, '_>) -> SysResult {
     let to = call.args[0];
     let (kernel, mut cx) = call.cx();
+    let now = kernel.mm.set_brk(&mut cx, 0)?;
+    if to > now && kernel.may_map(to - now, 0, true).is_err() {
+        return Ok(Sys::Ret(now as i64));
+    }
     Ok(Sys::Ret(kernel.mm.set_brk(&mut cx, to)? as i64))
 }
 
@@ -344,6 +371,9 @@ pub fn mremap(call: &mut Call<'_, '_>) -> SysResult {
     let (old, end) = aligned(old, len).map_err(|_| Errno::EINVAL)?;
     let new_len = page_up(new_len).ok_or(Errno::EINVAL)?;
     let (kernel, mut cx) = call.cx();
+    if new_len > end - old {
+        kernel.may_map(new_len - (end - old), 0, false)?;
+    }
     let at = kernel.mm.remap(
         &mut cx,
         old,
@@ -445,6 +475,8 @@ pub fn madvise(call: &mut Call<'_, '_>) -> SysResult {
             }
         }
         Some(Advice::Share(shared)) => kernel.mm.share(&mut cx, start, end, shared)?,
+        Some(Advice::KeepBack(wipe)) => kernel.mm.keep_back(start, end, wipe),
+        Some(Advice::Give) => kernel.mm.give_to_children(start, end),
         Some(Advice::Hint) if kernel.mm.areas().covers(start, end) => {}
         Some(Advice::Hint) => return Err(Errno::ENOMEM.into()),
         None => return Err(Errno::EINVAL.into()),
@@ -460,6 +492,10 @@ enum Advice {
     Remove,
     /// Pages become shared with the hypervisor, or private.
     Share(bool),
+    /// A child does not get it: zeroes instead (true), or nothing.
+    KeepBack(bool),
+    /// A child gets it after all.
+    Give,
     /// Nothing that must be done.
     Hint,
 }
@@ -469,7 +505,10 @@ fn advice(number: u64) -> Option<Advice> {
     match number {
         4 => Some(Advice::Discard),                               // DONTNEED
         9 => Some(Advice::Remove),                                // REMOVE
-        0..=3 | 8 | 10..=19 | 20 | 21 | 25 => Some(Advice::Hint), // RANDOM.., FREE, DONTFORK.., COLLAPSE
+        10 => Some(Advice::KeepBack(false)),                      // DONTFORK
+        18 => Some(Advice::KeepBack(true)),                       // WIPEONFORK
+        11 | 19 => Some(Advice::Give),                            // DOFORK, KEEPONFORK
+        0..=3 | 8 | 12..=17 | 20 | 21 | 25 => Some(Advice::Hint), // RANDOM.., FREE, MERGEABLE.., COLLAPSE
         MADV_SEV_SHARE => Some(Advice::Share(true)),
         MADV_SEV_UNSHARE => Some(Advice::Share(false)),
         _ => None,

@@ -4,16 +4,27 @@
 //! modules are the handlers of the guest kernel's own.
 
 pub mod clone;
+pub mod events;
 pub mod exec;
 pub mod fs;
 pub mod futex;
+pub mod ioctl;
+pub mod limits;
 pub mod marshal;
 pub mod memory;
 pub mod misc;
+pub mod openat2;
 pub mod proc;
+pub mod procfs;
+pub mod proctext;
+pub mod services;
 pub mod signals;
 pub mod sleep;
+pub mod sockets;
+pub mod strace;
+pub mod system;
 pub mod table;
+pub mod timers;
 
 use sevlab_cpu::state::gpr;
 use sevlab_cpu::{Stop, Vcpu};
@@ -78,6 +89,7 @@ pub fn dispatch(
     let Some(row) = table::row(nr) else {
         *kernel.stats.unknown.entry(nr).or_default() += 1;
         tracing::debug!(nr, "unknown system call");
+        strace::unknown(nr, &args);
         vcpu.state.gpr[gpr::RAX as usize] = Errno::ENOSYS.ret() as u64;
         return Ok(None);
     };
@@ -88,6 +100,9 @@ pub fn dispatch(
         row,
         args,
     };
+    let traced = strace::enter(&mut call);
+    // The other vCPUs are out of guest code while entries go or lose rights.
+    let stopped = takes_away(nr, &args) && call.vcpu.begin_exclusive();
     let result = match row.handler {
         Handler::Proxy => call.proxy(&args).map(Sys::Ret),
         Handler::Front(f) | Handler::Kernel(f) => f(&mut call),
@@ -96,6 +111,11 @@ pub fn dispatch(
             Err(e.into())
         }
     };
+    if stopped {
+        call.vcpu.end_exclusive();
+    }
+    strace::leave(&mut call, traced, &result);
+    events::refresh(call.kernel, call.vcpu, call.out)?;
     let ret = match result {
         Ok(Sys::Ret(ret)) => ret,
         Ok(Sys::Restored) => return Ok(None),
@@ -106,10 +126,22 @@ pub fn dispatch(
     };
     tracing::trace!(name = row.name, ?args, ret, "system call");
     if ret == Errno::EINTR.ret() {
-        kernel.task().signals.restart = Some((nr, row.restarts()));
+        kernel.task().signals.restart = Some((nr, row.restarts() && !futex::is_timed(nr, &args)));
     }
     vcpu.state.gpr[gpr::RAX as usize] = ret as u64;
     Ok(None)
+}
+
+/// Whether a call may take page-table entries, or rights in them, away. None of these calls lets another
+/// thread into the kernel meanwhile.
+fn takes_away(nr: i64, args: &[u64; 6]) -> bool {
+    const MAP_FIXED: u64 = 0x10;
+    match nr {
+        9 => args[3] & MAP_FIXED != 0,
+        // mprotect, munmap, brk, mremap, msync, madvise, truncate, ftruncate, remap_file_pages, fallocate
+        10 | 11 | 12 | 25 | 26 | 28 | 76 | 77 | 216 | 285 => true,
+        _ => false,
+    }
 }
 
 impl Call<'_, '_> {
@@ -166,7 +198,8 @@ impl Call<'_, '_> {
     /// EFAULT, ENAMETOOLONG.
     pub fn read_path(&mut self, va: u64) -> Result<Vec<u8>, Fail> {
         let path = self.read_str(va)?;
-        if self.own_proc(&path)? != Some(b"exe") {
+        let absolute = path.first() == Some(&b'/');
+        if !absolute || self.in_proc(None, &path)? != Some(procfs::Name::Own("exe".to_owned())) {
             return Ok(path);
         }
         let mut exe = self.kernel.exe_bytes().to_vec();

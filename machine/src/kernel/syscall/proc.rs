@@ -2,35 +2,12 @@
 
 use sevlab_cpu::state::seg;
 
-use super::marshal::GUEST_FDS;
 use super::{Call, DONE, Sys, SysResult};
 use crate::kernel::GuestEnd;
 use crate::kernel::error::{Errno, Fail};
 
-const RLIMIT_STACK: u64 = 3;
-const RLIMIT_NOFILE: u64 = 7;
-/// Number of resource limits.
-pub const RLIMITS: usize = 16;
-/// No limit.
-const INFINITY: u64 = u64::MAX;
 /// Addresses from here on are no user addresses.
 const TASK_SIZE: u64 = 1 << 47;
-
-/// Soft and hard limits, by resource number.
-pub type Limits = [[u64; 2]; RLIMITS];
-
-/// The limits a process starts with.
-#[must_use]
-pub fn initial_limits(stack: u64) -> Limits {
-    let mut limits = [[INFINITY; 2]; RLIMITS];
-    limits[RLIMIT_STACK as usize] = [stack, INFINITY];
-    limits[RLIMIT_NOFILE as usize] = [GUEST_FDS as u64; 2];
-    limits[4] = [0, INFINITY]; // CORE
-    limits[8] = [8 << 20; 2]; // MEMLOCK
-    limits[13] = [0; 2]; // NICE
-    limits[14] = [0; 2]; // RTPRIO
-    limits
-}
 
 /// exit(2): the thread ends.
 ///
@@ -107,79 +84,6 @@ impl Call<'_, '_> {
     }
 }
 
-fn get_limit(call: &mut Call<'_, '_>, resource: u64, va: u64) -> Result<(), Fail> {
-    let limit = *usize::try_from(resource)
-        .ok()
-        .and_then(|r| call.kernel.limits.get(r))
-        .ok_or(Errno::EINVAL)?;
-    if va != 0 {
-        let mut bytes = [0; 16];
-        bytes[..8].copy_from_slice(&limit[0].to_le_bytes());
-        bytes[8..].copy_from_slice(&limit[1].to_le_bytes());
-        call.write_user(va, &bytes)?;
-    }
-    Ok(())
-}
-
-fn set_limit(call: &mut Call<'_, '_>, resource: u64, new: [u64; 2]) -> Result<(), Fail> {
-    let slot = usize::try_from(resource)
-        .ok()
-        .and_then(|r| call.kernel.limits.get_mut(r))
-        .ok_or(Errno::EINVAL)?;
-    if new[0] > new[1] {
-        return Err(Errno::EINVAL.into());
-    }
-    if new[1] > slot[1] {
-        return Err(Errno::EPERM.into());
-    }
-    *slot = new;
-    if resource == RLIMIT_STACK {
-        call.kernel.mm.stack_limit = new[0].min(120 << 20);
-    }
-    Ok(())
-}
-
-/// getrlimit(2).
-///
-/// # Errors
-/// As Linux.
-pub fn getrlimit(call: &mut Call<'_, '_>) -> SysResult {
-    let [resource, va, ..] = call.args;
-    get_limit(call, resource, va)?;
-    DONE
-}
-
-/// setrlimit(2). Kept, but only the stack's limit has an effect.
-///
-/// # Errors
-/// As Linux.
-pub fn setrlimit(call: &mut Call<'_, '_>) -> SysResult {
-    let [resource, va, ..] = call.args;
-    let new = [call.read_u64(va)?, call.read_u64(va.wrapping_add(8))?];
-    set_limit(call, resource, new)?;
-    DONE
-}
-
-/// prlimit64(2), for the process itself.
-///
-/// # Errors
-/// As Linux; EPERM for another process.
-pub fn prlimit64(call: &mut Call<'_, '_>) -> SysResult {
-    let [pid, resource, new, old, ..] = call.args;
-    if pid != 0 && pid as i32 != call.pid()? {
-        return Err(Errno::EPERM.into());
-    }
-    let wanted = match new {
-        0 => None,
-        va => Some([call.read_u64(va)?, call.read_u64(va.wrapping_add(8))?]),
-    };
-    get_limit(call, resource, old)?;
-    if let Some(new) = wanted {
-        set_limit(call, resource, new)?;
-    }
-    DONE
-}
-
 /// sysinfo(2): the host's, but the memory is the guest's.
 ///
 /// # Errors
@@ -207,38 +111,6 @@ pub fn personality(call: &mut Call<'_, '_>) -> SysResult {
     const ADDR_NO_RANDOMIZE: u32 = 0x4_0000;
     match call.args[0] as u32 {
         0 | u32::MAX | ADDR_NO_RANDOMIZE => DONE,
-        _ => Err(Errno::EINVAL.into()),
-    }
-}
-
-/// prctl(2): names, and what reads or changes nothing.
-///
-/// # Errors
-/// EINVAL for what is not supported.
-pub fn prctl(call: &mut Call<'_, '_>) -> SysResult {
-    let [option, arg, ..] = call.args;
-    match option as u32 {
-        15 => {
-            let mut name = [0; 16];
-            for (i, b) in name.iter_mut().take(15).enumerate() {
-                let mut byte = [0];
-                call.read_user(arg.wrapping_add(i as u64), &mut byte)?;
-                if byte[0] == 0 {
-                    break;
-                }
-                *b = byte[0];
-            }
-            call.kernel.task().comm = name;
-            DONE
-        }
-        16 => {
-            let name = call.kernel.task().comm;
-            call.write_user(arg, &name)?;
-            DONE
-        }
-        3 | 23 => Ok(Sys::Ret(1)),            // GET_DUMPABLE, CAPBSET_READ
-        1 | 4 | 7 | 8 | 29 | 38 | 39 => DONE, // PDEATHSIG, SET_DUMPABLE, KEEPCAPS, TIMERSLACK, NO_NEW_PRIVS
-        30 => Ok(Sys::Ret(50_000)),           // GET_TIMERSLACK
         _ => Err(Errno::EINVAL.into()),
     }
 }

@@ -2,6 +2,7 @@
 //! straight to the host. And what hostile files and calls must not do.
 #![allow(unsafe_code)] // the test's outside executes checked system calls on the host
 
+mod calls;
 mod elf;
 mod marshal;
 mod mm;
@@ -16,7 +17,7 @@ use sevlab_cpu::{Vcpu, VcpuConfig};
 use sevlab_memctl::{CacheMode, CipherKind, Config, Domain, MemCtl};
 
 use super::error::{Errno, Error};
-use super::outside::{HostCall, INTERRUPTIBLE, Outside};
+use super::outside::{HostCall, INTERRUPTIBLE, Outside, pager_part};
 use super::syscall::marshal::check;
 use super::{GuestEnd, Image, ImageConfig, Kernel, Process, TaskEnd, image};
 use crate::config::Engine;
@@ -41,7 +42,10 @@ impl Direct {
 
 impl Outside for Direct {
     fn bounce_len(&self) -> usize {
-        self.bounce.len()
+        self.bounce.len() - self.pager_len()
+    }
+    fn pager_len(&self) -> usize {
+        pager_part(self.bounce.len())
     }
     fn bounce_write(&mut self, _: &mut Vcpu, off: usize, data: &[u8]) -> Result<(), Error> {
         self.bounce[off..off + data.len()].copy_from_slice(data);

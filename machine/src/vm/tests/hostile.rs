@@ -9,6 +9,7 @@ use sevlab_cpu::Stop;
 use super::*;
 use crate::hv::hostcall;
 use crate::kernel::TaskEnd;
+use crate::kernel::outside::INTERRUPTIBLE;
 use crate::kernel::signal::SigInfo;
 
 /// Where the GHCB page has its exit code.
@@ -288,7 +289,8 @@ fn lied_to(mode: SevMode, seed: u64) -> Result<TaskEnd, Error> {
             },
             &mut |hv, vcpu| {
                 exits += 1;
-                let (nr, fd) = (word(&mem, block) as i64, word(&mem, block.plus(8)));
+                let nr = word(&mem, block) as i64 & !INTERRUPTIBLE;
+                let fd = word(&mem, block.plus(8));
                 let own = ON_ITS_OWN.contains(&nr) && opened.contains(&fd);
                 let called = hv.calls.executed;
                 // What stands there before a call is answered.

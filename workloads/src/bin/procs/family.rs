@@ -60,51 +60,6 @@ pub fn vfork(_: &Settings) -> String {
     format!("{first}, {}", ended(ok("clone", pid)))
 }
 
-extern "C" fn clone_body(pages: *mut libc::c_void) -> i32 {
-    // SAFETY: the parent passes three words of its own.
-    let words = unsafe { &*pages.cast::<[AtomicU32; 3]>() };
-    // A descriptor of the parent's, closed here, is closed there.
-    close(words[0].load(Ordering::Acquire) as i32);
-    words[1].store(getpid() as u32, Ordering::Release);
-    // SAFETY: a plain call.
-    let tid = sys::gettid();
-    words[2].store(u32::from(tid == getpid()) + 1, Ordering::Release);
-    14
-}
-
-pub fn clone(_: &Settings) -> String {
-    let (from, to) = pipe();
-    let words = [
-        AtomicU32::new(from as u32),
-        AtomicU32::new(0),
-        AtomicU32::new(0),
-    ];
-    let stack = Pages::private(256 * 1024, sys::RW);
-    // SAFETY: a stack of its own; the words and the stack live until the child has been waited for.
-    let pid = unsafe {
-        libc::clone(
-            clone_body,
-            stack.start().add(stack.size()).cast(),
-            libc::CLONE_VM | libc::CLONE_FILES | libc::SIGCHLD,
-            (&raw const words).cast_mut().cast(),
-        )
-    };
-    let status = ended(ok("clone", pid));
-    assert_eq!(
-        words[1].load(Ordering::Acquire),
-        pid as u32,
-        "a process of its own"
-    );
-    assert_eq!(
-        words[2].load(Ordering::Acquire),
-        2,
-        "that leads its threads"
-    );
-    let closed = read(from, 1);
-    close(to);
-    format!("{status}, read {closed:?}")
-}
-
 pub fn groups(_: &Settings) -> String {
     let mut out = Vec::new();
     // SAFETY: plain numbers, here and below.

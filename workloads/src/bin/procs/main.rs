@@ -67,11 +67,6 @@ static PROGRAM: Program = Program {
             run: family::vfork,
         },
         Section {
-            name: "clone",
-            about: "clone with CLONE_VM and CLONE_FILES, but a process of its own",
-            run: family::clone,
-        },
-        Section {
             name: "groups",
             about: "process groups and sessions",
             run: family::groups,

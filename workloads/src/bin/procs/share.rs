@@ -505,7 +505,7 @@ pub fn robust(_: &Settings) -> String {
     sys::read(from, 1).expect("the child has it");
     let killer = std::thread::spawn(move || {
         sys::pause_ms(50);
-        sys::kill(pid, libc::SIGKILL);
+        sys::kill(pid, libc::SIGTERM);
     });
     out.push(after(place(1)));
     killer.join().expect("it ends");
