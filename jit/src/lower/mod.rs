@@ -27,8 +27,8 @@ use cranelift_codegen::ir::{
 use cranelift_codegen::isa::{CallConv, TargetIsa};
 use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext, Variable};
 use flags::FlagState;
-use sevlab_cpu::insn::Insn;
-use sevlab_cpu::{Flag, Width};
+use sevlab_cpu::insn::{Insn, Op};
+use sevlab_cpu::{Builder, Flag, Width};
 
 /// Sets of registers, a bit each.
 #[derive(Clone, Copy, Default, PartialEq)]
@@ -465,6 +465,11 @@ fn read_behind(region: &Region, sure: &[Written], n: usize) -> Written {
     behind
 }
 
+/// Whether `i` may load what it has stored: were it left at a later fault and run again, it would not do the same.
+fn stores_then_loads(i: &Insn) -> bool {
+    i.op == Op::Enter
+}
+
 /// Blocks that a block at the same or a higher index jumps to, found as targets of retreating edges: there the exit
 /// request is polled, so that no loop runs for ever.
 fn back_edge_targets(region: &Region) -> Vec<bool> {
@@ -605,7 +610,12 @@ impl Lower<'_, '_> {
             self.insn = *i;
             self.term = Term::Next;
             self.rmw_host = None;
-            match sevlab_cpu::sem::exec(self, i) {
+            let lowered = if stores_then_loads(i) {
+                self.complex(i)
+            } else {
+                sevlab_cpu::sem::exec(self, i)
+            };
+            match lowered {
                 Ok(()) => {}
                 Err(Stopped) => {
                     // The instruction always stops; nothing after it runs.
