@@ -234,39 +234,45 @@ impl Kernel {
         })
     }
 
-    /// Sends a signal to the process: to whichever thread does not block it.
-    pub fn raise(&mut self, info: SigInfo) {
+    /// Sends a signal to the process: to whichever thread does not block it. False if too many wait.
+    pub fn raise(&mut self, info: SigInfo) -> bool {
         let signo = info.signo();
         let set = bit(signo);
         let wants = |t: &Task| t.signals.mask & set == 0 || t.signals.waits_for & set != 0;
         // An ignored signal is kept only where somebody blocks it, or waits for it.
         let kept = |t: &Task| t.signals.mask & set != 0 || t.signals.waits_for & set != 0;
         if self.signals.ignored(signo) && !self.tasks().any(|(_, t)| kept(t)) {
-            return;
+            return true;
         }
-        self.signals.pending.add(info);
+        if !self.signals.pending.add(info) {
+            return false;
+        }
         let current = self.current;
         let mine = self.tasks[current].as_ref().is_some_and(wants);
         if !mine && let Some((slot, _)) = self.tasks().find(|(_, t)| wants(t)) {
             self.ring(slot);
         }
+        true
     }
 
-    /// Sends a signal to one thread.
-    pub fn raise_task(&mut self, slot: usize, info: SigInfo) {
+    /// Sends a signal to one thread. False if too many wait.
+    pub fn raise_task(&mut self, slot: usize, info: SigInfo) -> bool {
         let set = bit(info.signo());
         let ignored = self.signals.ignored(info.signo());
         let Some(task) = self.tasks[slot].as_mut() else {
-            return;
+            return true;
         };
         let s = &mut task.signals;
         if ignored && s.mask & set == 0 && s.waits_for & set == 0 {
-            return;
+            return true;
         }
-        s.pending.add(info);
+        if !s.pending.add(info) {
+            return false;
+        }
         if slot != self.current && (s.mask & set == 0 || s.waits_for & set != 0) {
             self.ring(slot);
         }
+        true
     }
 
     /// Makes a signal pending for the current thread that can't be blocked or ignored: a fault.

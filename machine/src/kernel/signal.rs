@@ -189,11 +189,14 @@ impl Pending {
         self.set
     }
 
-    /// Adds a signal. False if the queue is full (`RLIMIT_SIGPENDING`) or the signal waits already.
+    /// Adds a signal; a standard one that waits already is not added again. False if the queue is full
+    /// (`RLIMIT_SIGPENDING`).
     pub fn add(&mut self, info: SigInfo) -> bool {
         let signo = info.signo();
-        let known = self.set & bit(signo) != 0;
-        if (signo < SIG_RTMIN && known) || self.queue.len() >= MAX_PENDING {
+        if signo < SIG_RTMIN && self.set & bit(signo) != 0 {
+            return true;
+        }
+        if self.queue.len() >= MAX_PENDING {
             return false;
         }
         self.set |= bit(signo);
@@ -201,10 +204,9 @@ impl Pending {
         true
     }
 
-    /// Whether one of those that wait is such a signal.
-    #[must_use]
-    pub fn any(&self, wanted: impl Fn(&SigInfo) -> bool) -> bool {
-        self.queue.iter().any(wanted)
+    /// Whether a signal waits that is so.
+    pub fn any(&self, is: impl FnMut(&SigInfo) -> bool) -> bool {
+        self.queue.iter().any(is)
     }
 
     /// Adds a signal whether or not it waits already: a fault.

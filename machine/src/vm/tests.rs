@@ -465,7 +465,7 @@ fn the_fence_gives_every_mode_the_same_services() {
             fence.bounce_write(vcpu, 100, &data).expect("shared");
             fence.bounce_read(vcpu, 100, &mut back).expect("shared");
             assert_eq!(back, data);
-            let len = fence.bounce_len();
+            let len = fence.bounce_len() + fence.pager_len();
             assert!(fence.bounce_write(vcpu, len - 1, &[0; 2]).is_err());
             assert!(fence.bounce_read(vcpu, usize::MAX, &mut [0; 2]).is_err());
             assert_eq!(

@@ -10,8 +10,8 @@ use crate::kernel::mm::USER_END;
 use crate::kernel::outside::{HostCall, NULL, machine_call};
 use crate::kernel::sigframe;
 use crate::kernel::signal::{
-    self, Action, AltStack, SIG_DFL, SIG_IGN, SIG_MAX, SIGCHLD, STOP_SIGNALS, SigInfo, UNBLOCKABLE,
-    bit,
+    self, Action, AltStack, SIG_DFL, SIG_IGN, SIG_MAX, SIG_RTMIN, SIGCHLD, STOP_SIGNALS, SigInfo,
+    UNBLOCKABLE, bit,
 };
 
 /// Smallest alternate stack (`MINSIGSTKSZ`).
@@ -233,7 +233,10 @@ fn to_thread(call: &mut Call<'_, '_>, tid: u64, n: u64, mut info: SigInfo) -> Sy
     let slot = call.kernel.slot_of(tid).ok_or(Errno::ESRCH)?;
     if n != 0 {
         info.0[..4].copy_from_slice(&(n as u32).to_le_bytes());
-        call.kernel.raise_task(slot, info);
+        let queues = info.code() < 0 && n as i32 >= SIG_RTMIN;
+        if !call.kernel.raise_task(slot, info) && queues {
+            return Err(Errno::EAGAIN.into());
+        }
     }
     DONE
 }
@@ -289,7 +292,9 @@ pub fn rt_sigqueueinfo(call: &mut Call<'_, '_>) -> SysResult {
         return Ok(Sys::Ret(call.proxy(&call.args.clone())?));
     }
     let info = queued_info(call, n, va)?;
-    call.kernel.raise(info);
+    if !call.kernel.raise(info) {
+        return Err(Errno::EAGAIN.into());
+    }
     DONE
 }
 

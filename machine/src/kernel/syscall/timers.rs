@@ -252,6 +252,6 @@ pub fn expired(kernel: &mut Kernel, from_host: &SigInfo) -> bool {
     match kernel.slot_of(thread).filter(|_| thread != 0) {
         Some(slot) => kernel.raise_task(slot, info),
         None => kernel.raise(info),
-    }
+    };
     true
 }
