@@ -261,8 +261,8 @@ pub(crate) struct Forwarding {
 }
 
 impl Forwarding {
-    /// Installs the handlers, unless another machine of this process has them. Signals that are ignored
-    /// stay so, and the guest starts with them ignored.
+    /// Installs the handlers, unless another machine of this process has them. The guest starts with those
+    /// signals ignored that this process ignores.
     pub(crate) fn install(process: &Process) -> Option<Self> {
         if ACTIVE.swap(true, Ordering::AcqRel) {
             return None;
@@ -293,10 +293,8 @@ impl Forwarding {
                     continue;
                 }
                 if before.sa_sigaction == libc::SIG_IGN {
+                    // Caught all the same: the guest may change its mind.
                     process.kernel().inherit_ignored(signo);
-                    if signo != kick_signal() {
-                        continue;
-                    }
                 }
                 if catch(signo) {
                     old.push((signo, before));
