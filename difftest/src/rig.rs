@@ -8,6 +8,7 @@ use crate::layout::{CODE_END, MEMORY};
 use crate::native::Native;
 use crate::outcome::{End, Outcome};
 use crate::policy::{Expect, Policy};
+use iced_x86::{Instruction, OpKind};
 use std::error::Error;
 
 /// Which engines run.
@@ -103,6 +104,18 @@ pub enum Verdict {
     Differ(Box<Failure>),
 }
 
+/// Whether an instruction before the last has an operand in memory.
+fn reads_memory(a: &Analysis) -> bool {
+    let (_, before) = a.instructions.split_last().unzip();
+    before.is_some_and(|before: &[Instruction]| {
+        before.iter().any(|i| {
+            (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Memory)
+                || i.is_stack_instruction()
+                || i.is_string_instruction()
+        })
+    })
+}
+
 /// Runs of a case in a translator: the first is the interpreter's, and has the region translated; behind branches there
 /// are more blocks to find.
 const RUNS: usize = 3;
@@ -162,17 +175,16 @@ impl Rig {
         case.memory(&self.fills, &mut self.memory);
         let mut outcomes: Vec<(&'static str, Outcome)> = Vec::new();
         let alone = matches!(a.last, Policy::Guest(Expect::Alone, _));
+        // What the guest alone runs is not there natively: the case ends before it.
+        // An instruction that can't be fetched whole does not run, so it may stand.
+        let native_case = a.guest_only().filter(|i| i.next_ip() <= CODE_END).map(|i| {
+            let mut shorter = *case;
+            let len = (i.ip() - case.at) as usize;
+            shorter.set_code(&case.code()[..len]);
+            shorter
+        });
         if let Some(n) = self.native.as_mut().filter(|_| !alone) {
-            // What the guest alone runs is not there natively: the case ends before it.
-            // An instruction that can't be fetched whole does not run, so it may stand.
-            let o = if let Some(i) = a.guest_only().filter(|i| i.next_ip() <= CODE_END) {
-                let mut shorter = *case;
-                let len = (i.ip() - case.at) as usize;
-                shorter.set_code(&case.code()[..len]);
-                n.run(&shorter, &self.memory)
-            } else {
-                n.run(case, &self.memory)
-            };
+            let o = n.run(native_case.as_ref().unwrap_or(case), &self.memory);
             if matches!(o.end, End::Endless | End::Other(_)) {
                 return Verdict::Endless;
             }
@@ -197,7 +209,17 @@ impl Rig {
         if outcomes.len() == 2 {
             let d = compare(&a, &outcomes[0].1, true, &outcomes[1].1, Sticky::Exact);
             if !d.is_empty() {
-                return match known::reason(&a, &outcomes[0].1, &outcomes[1].1, &d, Sticky::Exact) {
+                let known = known::reason(&a, &outcomes[0].1, &outcomes[1].1, &d, Sticky::Exact)
+                    .or_else(|| {
+                        // The bytes that are not there natively may have been read as data: then the
+                        // interpreter agrees on the code that ran natively.
+                        let shorter = native_case.as_ref().filter(|_| reads_memory(&a))?;
+                        let o = self.interp.as_mut()?.run(shorter, &self.memory);
+                        let b = Analysis::new(shorter);
+                        let d = compare(&b, &outcomes[0].1, true, &o, Sticky::Exact);
+                        d.is_empty().then_some(Known::OwnCode)
+                    });
+                return match known {
                     Some(n) => Verdict::Known(n),
                     None => fail("interp", d, outcomes),
                 };
