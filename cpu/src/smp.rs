@@ -313,16 +313,14 @@ impl Cluster {
         self.changed.notify_all();
     }
 
-    fn tell_others(&self, seat: &Seat, mail: &Mail, kick: bool) {
+    fn tell_others(&self, seat: &Seat, mail: &Mail) {
         if self.vcpus() == 1 {
             return;
         }
         let state = lock(&self.state);
         for other in state.seats.iter().filter(|s| s.id != seat.id) {
             other.send(mail.clone());
-            if kick {
-                other.kick();
-            }
+            other.kick();
         }
     }
 
@@ -536,7 +534,7 @@ impl Vcpu {
             match letter {
                 Mail::Range { start, end, code } => self.forget_range(start, end, code),
                 Mail::Drop { start, end } => self.drop_code_range(start, end),
-                Mail::Flush => self.flush_tlb_here(),
+                Mail::Flush => self.flush_tlb(),
                 Mail::Nested => self.flush_nested(),
                 Mail::Code { page, pfn } => self.drop_decoded(page, pfn),
             }
@@ -560,21 +558,21 @@ impl Vcpu {
     pub fn shoot_down(&mut self, start: Va, end: Va, code: bool) {
         self.forget_range(start, end, code);
         let mail = Mail::Range { start, end, code };
-        self.cluster.tell_others(&self.seat, &mail, true);
+        self.cluster.tell_others(&self.seat, &mail);
     }
 
     /// Drops code decoded in `[start, end)`, on every vCPU.
     pub fn drop_code_everywhere(&mut self, start: Va, end: Va) {
         self.drop_code_range(start, end);
         let mail = Mail::Drop { start, end };
-        self.cluster.tell_others(&self.seat, &mail, true);
+        self.cluster.tell_others(&self.seat, &mail);
     }
 
     /// From now on the pages that guest and kernel write are recorded; the fast TLB lets nothing pass
     /// unseen.
     pub fn record_writes(&mut self) {
         self.writes = Some(Vec::new());
-        self.flush_tlb_here();
+        self.flush_tlb();
     }
 
     /// Ends the recording: addresses of the pages that were written, each once.
@@ -609,13 +607,13 @@ impl Vcpu {
 
     /// Forgets all guest mappings, on every vCPU.
     pub fn flush_all(&mut self) {
-        self.flush_tlb_here();
-        self.cluster.tell_others(&self.seat, &Mail::Flush, true);
+        self.flush_tlb();
+        self.cluster.tell_others(&self.seat, &Mail::Flush);
     }
 
     /// Nested tables or the RMP have changed: the other vCPUs forget what they know of them.
     pub fn flush_nested_elsewhere(&self) {
-        self.cluster.tell_others(&self.seat, &Mail::Nested, true);
+        self.cluster.tell_others(&self.seat, &Mail::Nested);
     }
 
     /// Leaves the cluster: nothing that this vCPU decoded or mapped counts any more.

@@ -47,10 +47,7 @@ impl Exec {
     }
 
     fn run_guest(&mut self, vcpu: &mut Vcpu) -> Stop {
-        let host = read_mxcsr();
-        let guest = vcpu.state.mxcsr;
-        mxcsr::load(&mut vcpu.state, guest);
-        let stop = match self {
+        with_guest_mxcsr(vcpu, |vcpu| match self {
             Self::Interpreter => loop {
                 vcpu.state.budget = vcpu.state.budget.wrapping_sub(1);
                 if vcpu.state.budget < 0 {
@@ -61,10 +58,7 @@ impl Exec {
                 }
             },
             Self::Jit(engine) => engine.run(vcpu),
-        };
-        vcpu.state.mxcsr = mxcsr::live(&vcpu.state);
-        write_mxcsr(host);
-        stop
+        })
     }
 
     /// The translator's counts, if there is one.
@@ -78,13 +72,7 @@ impl Exec {
 
 impl Runner for Exec {
     fn step(&mut self, vcpu: &mut Vcpu) -> Result<(), Stop> {
-        let host = read_mxcsr();
-        let guest = vcpu.state.mxcsr;
-        mxcsr::load(&mut vcpu.state, guest);
-        let stepped = interp::step(vcpu);
-        vcpu.state.mxcsr = mxcsr::live(&vcpu.state);
-        write_mxcsr(host);
-        stepped
+        with_guest_mxcsr(vcpu, interp::step)
     }
 
     fn run(&mut self, vcpu: &mut Vcpu) -> Stop {
@@ -100,6 +88,17 @@ impl Runner for Exec {
             *self = Self::Interpreter;
         }
     }
+}
+
+/// Runs `f` with the guest's MXCSR in the host's register.
+fn with_guest_mxcsr<R>(vcpu: &mut Vcpu, f: impl FnOnce(&mut Vcpu) -> R) -> R {
+    let host = read_mxcsr();
+    let guest = vcpu.state.mxcsr;
+    mxcsr::load(&mut vcpu.state, guest);
+    let result = f(vcpu);
+    vcpu.state.mxcsr = mxcsr::live(&vcpu.state);
+    write_mxcsr(host);
+    result
 }
 
 fn read_mxcsr() -> u32 {

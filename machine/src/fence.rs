@@ -11,7 +11,7 @@ use corosensei::Yielder;
 use sevlab_arch::exit::ExitCode;
 use sevlab_arch::rmp::{RmpStatus, VmplPerms};
 use sevlab_arch::vmsa::SevFeatures;
-use sevlab_arch::{Asid, Gpa, PAGE_SIZE};
+use sevlab_arch::{Asid, Gpa, PAGE_SIZE, Spa};
 use sevlab_cpu::mmu::npf;
 use sevlab_cpu::svm::VmExit;
 use sevlab_cpu::{Access, SevMode, Stop, Vcpu};
@@ -21,7 +21,7 @@ use sevlab_ghcb::psc::{PscEntry, PscList, PscOperation};
 use sevlab_ghcb::{
     ApCreation, ApOperation, Ghcb, HvFeatures, Hypercall, Request, Response, Scratch,
 };
-use sevlab_memctl::{PageSize, RmpAdjust};
+use sevlab_memctl::{PageSize, Rmp, RmpAdjust, RmpFault};
 use zerocopy::{FromZeros, IntoBytes};
 
 use crate::hv::cpuid::C_BIT;
@@ -276,14 +276,14 @@ impl<'y> Fence<'y> {
 
     // ---- page validation ----
 
-    /// PVALIDATE of one page.
-    fn pvalidate(
+    /// An instruction on the RMP entry of `gpa`'s page, again after nested faults until it gives a result.
+    fn on_rmp<R>(
         &mut self,
         vcpu: &mut Vcpu,
+        instruction: &'static str,
         gpa: Gpa,
-        size: PageSize,
-        validate: bool,
-    ) -> Result<(), Error> {
+        run: impl Fn(&Rmp, Spa) -> Result<R, RmpFault>,
+    ) -> Result<R, Error> {
         for _ in 0..TRIES {
             let spa = match vcpu.gpa_to_spa(gpa, false, Access::Read) {
                 Ok(spa) => spa,
@@ -293,25 +293,40 @@ impl<'y> Fence<'y> {
                 }
                 Err(stop) => {
                     return Err(Error::UnexpectedStop {
-                        during: "PVALIDATE",
+                        during: instruction,
                         stop: format!("{stop:?}"),
                     });
                 }
             };
             let mem = vcpu.mem.clone();
-            match mem.rmp().pvalidate(self.asid, gpa, spa, size, validate) {
-                Ok(done) if done.status != RmpStatus::SUCCESS => {
-                    return Err(protocol(&format!("PVALIDATE of {gpa}: {}", done.status)));
-                }
-                // A page that changed behind our back: the hypervisor remapped it.
-                Ok(done) if done.unchanged => {
-                    return Err(protocol(&format!("PVALIDATE of {gpa} changed nothing")));
-                }
-                Ok(_) => return Ok(()),
+            match run(mem.rmp(), spa) {
+                Ok(result) => return Ok(result),
                 Err(fault) => self.port.nested_fault(vcpu, gpa, fault.npf_bits()),
             }
         }
-        Err(protocol(&format!("PVALIDATE of {gpa} keeps faulting")))
+        Err(protocol(&format!("{instruction} of {gpa} keeps faulting")))
+    }
+
+    /// PVALIDATE of one page.
+    fn pvalidate(
+        &mut self,
+        vcpu: &mut Vcpu,
+        gpa: Gpa,
+        size: PageSize,
+        validate: bool,
+    ) -> Result<(), Error> {
+        let asid = self.asid;
+        let done = self.on_rmp(vcpu, "PVALIDATE", gpa, |rmp, spa| {
+            rmp.pvalidate(asid, gpa, spa, size, validate)
+        })?;
+        if done.status != RmpStatus::SUCCESS {
+            return Err(protocol(&format!("PVALIDATE of {gpa}: {}", done.status)));
+        }
+        // A page that changed behind our back: the hypervisor remapped it.
+        if done.unchanged {
+            return Err(protocol(&format!("PVALIDATE of {gpa} changed nothing")));
+        }
+        Ok(())
     }
 
     /// RMPADJUST of one page: a save area or not.
@@ -321,29 +336,14 @@ impl<'y> Fence<'y> {
             perms: VmplPerms::empty(),
             vmsa,
         };
-        for _ in 0..TRIES {
-            let spa = match vcpu.gpa_to_spa(gpa, false, Access::Read) {
-                Ok(spa) => spa,
-                Err(Stop::NestedFault { gpa, error }) => {
-                    self.port.nested_fault(vcpu, gpa, error);
-                    continue;
-                }
-                Err(stop) => {
-                    return Err(Error::UnexpectedStop {
-                        during: "RMPADJUST",
-                        stop: format!("{stop:?}"),
-                    });
-                }
-            };
-            let mem = vcpu.mem.clone();
-            let size = PageSize::Size4K;
-            match mem.rmp().rmpadjust(self.asid, gpa, spa, size, 0, adjust) {
-                Ok(RmpStatus::SUCCESS) => return Ok(()),
-                Ok(status) => return Err(protocol(&format!("RMPADJUST of {gpa}: {status}"))),
-                Err(fault) => self.port.nested_fault(vcpu, gpa, fault.npf_bits()),
-            }
+        let asid = self.asid;
+        let status = self.on_rmp(vcpu, "RMPADJUST", gpa, |rmp, spa| {
+            rmp.rmpadjust(asid, gpa, spa, PageSize::Size4K, 0, adjust)
+        })?;
+        match status {
+            RmpStatus::SUCCESS => Ok(()),
+            status => Err(protocol(&format!("RMPADJUST of {gpa}: {status}"))),
         }
-        Err(protocol(&format!("RMPADJUST of {gpa} keeps faulting")))
     }
 
     /// Validates the region of `gpa` whole, if none of it was launched. True if that is done.

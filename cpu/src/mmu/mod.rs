@@ -192,10 +192,6 @@ impl Vcpu {
     /// Forgets all guest mappings. Decoded code stays: a caller that changed what is mapped where
     /// executable also calls [`Vcpu::drop_code_range`], or uses [`Vcpu::set_cr3`].
     pub fn flush_tlb(&mut self) {
-        self.flush_tlb_here();
-    }
-
-    pub(crate) fn flush_tlb_here(&mut self) {
         self.tlb.flush();
         self.paging.walk.flush();
         self.paging.pages.flush();

@@ -195,10 +195,8 @@ impl Call<'_, '_> {
         let tid = self.tid()? as u32;
         loop {
             let mut owned = 0;
-            let mut died = 0;
             self.update_u32(va, |old| {
                 owned = old & FUTEX_TID_MASK;
-                died = old & FUTEX_OWNER_DIED;
                 Ok(if owned == 0 {
                     tid | old & (FUTEX_WAITERS | FUTEX_OWNER_DIED)
                 } else if may_wait && owned != tid {
