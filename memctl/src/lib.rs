@@ -17,6 +17,7 @@
 //! vCPU first, as hardware does with a TLB shootdown.
 
 pub mod cipher;
+pub mod model;
 
 mod ctl;
 mod dram;
