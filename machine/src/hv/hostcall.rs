@@ -19,7 +19,9 @@ use super::{Hypervisor, window};
 use crate::doorbell::{Deadline, Doorbell, interruptible};
 use crate::error::Error;
 use crate::host;
-use crate::kernel::outside::{HostCall, INTERRUPTIBLE, WindowCall, machine_call};
+use crate::kernel::outside::{
+    AT_ONCE, HostCall, INTERRUPTIBLE, WOULD_SLEEP, WindowCall, machine_call,
+};
 use crate::kernel::signal::STOP_SIGNALS;
 use crate::kernel::syscall::marshal;
 use crate::layout::Layout;
@@ -199,6 +201,48 @@ pub fn sleeps(nr: i64) -> bool {
     )
 }
 
+/// Longest write to a pipe or socket with room that does not sleep half-way (`PIPE_BUF`).
+const WRITE_AT_ONCE: u64 = 4096;
+
+/// Whether a write is so long that it may sleep although there is room.
+fn may_stop_half_way(call: &HostCall) -> bool {
+    if call.nr != 1 || call.args[2] <= WRITE_AT_ONCE {
+        return false;
+    }
+    // SAFETY: zeroed is a value of `stat`, and it is live.
+    unsafe {
+        let mut stat: libc::stat = std::mem::zeroed();
+        let known = libc::fstat(call.args[0] as i32, &raw mut stat) == 0;
+        known && matches!(stat.st_mode & libc::S_IFMT, libc::S_IFIFO | libc::S_IFSOCK)
+    }
+}
+
+/// Whether a child's state can be had at once: `wait4` or `waitid`.
+fn child_ready(call: &HostCall) -> bool {
+    let [kind, id, options] = match (call.nr, call.args[0] as i32) {
+        (61, -1) => [libc::P_ALL as u64, 0, call.args[2]],
+        (61, 0) => [libc::P_PGID as u64, 0, call.args[2]],
+        (61, n @ 1..) => [libc::P_PID as u64, n as u64, call.args[2]],
+        (61, n) => [
+            libc::P_PGID as u64,
+            u64::from(n.unsigned_abs()),
+            call.args[2],
+        ],
+        _ => [call.args[0], call.args[1], call.args[3]],
+    };
+    let mut options = options as i32;
+    if call.nr == 61 {
+        options |= libc::WEXITED;
+    }
+    // SAFETY: zeroed is a value of `siginfo_t`, and it is live.
+    unsafe {
+        let mut info: libc::siginfo_t = std::mem::zeroed();
+        let look = options | libc::WNOHANG | libc::WNOWAIT;
+        let ret = libc::waitid(kind as libc::idtype_t, id as u32, &raw mut info, look);
+        ret != 0 || options & libc::WNOHANG != 0 || info.si_pid() != 0
+    }
+}
+
 /// Whether a call that may sleep will not: the descriptor that it reads or writes is ready, or is a file.
 /// In turns a vCPU keeps its turn then.
 fn ready(call: &HostCall) -> bool {
@@ -230,16 +274,33 @@ impl Hypervisor {
             self.machine_call(vcpu, &call)?
         } else {
             let sleeper = call.nr & INTERRUPTIBLE != 0;
+            let at_once = call.nr & AT_ONCE != 0;
             let call = HostCall {
-                nr: call.nr & !INTERRUPTIBLE,
+                nr: call.nr & !(INTERRUPTIBLE | AT_ONCE),
                 ..call
             };
-            if sleeper && vcpu.cluster().in_turns() && !ready(&call) {
+            if self.time.is_some() && sleeper {
+                let sleeps = match call.nr {
+                    61 | 247 => !child_ready(&call),
+                    _ => !ready(&call),
+                };
+                if sleeps && at_once {
+                    return self.answer_call(at, WOULD_SLEEP);
+                }
+                if sleeps || may_stop_half_way(&call) {
+                    vcpu.give_turn();
+                    self.waited = true;
+                }
+            } else if sleeper && vcpu.cluster().in_turns() && !ready(&call) {
                 vcpu.give_turn();
             }
             let request = Some(&vcpu.state.exit_request).filter(|_| sleeper);
             self.calls.call(request, &call)
         };
+        self.answer_call(at, result)
+    }
+
+    fn answer_call(&self, at: Spa, result: i64) -> Result<u64, Error> {
         self.mem
             .write(Domain::Shared, at.plus(RESULT), &result.to_le_bytes())?;
         Ok(DONE)
@@ -259,6 +320,10 @@ impl Hypervisor {
                 bell.halt(false);
                 i64::from(rung)
             }
+            machine_call::HALT => match self.time.clone() {
+                Some(time) => self.halt(vcpu, &time, a),
+                None => -i64::from(libc::ENOSYS),
+            },
             machine_call::START => {
                 let Some(board) = self.board.clone() else {
                     return Ok(-i64::from(libc::EAGAIN));
@@ -291,6 +356,7 @@ impl Hypervisor {
             machine_call::STOP => host::stop(a[0] as i32),
             machine_call::VFORK_WAIT => {
                 vcpu.give_turn();
+                self.waited = true;
                 self.vfork_wait()
             }
             machine_call::VFORK_GIVE => self.vfork_give(a[0]),
@@ -315,7 +381,7 @@ const FUTEX_CLOCK: u64 = 256;
 
 impl Hypervisor {
     /// futex(2) on words of the file window, which other processes may map too.
-    fn futex(&self, vcpu: &Vcpu, a: [u64; 6]) -> i64 {
+    fn futex(&mut self, vcpu: &Vcpu, a: [u64; 6]) -> i64 {
         let word = |gpa: u64| {
             let found = window::host_ptr(&self.mem, &self.layout, Gpa(gpa), 4);
             found.filter(|_| gpa.is_multiple_of(4))
@@ -353,6 +419,7 @@ impl Hypervisor {
             return unsafe { interruptible(&never, libc::SYS_futex, &args) };
         }
         vcpu.give_turn();
+        self.waited = true;
         let request = &vcpu.state.exit_request;
         let bell = self.calls.doorbell();
         // SAFETY: the words lie in the window, the time here; the commands touch nothing else.

@@ -18,6 +18,7 @@ use super::{GuestEnd, Kernel};
 use crate::doorbell::{Deadline, Doorbell};
 use crate::host::Inbox;
 use crate::layout::MAX_CPUS;
+use crate::simtime::SimTime;
 
 /// A thread.
 #[derive(Clone, Debug, Default)]
@@ -56,6 +57,7 @@ pub struct Process {
     kernel: Mutex<Kernel>,
     bells: Arc<[Arc<Doorbell>]>,
     inbox: Arc<Inbox>,
+    time: Option<Arc<SimTime>>,
 }
 
 impl Process {
@@ -65,8 +67,15 @@ impl Process {
         Self {
             bells: Arc::clone(&kernel.bells),
             inbox: Arc::clone(&kernel.inbox),
+            time: kernel.time().cloned(),
             kernel: Mutex::new(kernel),
         }
+    }
+
+    /// The clocks, if they are simulated.
+    #[must_use]
+    pub fn time(&self) -> Option<&Arc<SimTime>> {
+        self.time.as_ref()
     }
 
     /// The kernel's state, for whoever is no vCPU.
@@ -115,6 +124,10 @@ impl Process {
             }
         };
         guard.current = slot;
+        if let Some(time) = &self.time {
+            vcpu.drain();
+            time.enter(slot, vcpu);
+        }
         Locked {
             process: self,
             guard: Some(guard),
@@ -198,6 +211,9 @@ impl Kernel {
 
     /// Has the vCPU of a task look up.
     pub fn ring(&self, slot: usize) {
+        if let Some(time) = self.time() {
+            time.ring(slot);
+        }
         if self.in_turns && slot != self.current {
             self.bells[slot].ring_in_turn();
         } else {
@@ -292,6 +308,7 @@ impl Kernel {
 
     /// Takes in what came from outside.
     pub fn collect(&mut self) {
+        self.look_at_timers();
         for info in self.inbox.take() {
             if !timers::expired(self, &info) {
                 self.raise(info);

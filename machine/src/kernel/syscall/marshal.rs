@@ -27,6 +27,8 @@ pub const GUEST_FDS: i32 = 1000;
 /// Descriptors from [`GUEST_FDS`] up to this are the guest kernel's (files behind mappings). The
 /// host keeps its own at or above this number.
 pub const KERNEL_FDS_END: i32 = 9000;
+/// Bytes at the end of the bounce area for a time limit that is not the guest's own.
+pub const LIMIT_ROOM: usize = 16;
 /// Largest control area of a message.
 const CONTROL_MAX: u64 = 16 << 10;
 /// Largest `socklen_t` the kernel passes on.
@@ -253,6 +255,9 @@ pub fn stage(call: &mut Call<'_, '_>, row: &Row, args: &[u64; 6]) -> Result<Stag
         next: 0,
         len: call.out.bounce_len(),
     };
+    if call.kernel.sim.is_some() {
+        room.len -= LIMIT_ROOM;
+    }
     let mut staged = Staged {
         call: HostCall {
             nr: row.nr,
@@ -704,12 +709,22 @@ impl Call<'_, '_> {
 
     fn proxy_as(&mut self, row: &Row, args: &[u64; 6]) -> Result<i64, Fail> {
         let staged = stage(self, row, args)?;
+        self.ask(row, &staged, sleeps(row.nr))
+    }
+
+    /// Asks the host for a call that is staged, and finishes it.
+    ///
+    /// # Errors
+    /// As [`Call::proxy`].
+    pub fn ask(&mut self, row: &Row, staged: &Staged, may_sleep: bool) -> Result<i64, Fail> {
         self.kernel.stats.host_calls += 1;
         if let Some(set) = self.kernel.host_mask_changed() {
             self.host(machine_call::BLOCK, [set, 0, 0, 0, 0, 0])?;
         }
         let out = &mut *self.out;
-        let ret = if sleeps(row.nr) {
+        let ret = if may_sleep && self.kernel.sim.is_some() {
+            self.wait_for_outside(&staged.call)?
+        } else if may_sleep {
             // What may have asked for a look before is looked at now.
             self.vcpu.state.exit_request.store(0, Ordering::SeqCst);
             if self.kernel.interrupted() {
@@ -728,6 +743,6 @@ impl Call<'_, '_> {
             let what = format!("{} returned {ret}", row.name);
             return Err(Error::Protocol { what }.into());
         }
-        finish(self, &staged, ret)
+        finish(self, staged, ret)
     }
 }

@@ -27,7 +27,7 @@ pub enum Directory {
 }
 
 /// Last parts of the names that are the guest's. Other paths are passed on without another look.
-const LAST: [&[u8]; 20] = [
+const LAST: [&[u8]; 22] = [
     b"maps",
     b"smaps",
     b"smaps_rollup",
@@ -48,6 +48,8 @@ const LAST: [&[u8]; 20] = [
     b"clear_refs",
     b"cpuinfo",
     b"meminfo",
+    b"uptime",
+    b"loadavg",
 ];
 const AT_FDCWD: i32 = -100;
 
@@ -105,7 +107,8 @@ impl Call<'_, '_> {
             return Ok(None);
         };
         if rest.is_empty() {
-            let machine = matches!(*who, "cpuinfo" | "meminfo");
+            let simulated = self.kernel.sim.is_some() && matches!(*who, "uptime" | "loadavg");
+            let machine = simulated || matches!(*who, "cpuinfo" | "meminfo");
             return Ok(machine.then(|| Name::Machine((*who).to_owned())));
         }
         let own = match *who {
