@@ -141,6 +141,7 @@ impl Cpus {
         if let Some(time) = self.process.time() {
             time.sit(cpu, vcpu);
             hv.time = Some(Arc::clone(time));
+            hv.calls.pids = self.process.pids().cloned();
         }
         let bell = self.process.bell(cpu);
         bell.attach(&vcpu.state.exit_request);
@@ -248,6 +249,10 @@ impl Cpus {
             let (before, now) = (*lock(&self.before), self.mem.stats());
             let counts = family::of(&self.totals(), syscalls, &before, &now);
             self.family.add(&counts);
+            if let (Some(pids), Some(time)) = (self.process.pids(), self.process.time()) {
+                let (busy, system) = time.process();
+                pids.end([self.totals().cycles, busy, system]);
+            }
             host::clone_exit_like(end);
         }
         drop(signals);

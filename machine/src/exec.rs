@@ -28,6 +28,8 @@ impl Exec {
         let (engine, budget) = (&config.engine, config.in_turns() && !modelled);
         Ok(match engine {
             Engine::Interpreter => Self::Interpreter,
+            // Translated code does not go through a model's lines yet.
+            Engine::Jit(_) if modelled => Self::Interpreter,
             Engine::Jit(options) => {
                 let options = sevlab_jit::JitOptions {
                     uncached,

@@ -91,7 +91,7 @@ impl Pids {
             made: AtomicU64::new(0),
             own: AtomicU32::new(0),
         };
-        let own = pids.next();
+        let own = pids.next(std::process::id());
         pids.own.store(own, Ordering::Relaxed);
         pids.insert(std::process::id(), own);
         Some(pids)
@@ -103,18 +103,21 @@ impl Pids {
     }
 
     /// The number of the next process or thread that this process makes.
-    fn next(&self) -> u32 {
+    fn next(&self, outer: u32) -> u32 {
         let n = self.made.fetch_add(1, Ordering::Relaxed);
         let own = self.own.load(Ordering::Relaxed);
-        self.number(u64::from(own), n)
+        self.number(u64::from(own), n, outer)
     }
 
-    fn number(&self, whose: u64, n: u64) -> u32 {
+    fn number(&self, whose: u64, n: u64, outer: u32) -> u32 {
         let mut random = Random::new(self.seed ^ n << 32, whose);
         loop {
             let number = (FIRST + random.number() % RANGE) as u32;
-            // Taken, by chance.
-            if self.find(number).is_none() {
+            // Else it is taken, by chance.
+            let owner = self
+                .find(number)
+                .map(|e| e.ids.load(Ordering::Acquire) >> 32);
+            if owner.is_none_or(|owner| owner == u64::from(outer)) {
                 return number;
             }
         }
@@ -157,14 +160,14 @@ impl Pids {
         let Ok(outer @ 1..) = u32::try_from(outer) else {
             return outer;
         };
-        let inner = self.next();
+        let inner = self.next(outer);
         self.insert(outer, inner);
         i64::from(inner)
     }
 
     /// In a clone of the process: it is the one that its original has just made.
     pub(crate) fn forked(&self) {
-        let inner = self.next();
+        let inner = self.next(std::process::id());
         self.own.store(inner, Ordering::Relaxed);
         self.made.store(0, Ordering::Relaxed);
         self.insert(std::process::id(), inner);
@@ -184,7 +187,7 @@ impl Pids {
             }
         }
         let n = self.table().strangers.fetch_add(1, Ordering::Relaxed);
-        let inner = self.number(STRANGER, u64::from(n));
+        let inner = self.number(STRANGER, u64::from(n), id);
         self.insert(id, inner);
         inner as i32
     }

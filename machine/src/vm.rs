@@ -29,6 +29,7 @@ use crate::kernel::simulated::purpose;
 use crate::kernel::{GuestEnd, Kernel, Process};
 use crate::launch::{Launch, Launched};
 use crate::layout::{Layout, MAX_CPUS};
+use crate::pids::Pids;
 use crate::report::Report;
 use crate::simtime::{Random, SimTime};
 use crate::simulation::Simulation;
@@ -181,7 +182,8 @@ impl Machine {
         kernel.in_turns = self.config.in_turns();
         if let Some(model) = &self.config.model {
             let seed = self.config.seed.unwrap_or(MachineConfig::SEED);
-            kernel.simulate(Arc::new(SimTime::new(model, seed)));
+            let pids = Pids::new(seed).map(Arc::new);
+            kernel.simulate(Arc::new(SimTime::new(model, seed)), pids);
             self.hv.memory().take_updates(); // the launch's
         }
         if kernel.in_turns {

@@ -15,7 +15,7 @@ use sevlab_cpu::{SevMode, Vcpu};
 use sevlab_memctl::{Domain, Error as MemError, MemCtl};
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::{Hypervisor, window};
+use super::{Hypervisor, ids, window};
 use crate::doorbell::{Deadline, Doorbell, interruptible};
 use crate::error::Error;
 use crate::host;
@@ -25,6 +25,7 @@ use crate::kernel::outside::{
 use crate::kernel::signal::STOP_SIGNALS;
 use crate::kernel::syscall::marshal;
 use crate::layout::Layout;
+use crate::pids::Pids;
 
 /// RAX of the hypercall.
 pub const NUMBER: u64 = 0x5eb1;
@@ -46,6 +47,8 @@ pub struct HostCalls {
     bounce_len: usize,
     /// What ends a call that sleeps.
     doorbell: Arc<Doorbell>,
+    /// What the guest calls processes and threads, if that is not what the host calls them.
+    pub(crate) pids: Option<Arc<Pids>>,
     /// Calls executed.
     pub executed: u64,
     /// Calls refused by the table.
@@ -74,6 +77,7 @@ impl HostCalls {
             bounce,
             bounce_len: len as usize,
             doorbell: Arc::default(),
+            pids: None,
             executed: 0,
             refused: 0,
         })
@@ -124,7 +128,12 @@ impl HostCalls {
         // is, alive as long as `self.mem`; its vCPU does not run meanwhile, and no other reference
         // into DRAM exists (the memory controller works with raw pointers).
         let bounce = unsafe { std::slice::from_raw_parts_mut(area.as_ptr(), len) };
-        let host = match marshal::check(call, bounce) {
+        let mut outer = *call;
+        let call = &mut outer;
+        if let Some(pids) = &self.pids {
+            ids::outward(pids, call, bounce);
+        }
+        let host = match marshal::check_for(call, bounce, self.pids.as_deref()) {
             Ok(host) => host,
             Err(errno) => {
                 self.refused += 1;
@@ -141,7 +150,7 @@ impl HostCalls {
             if ret >= 0 {
                 host.complete(bounce);
             }
-            return ret;
+            return self.inward(call, ret, bounce);
         }
         // SAFETY: the table admitted the call and its arguments: pointers are null, or lie inside
         // the bounce area (or `host`) for as many bytes as the host kernel may touch, and none of the
@@ -152,7 +161,14 @@ impl HostCalls {
             return -i64::from(errno.unwrap_or(libc::EIO));
         }
         host.complete(bounce);
-        ret
+        self.inward(call, ret, bounce)
+    }
+
+    fn inward(&self, call: &HostCall, ret: i64, bounce: &mut [u8]) -> i64 {
+        match &self.pids {
+            Some(pids) => ids::inward(pids, call, ret, bounce),
+            None => ret,
+        }
     }
 }
 
@@ -214,6 +230,16 @@ fn may_stop_half_way(call: &HostCall) -> bool {
         let mut stat: libc::stat = std::mem::zeroed();
         let known = libc::fstat(call.args[0] as i32, &raw mut stat) == 0;
         known && matches!(stat.st_mode & libc::S_IFMT, libc::S_IFIFO | libc::S_IFSOCK)
+    }
+}
+
+impl HostCalls {
+    /// Whether a child's state can be had at once: `wait4` or `waitid`.
+    fn child_ready(&self, mut call: HostCall) -> bool {
+        if let Some(pids) = &self.pids {
+            ids::outward(pids, &mut call, &mut []);
+        }
+        child_ready(&call)
     }
 }
 
@@ -281,7 +307,7 @@ impl Hypervisor {
             };
             if self.time.is_some() && sleeper {
                 let sleeps = match call.nr {
-                    61 | 247 => !child_ready(&call),
+                    61 | 247 => !self.calls.child_ready(call),
                     _ => !ready(&call),
                 };
                 if sleeps && at_once {
@@ -344,7 +370,11 @@ impl Hypervisor {
                         None => return Ok(-i64::from(libc::EINVAL)),
                     },
                 };
-                board.start(vcpu, cpu, start)
+                let tid = board.start(vcpu, cpu, start);
+                match &self.calls.pids {
+                    Some(pids) => pids.made(tid),
+                    None => tid,
+                }
             }
             machine_call::FORK => match self.board.clone() {
                 Some(board) => self.fork(&*board, vcpu, a[0] != 0),

@@ -8,6 +8,7 @@ pub mod cpuid;
 mod ghcb;
 mod halt;
 pub mod hostcall;
+pub mod ids;
 pub mod npt;
 mod vfork;
 pub mod window;

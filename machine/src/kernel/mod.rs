@@ -41,6 +41,7 @@ use crate::doorbell::Doorbell;
 use crate::host::Inbox;
 use crate::hv::cost::charge;
 use crate::layout::MAX_CPUS;
+use crate::pids::Pids;
 use crate::simtime::SimTime;
 use mm::{AddressSpace, Cx, Fault};
 use signal::{
@@ -253,8 +254,8 @@ impl Kernel {
     }
 
     /// From now on time is simulated, and what is random comes from its seed.
-    pub fn simulate(&mut self, time: Arc<SimTime>) {
-        self.sim = Some(Box::new(Simulated::new(time)));
+    pub fn simulate(&mut self, time: Arc<SimTime>, pids: Option<Arc<Pids>>) {
+        self.sim = Some(Box::new(Simulated::new(time, pids)));
     }
 
     /// The clocks, if they are simulated.

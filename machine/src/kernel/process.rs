@@ -18,6 +18,7 @@ use super::{GuestEnd, Kernel};
 use crate::doorbell::{Deadline, Doorbell};
 use crate::host::Inbox;
 use crate::layout::MAX_CPUS;
+use crate::pids::Pids;
 use crate::simtime::SimTime;
 
 /// A thread.
@@ -58,6 +59,7 @@ pub struct Process {
     bells: Arc<[Arc<Doorbell>]>,
     inbox: Arc<Inbox>,
     time: Option<Arc<SimTime>>,
+    pids: Option<Arc<Pids>>,
 }
 
 impl Process {
@@ -68,6 +70,7 @@ impl Process {
             bells: Arc::clone(&kernel.bells),
             inbox: Arc::clone(&kernel.inbox),
             time: kernel.time().cloned(),
+            pids: kernel.sim.as_ref().and_then(|sim| sim.pids.clone()),
             kernel: Mutex::new(kernel),
         }
     }
@@ -76,6 +79,12 @@ impl Process {
     #[must_use]
     pub fn time(&self) -> Option<&Arc<SimTime>> {
         self.time.as_ref()
+    }
+
+    /// The numbers of processes and threads, if they are the guest's own.
+    #[must_use]
+    pub fn pids(&self) -> Option<&Arc<Pids>> {
+        self.pids.as_ref()
     }
 
     /// The kernel's state, for whoever is no vCPU.
@@ -310,6 +319,10 @@ impl Kernel {
     pub fn collect(&mut self) {
         self.look_at_timers();
         for info in self.inbox.take() {
+            let info = match &self.sim {
+                Some(sim) => sim.received(info),
+                None => info,
+            };
             if !timers::expired(self, &info) {
                 self.raise(info);
             }

@@ -6,8 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Kernel;
-use super::signal::SigInfo;
-use super::syscall::timers;
+use super::signal::{SIGCHLD, SigInfo};
+use super::syscall::timers::{self, SI_TIMER};
+use crate::hv::ids::SI_PID;
+use crate::pids::Pids;
 use crate::simtime::{NEVER, Random, SimTime, clock};
 
 /// Which purposes random numbers have, so that one never shifts another's.
@@ -48,6 +50,8 @@ pub struct Armed {
 pub struct Simulated {
     /// The clocks.
     pub time: Arc<SimTime>,
+    /// The numbers of processes and threads, which the host's side translates in system calls.
+    pub pids: Option<Arc<Pids>>,
     /// The random numbers.
     pub random: Random,
     /// The timers that run.
@@ -67,10 +71,11 @@ pub struct Simulated {
 impl Simulated {
     /// A process that begins.
     #[must_use]
-    pub fn new(time: Arc<SimTime>) -> Self {
+    pub fn new(time: Arc<SimTime>, pids: Option<Arc<Pids>>) -> Self {
         Self {
             random: Random::new(time.seed(), purpose::PROCESS),
             time,
+            pids,
             armed: Vec::new(),
             timerfds: Vec::new(),
             realtime_fds: HashSet::new(),
@@ -107,6 +112,21 @@ impl Simulated {
                 set.insert(to);
             }
         }
+    }
+
+    /// A signal from outside, with the guest's number of its sender.
+    #[must_use]
+    pub fn received(&self, mut info: SigInfo) -> SigInfo {
+        let by_somebody = info.code() <= 0 && info.code() != SI_TIMER || info.signo() == SIGCHLD;
+        if let Some(pids) = self.pids.as_ref().filter(|_| by_somebody) {
+            let id = self.id_in(&info.0, SI_PID);
+            info.0[SI_PID..SI_PID + 4].copy_from_slice(&pids.inward(id).to_le_bytes());
+        }
+        info
+    }
+
+    fn id_in(&self, bytes: &[u8], at: usize) -> i32 {
+        i32::from_le_bytes(core::array::from_fn(|i| bytes[at + i]))
     }
 
     /// Whether something from outside may be waited for at these descriptors.

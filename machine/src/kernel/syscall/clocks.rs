@@ -12,7 +12,7 @@ use crate::kernel::Kernel;
 use crate::kernel::error::{Errno, Error, Fail};
 use crate::kernel::outside::Outside;
 use crate::kernel::simulated::{Action, Armed};
-use crate::simtime::{SimTime, clock};
+use crate::simtime::{SimTime, advance, clock};
 
 const TIMER_ABSTIME: u64 = 1;
 /// Processors that a guest in simulated time is told of, whatever the host has.
@@ -524,7 +524,7 @@ pub fn wait(call: &mut Call<'_, '_>) -> SysResult {
             status & 0xff != 0x7f && status != 0xffff
         }
     };
-    let spent = call.child_times(pid as i32, ended && !kept)?;
+    let spent = call.child_times(pid as i32, ended && !kept);
     if usage != 0 {
         let time = call.kernel.time().ok_or(Errno::EINVAL)?;
         let [user, system] = split(time, (spent[1], spent[2]));
@@ -539,11 +539,17 @@ pub fn wait(call: &mut Call<'_, '_>) -> SysResult {
 impl Call<'_, '_> {
     /// A child has ended: time goes on from its end, and its times are its parent's children's. Its end, busy cycles
     /// and system cycles, as far as they are known.
-    fn child_times(&mut self, _pid: i32, gone: bool) -> Result<[u64; 3], Fail> {
-        if gone && let Some(sim) = &mut self.kernel.sim {
+    fn child_times(&mut self, pid: i32, gone: bool) -> [u64; 3] {
+        let Some(sim) = &mut self.kernel.sim else {
+            return [0; 3];
+        };
+        let times = sim.pids.as_ref().map_or([0; 3], |pids| pids.ended(pid));
+        if gone {
             sim.children = sim.children.saturating_sub(1);
+            sim.time.reaped(times[1], times[2]);
         }
-        Ok([0; 3])
+        advance(self.vcpu, times[0]);
+        times
     }
 }
 

@@ -666,6 +666,15 @@ fn read_link(
         call.write_user(buffer, &exe[..n])?;
         return Ok(Sys::Ret(n as i64));
     }
+    if call.kernel.sim.is_some() && matches!(&text[..], b"/proc/self\0" | b"/proc/thread-self\0") {
+        let mut name = call.pid()?.to_string();
+        if text.len() > b"/proc/self\0".len() {
+            name = format!("{name}/task/{}", call.tid()?);
+        }
+        let n = name.len().min(len as usize);
+        call.write_user(buffer, &name.as_bytes()[..n])?;
+        return Ok(Sys::Ret(n as i64));
+    }
     let at = if call.row.nr == 89 { 2 } else { 3 };
     let mut args = call.args;
     args[at] = len.min(call.chunk() - PATH_MAX as u64);

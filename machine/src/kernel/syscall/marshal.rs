@@ -19,6 +19,7 @@ use super::timers::{SIGEV_NONE, SIGEV_SIGNAL, SIGEVENT, WAKE};
 use crate::hv::hostcall::sleeps;
 use crate::kernel::error::{Errno, Error, Fail};
 use crate::kernel::outside::{HostCall, INTERRUPTIBLE, NULL, machine_call};
+use crate::pids::Pids;
 
 /// Longest path with its NUL.
 pub const PATH_MAX: usize = 4096;
@@ -486,6 +487,8 @@ pub struct HostArgs {
     /// What to pass to the host kernel.
     pub args: [u64; 6],
     message: Option<Box<HostMsg>>,
+    /// Paths that are not the guest's own words.
+    paths: Vec<Box<[u8]>>,
 }
 
 struct HostMsg {
@@ -538,10 +541,22 @@ fn word_at(bounce: &[u8], off: u64) -> Result<u32, Errno> {
 /// ENOSYS for a call that the host does not execute, EBADF for a descriptor that is not the guest's,
 /// EFAULT for a pointer that leaves the bounce area, EACCES for a path into this process.
 pub fn check(call: &HostCall, bounce: &mut [u8]) -> Result<HostArgs, Errno> {
+    check_for(call, bounce, None)
+}
+
+/// As [`check`], where the guest has other numbers for processes than the host: in paths into `/proc`.
+///
+/// # Errors
+/// As [`check`].
+pub fn check_for(
+    call: &HostCall,
+    bounce: &mut [u8],
+    pids: Option<&Pids>,
+) -> Result<HostArgs, Errno> {
     let row = row(call.nr)
         .filter(|r| r.host_may_run())
         .ok_or(Errno::ENOSYS)?;
-    row.check(call, bounce)
+    row.check_for(call, bounce, pids)
 }
 
 impl Row {
@@ -550,12 +565,22 @@ impl Row {
     /// # Errors
     /// As [`check`].
     pub fn check(&self, call: &HostCall, bounce: &mut [u8]) -> Result<HostArgs, Errno> {
+        self.check_for(call, bounce, None)
+    }
+
+    fn check_for(
+        &self,
+        call: &HostCall,
+        bounce: &mut [u8],
+        pids: Option<&Pids>,
+    ) -> Result<HostArgs, Errno> {
         if call.nr != self.nr || !self.host_may_run() {
             return Err(Errno::ENOSYS);
         }
         let mut host = HostArgs {
             args: call.args,
             message: None,
+            paths: Vec::new(),
         };
         for i in 0..6 {
             let value = call.args[i];
@@ -570,7 +595,11 @@ impl Row {
                 Shape::Null if value == NULL => host.args[i] = 0,
                 Shape::Null => return Err(Errno::EFAULT),
                 _ if value == NULL => host.args[i] = 0,
-                Shape::Path => host.args[i] = host_path(bounce, value)?,
+                Shape::Path => {
+                    let (path, own) = host_path(bounce, value, pids)?;
+                    host.args[i] = path;
+                    host.paths.extend(own);
+                }
                 Shape::Buf(_, len) => {
                     let n = length(len, &call.args, |off| word_at(bounce, off))?
                         .ok_or(Errno::EINVAL)?;
@@ -600,7 +629,12 @@ fn is_wake_event(bounce: &[u8], off: u64) -> bool {
     }
 }
 
-fn host_path(bounce: &mut [u8], off: u64) -> Result<u64, Errno> {
+/// Where a path is, and the path itself if it is not in the bounce area.
+fn host_path(
+    bounce: &mut [u8],
+    off: u64,
+    pids: Option<&Pids>,
+) -> Result<(u64, Option<Box<[u8]>>), Errno> {
     let start = usize::try_from(off).map_err(|_| Errno::EFAULT)?;
     let rest = bounce.get(start..).ok_or(Errno::EFAULT)?;
     let rest = &rest[..rest.len().min(PATH_MAX)];
@@ -608,10 +642,18 @@ fn host_path(bounce: &mut [u8], off: u64) -> Result<u64, Errno> {
         .iter()
         .position(|&b| b == 0)
         .ok_or(Errno::ENAMETOOLONG)?;
-    if names_this_process(&rest[..end]) {
+    let translated = pids.and_then(|pids| pids.path(&rest[..end]));
+    if names_this_process(translated.as_deref().unwrap_or(&rest[..end])) {
         return Err(Errno::EACCES);
     }
-    Ok(rest.as_ptr() as u64)
+    Ok(match translated {
+        None => (rest.as_ptr() as u64, None),
+        Some(mut path) => {
+            path.push(0);
+            let path = path.into_boxed_slice();
+            (path.as_ptr() as u64, Some(path))
+        }
+    })
 }
 
 /// Whether a path names this host process's own memory or one of the host's own descriptors. The

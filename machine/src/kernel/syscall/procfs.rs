@@ -183,6 +183,14 @@ pub fn open(
     }
 }
 
+/// Puts another name into an entry, if there is room.
+fn rename(place: &mut [u8], name: &str) {
+    if name.len() < place.len() {
+        place[..name.len()].copy_from_slice(name.as_bytes());
+        place[name.len()] = 0;
+    }
+}
+
 /// getdents(2), getdents64(2): what is the host's is left out of the lists of `/proc/self/fd` and `task`.
 ///
 /// # Errors
@@ -214,10 +222,17 @@ pub fn getdents(call: &mut Call<'_, '_>) -> SysResult {
             let shown = match (number, kind) {
                 (None, _) => true,
                 (Some(n), Directory::Descriptors) => n < GUEST_FDS,
-                (Some(n), Directory::Threads) => call.is_thread(n)?,
+                (Some(n), Directory::Threads) => {
+                    let n = call.own_number(n);
+                    call.is_thread(n)?
+                }
             };
             if shown {
+                let from = kept.len();
                 kept.extend_from_slice(&list[at..end]);
+                if let (Some(n), Directory::Threads) = (number, kind) {
+                    rename(&mut kept[from + name_at..], &call.own_number(n).to_string());
+                }
             }
             at = end;
         }

@@ -418,6 +418,15 @@ fn stat(call: &mut Call<'_, '_>) -> Result<Vec<u8>, Fail> {
             *f = value.to_string();
         }
     }
+    if let Some(pids) = call.kernel.sim.as_ref().and_then(|sim| sim.pids.as_ref()) {
+        // parent, group, session, the terminal's group
+        for field in [4, 5, 6, 8] {
+            if let Some(f) = fields.get_mut(field - 3) {
+                let id = f.parse().unwrap_or(0);
+                *f = pids.inward(id).to_string();
+            }
+        }
+    }
     if let Some(time) = call.kernel.time() {
         // faults of the host's, times, start, processor
         let [user, system, cuser, csystem] = clocks::ticks(time);
@@ -465,6 +474,17 @@ fn status(call: &mut Call<'_, '_>) -> Result<Vec<u8>, Fail> {
     for line in host.lines() {
         let key = line.split(':').next().unwrap_or("");
         let value = match key {
+            "Tgid" | "Pid" | "PPid" | "TracerPid" | "NStgid" | "NSpid" | "NSpgid" | "NSsid"
+                if call.kernel.sim.is_some() =>
+            {
+                let id = line.rsplit('\t').next().and_then(|n| n.trim().parse().ok());
+                call.own_number(id.unwrap_or(0)).to_string()
+            }
+            "voluntary_ctxt_switches" | "nonvoluntary_ctxt_switches"
+                if call.kernel.sim.is_some() =>
+            {
+                "0".to_owned()
+            }
             "Name" => comm.clone(),
             "FDSize" => "256".to_owned(),
             "VmPeak" | "VmSize" => kib(s.all),
@@ -495,6 +515,13 @@ fn status(call: &mut Call<'_, '_>) -> Result<Vec<u8>, Fail> {
 }
 
 impl Call<'_, '_> {
+    /// The guest's number of a process that the host names.
+    #[must_use]
+    pub fn own_number(&self, id: i32) -> i32 {
+        let pids = self.kernel.sim.as_ref().and_then(|sim| sim.pids.as_ref());
+        pids.map_or(id, |pids| pids.inward(id))
+    }
+
     /// How many threads the guest has.
     #[must_use]
     pub fn threads(&self) -> u64 {

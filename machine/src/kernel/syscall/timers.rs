@@ -24,7 +24,8 @@ pub const SIGEV_SIGNAL: u32 = 0;
 /// `SIGEV_NONE`.
 pub const SIGEV_NONE: u32 = 1;
 const SIGEV_THREAD_ID: u32 = 4;
-const SI_TIMER: i32 = -2;
+/// `SI_TIMER`.
+pub const SI_TIMER: i32 = -2;
 const TIMER_ABSTIME: u64 = 1;
 const CLOCK_PROCESS_CPUTIME: u64 = 2;
 
