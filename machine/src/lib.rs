@@ -18,6 +18,7 @@ pub mod kernel;
 mod launch;
 mod layout;
 pub mod pids;
+pub mod presets;
 mod report;
 pub mod simtime;
 mod simulation;
