@@ -156,6 +156,16 @@ impl MemCtl {
         }
     }
 
+    /// What the memory modules hold now, without what dirty lines in caches would add: nothing is written back for it. Nothing is
+    /// read beyond DRAM.
+    pub fn dram_now(&self, a: Spa, out: &mut [u8]) {
+        let mut meta = self.lock();
+        self.with_hier(&mut meta, |h, env| h.pages.settle(env));
+        if self.check_range(a, out.len() as u64).is_ok() {
+            self.dram.raw.read(a.0, out);
+        }
+    }
+
     pub(super) fn env<'a>(&'a self, keys: &'a KeySlots) -> Env<'a> {
         Env {
             dram: &self.dram,
