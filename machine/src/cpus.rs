@@ -248,10 +248,14 @@ impl Cpus {
             let syscalls = self.process.kernel().stats().syscalls;
             let (before, now) = (*lock(&self.before), self.mem.stats());
             let counts = family::of(&self.totals(), syscalls, &before, &now);
-            self.family.add(&counts);
-            if let (Some(pids), Some(time)) = (self.process.pids(), self.process.time()) {
-                let (busy, system) = time.process();
-                pids.end([self.totals().cycles, busy, system]);
+            let time = self.process.time().map(|time| time.process());
+            let (busy_cycles, system) = time.unwrap_or_default();
+            self.family.add(&Children {
+                busy_cycles,
+                ..counts
+            });
+            if let Some(pids) = self.process.pids() {
+                pids.end([self.totals().cycles, busy_cycles, system]);
             }
             host::clone_exit_like(end);
         }

@@ -216,6 +216,7 @@ fn stats_report(s: &Stats) -> StatsReport {
             ("pages_decrypted", s.children.pages_decrypted),
             ("pages_encrypted", s.children.pages_encrypted),
             ("aes_blocks", s.children.aes_blocks),
+            ("busy_cycles", s.children.busy_cycles),
         ]
         .into(),
     }

@@ -89,6 +89,8 @@ struct Seat {
     /// What the vCPU had counted of both when the thread began.
     before: AtomicU64,
     before_system: AtomicU64,
+    /// It only looks again whether something has come: that is not charged.
+    looks: AtomicBool,
 }
 
 /// The clocks of one process guest.
@@ -105,8 +107,6 @@ pub struct SimTime {
     children_system: AtomicU64,
     /// Time of the vCPU that was in the guest kernel last.
     now: AtomicU64,
-    /// The thread that is in the guest kernel only looks again whether something has come: that is not charged.
-    looking: AtomicBool,
 }
 
 impl SimTime {
@@ -123,7 +123,6 @@ impl SimTime {
             children: AtomicU64::new(0),
             children_system: AtomicU64::new(0),
             now: AtomicU64::new(0),
-            looking: AtomicBool::new(false),
         }
     }
 
@@ -193,15 +192,16 @@ impl SimTime {
         }
     }
 
-    /// Whether what happens now is only another look at something that is waited for, which no real machine takes.
+    /// Whether what the thread on `slot` does now is only another look at something that is waited for, which no real
+    /// machine takes.
     #[must_use]
-    pub fn looking(&self) -> bool {
-        self.looking.load(Ordering::Relaxed)
+    pub fn looks(&self, slot: usize) -> bool {
+        self.seats[slot].looks.load(Ordering::Relaxed)
     }
 
-    /// See [`SimTime::looking`]; what it was.
-    pub fn look(&self, looking: bool) -> bool {
-        self.looking.swap(looking, Ordering::Relaxed)
+    /// Sets [`SimTime::looks`]; what it was.
+    pub fn set_looks(&self, slot: usize, looks: bool) -> bool {
+        self.seats[slot].looks.swap(looks, Ordering::Relaxed)
     }
 
     // ---- processor time ----
@@ -252,6 +252,7 @@ impl SimTime {
             .unwrap_or_else(PoisonError::into_inner);
         *key = vcpu.turn_key();
         let seat = &self.seats[slot];
+        seat.looks.store(false, Ordering::Relaxed);
         seat.rung.store(NEVER, Ordering::SeqCst);
         seat.before.store(busy(vcpu), Ordering::Relaxed);
         seat.before_system.store(system(vcpu), Ordering::Relaxed);
@@ -369,7 +370,6 @@ mod tests {
             children: AtomicU64::new(0),
             children_system: AtomicU64::new(0),
             now: AtomicU64::new(0),
-            looking: AtomicBool::new(false),
         }
     }
 

@@ -165,6 +165,9 @@ impl fmt::Display for Stats {
             line(f, c.pages_decrypted, "their pages decrypted", "")?;
             line(f, c.pages_encrypted, "their pages encrypted", "")?;
             line(f, c.aes_blocks, "their AES blocks", "")?;
+            if self.simulation.is_some() {
+                line(f, c.busy_cycles, "their busy cycles", "")?;
+            }
         }
         if !self.measurement.is_empty() {
             writeln!(f, "{:>20}      {}", "measurement", hex(&self.measurement))?;

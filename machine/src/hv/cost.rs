@@ -35,7 +35,7 @@ pub(crate) fn cycles(exit: &ExitCosts, cause: Cause) -> u64 {
 impl Hypervisor {
     /// A #VMEXIT from which the guest is going to return.
     pub(crate) fn charge_exit(&self, vcpu: &mut Vcpu, code: ExitCode) {
-        if self.time.as_ref().is_none_or(|time| time.looking()) {
+        if self.time.as_ref().is_none_or(|time| time.looks(self.cpu)) {
             return;
         }
         charge(vcpu, Cause::Vmrun, 1);

@@ -220,6 +220,43 @@ pub fn sleeps(nr: i64) -> bool {
 /// Longest write to a pipe or socket with room that does not sleep half-way (`PIPE_BUF`).
 const WRITE_AT_ONCE: u64 = 4096;
 
+/// Whether a call that may sleep was told not to, or works on files alone.
+fn never_sleeps(call: &HostCall) -> bool {
+    let flags = |fd: u64| {
+        // SAFETY: no memory.
+        unsafe { libc::fcntl(fd as i32, libc::F_GETFL) }
+    };
+    let dont_wait = match call.nr {
+        44 | 45 | 299 | 307 => call.args[3],
+        46 | 47 => call.args[2],
+        _ => 0,
+    };
+    if dont_wait & libc::MSG_DONTWAIT as u64 != 0 {
+        return true;
+    }
+    match call.nr {
+        0 | 1 | 17..=20 | 42..=47 | 288 | 295 | 296 | 299 | 307 => {
+            let flags = flags(call.args[0]);
+            // An error comes at once, too.
+            flags < 0 || flags & libc::O_NONBLOCK != 0
+        }
+        73 => call.args[1] & libc::LOCK_NB as u64 != 0,
+        40 => [call.args[0], call.args[1]].iter().all(|fd| is_file(*fd)),
+        326 => true,
+        _ => false,
+    }
+}
+
+/// Whether a descriptor is that of a regular file.
+fn is_file(fd: u64) -> bool {
+    // SAFETY: zeroed is a value of `stat`, and it is live.
+    unsafe {
+        let mut stat: libc::stat = std::mem::zeroed();
+        let known = libc::fstat(fd as i32, &raw mut stat) == 0;
+        known && stat.st_mode & libc::S_IFMT == libc::S_IFREG
+    }
+}
+
 /// Whether a write is so long that it may sleep although there is room.
 fn may_stop_half_way(call: &HostCall) -> bool {
     if call.nr != 1 || call.args[2] <= WRITE_AT_ONCE {
@@ -308,7 +345,7 @@ impl Hypervisor {
             if self.time.is_some() && sleeper {
                 let sleeps = match call.nr {
                     61 | 247 => !self.calls.child_ready(call),
-                    _ => !ready(&call),
+                    _ => !never_sleeps(&call) && !ready(&call),
                 };
                 if sleeps && at_once {
                     return self.answer_call(at, WOULD_SLEEP);

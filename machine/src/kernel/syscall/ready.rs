@@ -167,10 +167,8 @@ impl Call<'_, '_> {
             nr: machine_call::HALT,
             args: [u64::from(seen), until, flags[0], flags[1], fd, events],
         };
-        let out = &mut *self.out;
-        Ok(self
-            .kernel
-            .unlocked(self.vcpu, |vcpu| out.host_call(vcpu, &call))?)
+        // Whether there is anything to wait for may depend on when something comes from outside.
+        self.looking(true, |c| c.host_unlocked(&call))
     }
 
     /// The TSC of a deadline, and of the timer that is due before it.
@@ -195,21 +193,36 @@ impl Call<'_, '_> {
 
     /// Not charged: another look at what is waited for.
     fn looking<R>(&mut self, again: bool, f: impl FnOnce(&mut Self) -> R) -> R {
-        let before = self.kernel.time().map(|time| time.look(again));
+        let slot = self.kernel.slot();
+        let before = self.kernel.time().map(|t| t.set_looks(slot, again));
         let result = f(self);
         if let (Some(time), Some(before)) = (self.kernel.time(), before) {
-            time.look(before);
+            time.set_looks(slot, before);
         }
         result
     }
 
     /// A host call that may sleep: made when it does not, or when nobody else can run.
     pub(super) fn wait_for_outside(&mut self, call: &HostCall) -> Result<i64, Fail> {
+        let sleeping = HostCall {
+            nr: call.nr | INTERRUPTIBLE,
+            ..*call
+        };
+        let at = match call.nr {
+            0 | 17 | 19 | 43 | 45 | 47 | 288 | 295 => Some((call.args[0] as i32, libc::POLLIN)),
+            1 | 18 | 20 | 44 | 46 | 296 => Some((call.args[0] as i32, libc::POLLOUT)),
+            _ => None,
+        };
+        // wait4, waitid, and what opens files or changes them can be looked at; for the others the host waits.
+        let looks = at.is_some() || matches!(call.nr, 2 | 61 | 72 | 247 | 257 | 437);
         let mut again = false;
         loop {
             self.vcpu.state.exit_request.store(0, Ordering::SeqCst);
             if self.kernel.interrupted() {
                 return Ok(Errno::EINTR.ret());
+            }
+            if !looks {
+                return self.host_unlocked(&sleeping);
             }
             let at_once = HostCall {
                 nr: call.nr | INTERRUPTIBLE | AT_ONCE,
@@ -221,24 +234,15 @@ impl Call<'_, '_> {
             }
             again = true;
             let (_, next) = self.deadlines(Deadline::Never);
-            let alone = self.looking(true, |c| c.halt(next, true, true, None))? == halted::ALONE;
-            let at = match call.nr {
-                0 | 17 | 19 | 43 | 45 | 47 | 288 | 295 => Some((call.args[0] as i32, libc::POLLIN)),
-                1 | 18 | 20 | 44 | 46 | 296 => Some((call.args[0] as i32, libc::POLLOUT)),
-                _ => None,
-            };
-            if alone && (next == NEVER || at.is_none() && !matches!(call.nr, 61 | 247)) {
-                let sleeping = HostCall {
-                    nr: call.nr | INTERRUPTIBLE,
-                    ..*call
-                };
+            let alone = self.halt(next, true, true, None)? == halted::ALONE;
+            if alone && next == NEVER {
                 return self.looking(true, |c| c.host_unlocked(&sleeping));
             }
             if alone {
                 // A timer ends the wait, if nothing comes before.
                 let sim = self.kernel.sim.as_ref();
                 let outside = sim.is_some_and(|sim| at.is_none_or(|(fd, _)| sim.outside(&[fd])));
-                self.looking(true, |c| c.halt(next, outside, false, at))?;
+                self.halt(next, outside, false, at)?;
             }
             self.kernel.collect();
             events::refresh(self.kernel, self.vcpu, self.out)?;
@@ -302,7 +306,7 @@ pub fn wait(call: &mut Call<'_, '_>, args: [u64; 6]) -> Result<i64, Fail> {
             break Errno::EINTR.ret();
         }
         let outside = call.kernel.sim.as_ref().is_some_and(|s| s.outside(&fds));
-        let ended = call.looking(again, |c| c.halt(next, outside, true, None))?;
+        let ended = call.halt(next, outside, true, None)?;
         again = true;
         if ended == halted::ALONE {
             let now = call.vcpu.cycles();
