@@ -196,6 +196,9 @@ impl Engine {
             if vcpu.state.exit_request.load(Ordering::Acquire) != 0 {
                 return Stop::Requested;
             }
+            if vcpu.state.clock() >= vcpu.state.stop_at {
+                return Stop::Budget;
+            }
             if self.options.budget {
                 vcpu.state.budget -= 1;
                 if vcpu.state.budget < 0 {
@@ -298,8 +301,17 @@ impl Engine {
             }
             exit::INDIRECT => Ok(()),
             exit::INTERPRET => self.interpret(vcpu, interp::step),
+            exit::TURN => self.finish_turn(vcpu),
             _ => runtime::take_pending().map_or(Ok(()), Err),
         }
+    }
+
+    /// Runs what is left of the turn in the interpreter: regions look only now and then whether it ends.
+    fn finish_turn(&mut self, vcpu: &mut Vcpu) -> Result<(), Stop> {
+        while vcpu.state.clock() < vcpu.state.stop_at {
+            self.interpret(vcpu, interp::run_block)?;
+        }
+        Ok(())
     }
 
     /// Has the region at a hot block translated.

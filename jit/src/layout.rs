@@ -37,24 +37,20 @@ pub const H_THUNK: i32 = engine_word(12);
 /// The table of instructions that the two helpers above run, by number.
 pub const STEPS: i32 = engine_word(13);
 
-/// Lines of instructions that translated code has fetched (cache mode `hierarchy`), since the dispatcher last looked.
-pub const FETCHED: i32 = engine_word(14);
-/// Not zero: a helper has left because an access stops, and the model knows of the access.
-pub const STOPPED: i32 = engine_word(15);
 /// Line-mode helpers. These take the position, too: the clock and the tally before the instruction. Loads.
-pub const H_LINE_LOAD: i32 = engine_word(16);
+pub const H_LINE_LOAD: i32 = engine_word(14);
 /// Read-modify-writes.
-pub const H_LINE_RMW: i32 = engine_word(17);
+pub const H_LINE_RMW: i32 = engine_word(15);
 /// Stores of up to 8 bytes.
-pub const H_LINE_STORE: i32 = engine_word(18);
+pub const H_LINE_STORE: i32 = engine_word(16);
 /// Stores of 16 or 32 bytes out of the scratch space.
-pub const H_LINE_STORE_WIDE: i32 = engine_word(19);
+pub const H_LINE_STORE_WIDE: i32 = engine_word(17);
 /// Fetches.
-pub const H_LINE_FETCH: i32 = engine_word(20);
+pub const H_LINE_FETCH: i32 = engine_word(18);
 /// Thunks.
-pub const H_LINE_THUNK: i32 = engine_word(21);
+pub const H_LINE_THUNK: i32 = engine_word(19);
 /// As [`H_STEP`], where the state has the position; it is told how many instructions come before the next poll.
-pub const H_LINE_STEP: i32 = engine_word(22);
+pub const H_LINE_STEP: i32 = engine_word(20);
 
 /// Index of an engine word from its offset.
 pub const fn word(offset: i32) -> usize {
@@ -108,18 +104,20 @@ pub const EXIT_REQUEST: i32 = offset_of!(CpuState, exit_request) as i32;
 pub const RETIRED: i32 = offset_of!(CpuState, retired) as i32;
 /// Offset of the budget of a turn.
 pub const BUDGET: i32 = offset_of!(CpuState, budget) as i32;
-/// Offset of the count of repetitions.
-pub const REPEATS: i32 = offset_of!(CpuState, repeats) as i32;
-/// Offset of the tally of completed instructions.
-pub const TALLY: i32 = offset_of!(CpuState, tally) as i32;
-/// Offset of the number of the line of instructions fetched last.
+/// Under a machine model: offset of the line fetched last (its address shifted right by 6).
 pub const FETCH_LINE: i32 = offset_of!(CpuState, fetch_line) as i32;
-/// Offset of the line filter's base.
-pub const LINES: i32 = offset_of!(CpuState, lines) as i32;
-/// Offset of the fetch filter's base.
-pub const FETCHES: i32 = offset_of!(CpuState, fetches) as i32;
-/// Offset of the clock at which the turn ends.
+/// Under a machine model: offset of the count of iterations that did not complete their instruction.
+pub const REPEATS: i32 = offset_of!(CpuState, repeats) as i32;
+/// Under a machine model: offset of the packed counts of completed instructions.
+pub const TALLY: i32 = offset_of!(CpuState, tally) as i32;
+/// Under a machine model: offset of the count of fetched lines.
+pub const FETCHED: i32 = offset_of!(CpuState, fetched) as i32;
+/// Under a machine model: offset of the clock at which the turn ends.
 pub const STOP_AT: i32 = offset_of!(CpuState, stop_at) as i32;
+/// Under a machine model: offset of the base of the filter of data lines.
+pub const LINES: i32 = offset_of!(CpuState, lines) as i32;
+/// Under a machine model: offset of the base of the filter of instruction lines.
+pub const FETCHES: i32 = offset_of!(CpuState, fetches) as i32;
 /// Offset of the scratch space.
 pub const SCRATCH: i32 = offset_of!(CpuState, scratch) as i32;
 /// Sixteen bytes of the scratch space that nobody reads.

@@ -7,17 +7,17 @@
 //! Invariants:
 //! 1. A stamp is the clock (`retired + repeats`) before the instruction, plus 1. In this mode [`Lower::count`] is the
 //!    clock, not the count since the region was entered.
-//! 2. The tally and the number of fetches are sums since the region was entered, of whole instructions. Every way out adds
-//!    them to the state's; a helper is told the sum as of its instruction.
+//! 2. The tally is the sum since the region was entered, of whole instructions. Every way out adds it to the state's; a
+//!    helper is told the sum as of its instruction. The state's `fetch_line` and `fetched` are always up to date.
 //! 3. Where a block begins, its first line has been fetched: the edge there, or the entry, saw to it. An instruction's
 //!    lines are fetched before anything else it does.
-//! 4. A way out at an instruction leaves `fetch_line` so that running the instruction again fetches, and counts, only what
-//!    has not been counted: its first line stays fetched, its second one is fetched again.
+//! 4. A way out at an instruction that lies in two lines takes back that its second one was fetched: whoever runs the
+//!    instruction fetches, and counts, that line again.
 //! 5. Past a poll the clock stays below `stop_at` until the next: whatever is touched belongs to this turn.
 
 use super::{Lower, state_flags};
 use crate::layout::{self, exit};
-use crate::region::{Block, Region};
+use crate::region::Region;
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{
     Block as ClifBlock, BlockArg, InstBuilder, MemFlagsData, Type, Value, types,
@@ -25,11 +25,26 @@ use cranelift_codegen::ir::{
 use cranelift_frontend::Variable;
 use sevlab_cpu::Insn;
 use sevlab_cpu::model::costs::CostTable;
-use sevlab_memctl::{FETCH_ENTRIES, FILTER_ENTRIES, FetchEntry, TlbEntry};
+use sevlab_memctl::TlbEntry;
 use std::mem::offset_of;
 
 use super::mem::{For, guest_flags};
 
+// TEMP
+struct LineFilter;
+impl LineFilter {
+    const ENTRIES: usize = 4096;
+}
+struct FetchFilter;
+impl FetchFilter {
+    const ENTRIES: usize = 1024;
+}
+#[repr(C)]
+struct FetchEntry {
+    tag: u64,
+    stamp: u64,
+}
+// TEMP END
 /// log2 of a line.
 const SHIFT: u64 = 6;
 
@@ -45,8 +60,6 @@ fn last_line(i: &Insn) -> u64 {
 pub(super) struct Lines<'a> {
     costs: Option<&'a CostTable>,
     tally_var: Variable,
-    /// Absent where no edge and no block leads from one line to another.
-    fetched_var: Option<Variable>,
     /// Most instructions from each block's start until the next poll or way out.
     ahead: Vec<u32>,
     headers: Vec<bool>,
@@ -55,10 +68,6 @@ pub(super) struct Lines<'a> {
     tally: Option<Value>,
     /// And of the block's instructions so far.
     tallied: u64,
-    /// Fetches at the block's start.
-    fetched: Option<Value>,
-    /// And since.
-    fetches: u32,
     /// The line fetched last; not known only before the entry's check.
     at: Option<u64>,
     /// The current instruction's second line has been fetched.
@@ -70,19 +79,15 @@ impl<'a> Lines<'a> {
         costs: Option<&'a CostTable>,
         region: &Region,
         headers: Vec<bool>,
-        mut declare: impl FnMut() -> Variable,
+        tally_var: Variable,
     ) -> Self {
-        let fetched = region.blocks.iter().any(|b| moves_line(region, b));
         Self {
             costs,
-            tally_var: declare(),
-            fetched_var: fetched.then(declare),
+            tally_var,
             ahead: ahead(region, &headers),
             headers,
             tally: None,
             tallied: 0,
-            fetched: None,
-            fetches: 0,
             at: None,
             straddles: false,
         }
@@ -91,17 +96,6 @@ impl<'a> Lines<'a> {
     fn tally_of(&self, i: &Insn) -> u64 {
         self.costs.map_or(0, |c| c.tally(i))
     }
-}
-
-/// Whether a line is fetched in the block, or on an edge behind it that stays in the region.
-fn moves_line(region: &Region, b: &Block) -> bool {
-    let last = b.insns.last().map(last_line);
-    b.insns.iter().any(|i| line(i.rip) != last_line(i))
-        || b.insns
-            .windows(2)
-            .any(|w| last_line(&w[0]) != line(w[1].rip))
-        || b.successors()
-            .any(|t| region.index.contains_key(&t) && Some(line(t)) != last)
 }
 
 /// The longest way from each block's start that meets no poll, in instructions. Without polls there is no cycle.
@@ -147,10 +141,7 @@ impl Lower<'_, '_> {
         let zero = self.iconst(types::I64, 0);
         if let Some(l) = &mut self.lines {
             self.fb.def_var(l.tally_var, zero);
-            if let Some(var) = l.fetched_var {
-                self.fb.def_var(var, zero);
-            }
-            (l.tally, l.fetched) = (Some(zero), Some(zero));
+            l.tally = Some(zero);
         }
         let last = self
             .fb
@@ -162,8 +153,6 @@ impl Lower<'_, '_> {
         self.fb.ins().brif(same, first, &[], other, &[]);
         self.fb.switch_to_block(other);
         self.fetch(line(entry));
-        let p = self.pinned();
-        self.add_to_state(p, layout::FETCHED, 1);
         self.fb.ins().jump(first, &[]);
     }
 
@@ -172,8 +161,7 @@ impl Lower<'_, '_> {
         let first = line(self.region.blocks[n].rip);
         if let Some(l) = &mut self.lines {
             l.tally = Some(self.fb.use_var(l.tally_var));
-            l.fetched = l.fetched_var.map(|v| self.fb.use_var(v));
-            (l.tallied, l.fetches, l.straddles) = (0, 0, false);
+            (l.tallied, l.straddles) = (0, false);
             l.at = Some(first);
         }
     }
@@ -183,10 +171,10 @@ impl Lower<'_, '_> {
         let (first, last) = (line(self.insn.rip), last_line(&self.insn));
         let Some(l) = &self.lines else { return };
         if l.at != Some(first) {
-            self.fetch_counted(first);
+            self.fetch(first);
         }
         if last != first {
-            self.fetch_counted(last);
+            self.fetch(last);
             if let Some(l) = &mut self.lines {
                 l.straddles = true;
             }
@@ -212,16 +200,12 @@ impl Lower<'_, '_> {
             return;
         }
         // The other edge is to find all as it was.
-        let (insn, at, fetches) = (self.insn, l.at, l.fetches);
+        let (insn, at) = (self.insn, l.at);
         self.insn = self.region.blocks[s].insns[0];
-        self.fetch_counted(to);
+        self.fetch(to);
         self.insn = insn;
-        let fetched = self.fetched_so_far();
         if let Some(l) = &mut self.lines {
-            if let (Some(var), Some(v)) = (l.fetched_var, fetched) {
-                self.fb.def_var(var, v);
-            }
-            (l.at, l.fetches) = (at, fetches);
+            l.at = at;
         }
     }
 
@@ -232,24 +216,11 @@ impl Lower<'_, '_> {
             .is_some_and(|l| l.at != Some(line(self.region.blocks[s].rip)))
     }
 
-    /// Defines the sums for the following blocks.
-    pub(super) fn define_line_vars(&mut self) {
-        let (tally, fetched) = (self.tally_so_far(), self.fetched_so_far());
-        if let Some(l) = &self.lines {
-            if let Some(v) = tally {
-                self.fb.def_var(l.tally_var, v);
-            }
-            if let (Some(var), Some(v)) = (l.fetched_var, fetched) {
-                self.fb.def_var(var, v);
-            }
-        }
-    }
-
-    fn fetch_counted(&mut self, which: u64) {
-        self.fetch(which);
-        if let Some(l) = &mut self.lines {
-            l.fetches += 1;
-            l.at = Some(which);
+    /// Defines the tally for the following blocks.
+    pub(super) fn define_tally(&mut self) {
+        let tally = self.tally_so_far();
+        if let (Some(l), Some(v)) = (&self.lines, tally) {
+            self.fb.def_var(l.tally_var, v);
         }
     }
 
@@ -258,13 +229,10 @@ impl Lower<'_, '_> {
         let p = self.pinned();
         let flags = state_flags().with_readonly().with_can_move();
         let base = self.fb.ins().load(types::I64, flags, p, layout::FETCHES);
-        let at = (which as usize % FETCH_ENTRIES * size_of::<FetchEntry>()) as i32;
+        let at = (which as usize % FetchFilter::ENTRIES * size_of::<FetchEntry>()) as i32;
         let tag_at = at + offset_of!(FetchEntry, tag) as i32;
         let stamp_at = at + offset_of!(FetchEntry, stamp) as i32;
-        let tag = self
-            .fb
-            .ins()
-            .load(types::I64, state_flags(), base, tag_at);
+        let tag = self.fb.ins().load(types::I64, state_flags(), base, tag_at);
         let va = self.iconst(types::I64, which << SHIFT);
         let hit = self.fb.ins().icmp(IntCC::Equal, tag, va);
         let (fast, merge, cold) = self.fast_merge_cold();
@@ -278,8 +246,25 @@ impl Lower<'_, '_> {
         self.fb.switch_to_block(fast);
         let stamp = self.stamp();
         self.fb.ins().store(state_flags(), stamp, base, stamp_at);
+        let p = self.pinned();
+        self.add_to_state(p, layout::FETCHED, 1);
+        self.store_fetch_line(p, which);
         self.fb.ins().jump(merge, &[]);
         self.fb.switch_to_block(merge);
+        if let Some(l) = &mut self.lines {
+            l.at = Some(which);
+        }
+    }
+
+    fn store_fetch_line(&mut self, p: Value, which: u64) {
+        let v = self.iconst(types::I64, which);
+        self.fb.ins().store(state_flags(), v, p, layout::FETCH_LINE);
+    }
+
+    /// Takes back the fetch of the current instruction's second line.
+    fn unfetch(&mut self, p: Value) {
+        self.add_to_state(p, layout::FETCHED, u64::MAX);
+        self.store_fetch_line(p, line(self.insn.rip));
     }
 
     /// Leaves if the turn may end before the next poll; nothing of the block has run.
@@ -330,29 +315,9 @@ impl Lower<'_, '_> {
         Some(self.add_constant(base, k))
     }
 
-    /// Fetches since the region was entered, without the current instruction's second line.
-    fn fetched_so_far(&mut self) -> Option<Value> {
-        let l = self.lines.as_ref()?;
-        let (base, k) = (l.fetched?, l.fetches - u32::from(l.straddles));
-        l.fetched_var?;
-        Some(self.add_constant(base, u64::from(k)))
-    }
-
     fn add_to_state(&mut self, p: Value, at: i32, k: u64) {
         let old = self.fb.ins().load(types::I64, state_flags(), p, at);
         let new = self.add_constant(old, k);
-        self.fb.ins().store(state_flags(), new, p, at);
-    }
-
-    fn add_value_to_state(&mut self, p: Value, at: i32, v: Value) {
-        if let Some(k) = self.constant(v) {
-            if k != 0 {
-                self.add_to_state(p, at, k);
-            }
-            return;
-        }
-        let old = self.fb.ins().load(types::I64, state_flags(), p, at);
-        let new = self.fb.ins().iadd(old, v);
         self.fb.ins().store(state_flags(), new, p, at);
     }
 
@@ -367,33 +332,25 @@ impl Lower<'_, '_> {
         self.fb
             .ins()
             .store(state_flags(), retired, p, layout::RETIRED);
-        if let Some(v) = self.tally_so_far() {
-            self.add_value_to_state(p, layout::TALLY, v);
+        if let Some(more) = self.tally_so_far() {
+            let old = self
+                .fb
+                .ins()
+                .load(types::I64, state_flags(), p, layout::TALLY);
+            let new = self.fb.ins().iadd(old, more);
+            self.fb.ins().store(state_flags(), new, p, layout::TALLY);
         }
-        if let Some(v) = self.fetched_so_far() {
-            self.add_value_to_state(p, layout::FETCHED, v);
-        }
-        let at = match &self.lines {
-            Some(l) if l.straddles => Some(line(self.insn.rip)),
-            Some(l) => l.at,
-            None => None,
-        };
-        if let Some(at) = at {
-            let v = self.iconst(types::I64, at);
-            self.fb.ins().store(state_flags(), v, p, layout::FETCH_LINE);
+        if self.lines.as_ref().is_some_and(|l| l.straddles) {
+            self.unfetch(p);
         }
     }
 
-    /// As [`Self::store_position`], after which the sums begin anew: the interpreter is to run the current instruction.
+    /// As [`Self::store_position`], after which the tally begins anew: the interpreter is to run the current instruction.
     pub(super) fn hand_over_position(&mut self, p: Value) {
         self.store_position(p);
         let zero = self.iconst(types::I64, 0);
         if let Some(l) = &mut self.lines {
             (l.tally, l.tallied) = (Some(zero), 0);
-            if l.fetched_var.is_some() {
-                l.fetched = Some(zero);
-            }
-            l.fetches = u32::from(l.straddles);
         }
     }
 
@@ -414,9 +371,7 @@ impl Lower<'_, '_> {
         let tally = l.tally_of(&self.insn);
         self.add_to_state(p, layout::TALLY, tally.wrapping_neg());
         if line(self.insn.rip) != last_line(&self.insn) {
-            self.add_to_state(p, layout::FETCHED, u64::MAX);
-            let v = self.iconst(types::I64, line(self.insn.rip));
-            self.fb.ins().store(state_flags(), v, p, layout::FETCH_LINE);
+            self.unfetch(p);
         }
     }
 }
@@ -454,7 +409,7 @@ impl Lower<'_, '_> {
     fn line_probe(&mut self, va: Value, bytes: u32, why: For) -> (Value, Value, Value) {
         self.sync();
         const SIZE: u64 = TlbEntry::SIZE_SHIFT as u64;
-        let index_mask = (FILTER_ENTRIES as u64 - 1) << SIZE;
+        let index_mask = (LineFilter::ENTRIES as u64 - 1) << SIZE;
         let line_mask = !((1u64 << SHIFT) - 1);
         let (entry, tag) = if let Some(va) = self.constant(va) {
             let entry = self.add_constant(self.tlb, va >> (SHIFT - SIZE) & index_mask);
@@ -562,14 +517,8 @@ impl Lower<'_, '_> {
     /// A value of up to 8 bytes as an I64.
     fn widened(&mut self, t: Type, v: Value) -> Value {
         let int = match t {
-            types::F32 => self
-                .fb
-                .ins()
-                .bitcast(types::I32, MemFlagsData::new(), v),
-            types::F64 => self
-                .fb
-                .ins()
-                .bitcast(types::I64, MemFlagsData::new(), v),
+            types::F32 => self.fb.ins().bitcast(types::I32, MemFlagsData::new(), v),
+            types::F64 => self.fb.ins().bitcast(types::I64, MemFlagsData::new(), v),
             _ => v,
         };
         if t.bytes() == 8 {

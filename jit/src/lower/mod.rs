@@ -284,8 +284,8 @@ pub(crate) fn lower(
     let back_edges = back_edge_targets(region);
     let insn = region.blocks[0].insns[0];
     let lines = options.lines.then(|| {
-        let declare = || fb.declare_var(types::I64);
-        lines::Lines::new(options.costs.as_deref(), region, back_edges.clone(), declare)
+        let tally = fb.declare_var(types::I64);
+        lines::Lines::new(options.costs.as_deref(), region, back_edges.clone(), tally)
     });
     let mut l = Lower {
         fb: &mut fb,
@@ -751,7 +751,7 @@ impl Lower<'_, '_> {
         self.define_bits(wanted);
         let count = self.retired_so_far();
         self.fb.def_var(self.count_var, count);
-        self.define_line_vars();
+        self.define_tally();
     }
 
     /// Defines the variables of flags that are carried by themselves.
