@@ -25,26 +25,11 @@ use cranelift_codegen::ir::{
 use cranelift_frontend::Variable;
 use sevlab_cpu::Insn;
 use sevlab_cpu::model::costs::CostTable;
-use sevlab_memctl::TlbEntry;
+use sevlab_memctl::{FetchEntry, FetchFilter, LineFilter, TlbEntry};
 use std::mem::offset_of;
 
 use super::mem::{For, guest_flags};
 
-// TEMP
-struct LineFilter;
-impl LineFilter {
-    const ENTRIES: usize = 4096;
-}
-struct FetchFilter;
-impl FetchFilter {
-    const ENTRIES: usize = 1024;
-}
-#[repr(C)]
-struct FetchEntry {
-    tag: u64,
-    stamp: u64,
-}
-// TEMP END
 /// log2 of a line.
 const SHIFT: u64 = 6;
 
