@@ -199,7 +199,7 @@ impl Engine {
             if vcpu.state.clock() >= vcpu.state.stop_at {
                 return Stop::Budget;
             }
-            if self.options.budget {
+            if self.options.budget && !self.options.lines {
                 vcpu.state.budget -= 1;
                 if vcpu.state.budget < 0 {
                     return Stop::Budget;
