@@ -283,6 +283,7 @@ impl Engine {
     fn run_translated(&mut self, vcpu: &mut Vcpu, address: usize) -> Result<(), Stop> {
         self.stats.entries += 1;
         vcpu.state.engine[word(layout::STEPS)] = self.steps.as_ptr() as u64;
+        let outer = std::mem::replace(&mut vcpu.modelled, self.options.lines);
         let state: *mut CpuState = &mut vcpu.state;
         // SAFETY: `enter` was compiled with exactly this signature; `address` is a live region's code (invariant 2),
         // and the state belongs to a boxed vCPU that nothing else touches while it runs.
@@ -291,6 +292,7 @@ impl Engine {
                 std::mem::transmute(self.shared.enter);
             enter(state, address)
         };
+        vcpu.modelled = outer;
         match code {
             slot if slot >= 0 => {
                 let slot = slot as u32;
@@ -414,8 +416,12 @@ impl Engine {
                 .resize_with(code.step_base as usize, StepSite::default);
         }
         self.steps.truncate(code.step_base as usize);
-        self.steps
-            .extend(code.steps.iter().copied().map(StepSite::new));
+        let costs = self.options.costs.as_deref();
+        self.steps.extend(
+            code.steps
+                .iter()
+                .map(|i| StepSite::new(*i, costs.map_or(0, |c| c.tally(i)))),
+        );
         if pending.void || pending.ticket != done.ticket {
             self.forget_copies(&pending.blocks);
             return;

@@ -194,13 +194,16 @@ extern "sysv64" fn store16(va: u64, _: u64, _: u64, state: *mut CpuState) {
 #[derive(Default)]
 pub(crate) struct StepSite {
     insn: Option<Insn>,
+    /// What it counts where caches are simulated.
+    tally: u64,
     thunk: Cell<Option<&'static Thunk>>,
 }
 
 impl StepSite {
-    pub(crate) fn new(insn: Insn) -> Self {
+    pub(crate) fn new(insn: Insn, tally: u64) -> Self {
         Self {
             insn: Some(insn),
+            tally,
             thunk: Cell::new(None),
         }
     }
@@ -220,18 +223,21 @@ fn site<'a>(v: &Vcpu, n: u64) -> Option<&'a StepSite> {
 extern "sysv64" fn step(n: u64, _: u64, _: u64, state: *mut CpuState) {
     // SAFETY: as in `load`.
     let v = unsafe { vcpu(state) };
-    let Some(insn) = site(v, n).and_then(|s| s.insn) else {
+    let Some(site) = site(v, n) else {
         return answer(v, 0);
     };
-    let go_on = run_step(v, &insn);
+    let go_on = run_step(v, site);
     v.state.retired -= u64::from(go_on);
     answer(v, u64::from(go_on));
 }
 
 /// Runs an instruction in the interpreter; whether translated code may go on behind it.
-fn run_step(v: &mut Vcpu, insn: &Insn) -> bool {
+fn run_step(v: &mut Vcpu, site: &StepSite) -> bool {
+    let Some(insn) = &site.insn else {
+        return false;
+    };
     let epoch = v.code_epoch;
-    match sevlab_cpu::interp::exec(v, insn) {
+    match sevlab_cpu::interp::exec_with(v, insn, site.tally) {
         Ok(()) => {
             // A repeated string instruction that was interrupted is still at its own address.
             v.code_epoch == epoch

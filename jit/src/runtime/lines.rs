@@ -159,9 +159,9 @@ extern "sysv64" fn thunk(n: u64, _: u64, _: u64, clock: u64, tally: u64, state: 
 extern "sysv64" fn step(n: u64, ahead: u64, _: u64, _: u64, _: u64, state: *mut CpuState) {
     // SAFETY: as in `load`.
     let v = unsafe { vcpu(state) };
-    let Some(insn) = site(v, n).and_then(|s| s.insn) else {
+    let Some(site) = site(v, n) else {
         return answer(v, 0);
     };
-    let go_on = run_step(v, &insn) && v.state.clock().saturating_add(ahead) < v.state.stop_at;
+    let go_on = run_step(v, site) && v.state.clock().saturating_add(ahead) < v.state.stop_at;
     answer(v, u64::from(go_on));
 }

@@ -335,17 +335,17 @@ impl Machine {
             tables.map(STACK + p * PAGE, STACK + p * PAGE, 7);
         }
         vcpu.set_cr3(ROOT | c);
-        let options = options.map(|o| match model {
+        let options = options.map(|o| match &model {
             None => o,
-            Some(model) => {
-                vcpu.set_model(0, Arc::clone(&model));
-                JitOptions {
-                    lines: true,
-                    costs: Some(Arc::new(CostTable::new(&model))),
-                    ..o
-                }
-            }
+            Some(model) => JitOptions {
+                lines: true,
+                costs: Some(Arc::new(CostTable::new(model))),
+                ..o
+            },
         });
+        if let Some(model) = model {
+            vcpu.set_model(0, model).expect("one core");
+        }
         let watchdog = Watchdog::new(&vcpu.state.exit_request);
         Self {
             watchdog,
