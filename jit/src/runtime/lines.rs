@@ -5,16 +5,35 @@
 //! behind. An access in one line is a touch, whose host address the code then uses; one that crosses lines is the vCPU's
 //! business, through a copy. What faults has changed nothing: the interpreter meets it again.
 
+use crate::layout;
+use sevlab_memctl::{LineFilter, TlbEntry};
+use std::mem::offset_of;
+
 use super::{CpuState, answer, copy_to_scratch, run_step, run_thunk, site, store_bytes, vcpu};
 use sevlab_cpu::Vcpu;
 use sevlab_cpu::mmu::Access;
 use sevlab_cpu::model::At;
 
+// A helper begins without saving anything, with the one case that a program can meet as often as hits: an access
+// across two lines which the filter both has, with one addend (they are of one page). All that is left to do are two
+// stamps. `tag` is that of the filter's entries, `bytes` the register with the access's length.
 std::arch::global_asm!(
-    ".macro sevlab_line_helper stub, target",
-    ".globl \\stub",
-    ".p2align 4",
-    "\\stub:",
+    ".macro sevlab_two_lines tag, bytes",
+    "push rax", "push r9", "push r10", "push r11",
+    "mov r9, rdi", "and r9, -64",
+    "lea r10, [rdi + \\bytes - 1]", "and r10, -64",
+    "mov eax, edi", "shr eax, 1", "and eax, {index}", "add rax, [r15 + {lines}]",
+    "cmp [rax + \\tag], r9", "jne 9f",
+    "mov r11d, r10d", "shr r11d, 1", "and r11d, {index}", "add r11, [r15 + {lines}]",
+    "cmp [r11 + \\tag], r10", "jne 9f",
+    "mov r9, [rax + {addend}]", "cmp [r11 + {addend}], r9", "jne 9f",
+    "lea r10, [rcx + 1]", "mov [rax + {stamp}], r10", "mov [r11 + {stamp}], r10",
+    "add r9, rdi",
+    ".endm",
+    ".macro sevlab_restore_and_return",
+    "pop r11", "pop r10", "pop r9", "pop rax", "ret",
+    ".endm",
+    ".macro sevlab_call_saving_all target",
     "push rax", "push rcx", "push rdx", "push rsi", "push rdi", "push r8", "push r9", "push r10", "push r11",
     "sub rsp, 256",
     "movups [rsp], xmm0", "movups [rsp+16], xmm1", "movups [rsp+32], xmm2", "movups [rsp+48], xmm3",
@@ -31,13 +50,65 @@ std::arch::global_asm!(
     "pop r11", "pop r10", "pop r9", "pop r8", "pop rdi", "pop rsi", "pop rdx", "pop rcx", "pop rax",
     "ret",
     ".endm",
-    "sevlab_line_helper sevlab_stub_line_load, {load}",
-    "sevlab_line_helper sevlab_stub_line_rmw, {rmw}",
-    "sevlab_line_helper sevlab_stub_line_store, {store}",
-    "sevlab_line_helper sevlab_stub_line_store_wide, {store_wide}",
+    ".macro sevlab_line_address stub, tag, target",
+    ".globl \\stub",
+    ".p2align 4",
+    "\\stub:",
+    "sevlab_two_lines \\tag, rsi",
+    "mov [r15 + {ret}], r9",
+    "sevlab_restore_and_return",
+    "9: pop r11", "pop r10", "pop r9", "pop rax",
+    "sevlab_call_saving_all \\target",
+    ".endm",
+    ".macro sevlab_line_helper stub, target",
+    ".globl \\stub",
+    ".p2align 4",
+    "\\stub:",
+    "sevlab_call_saving_all \\target",
+    ".endm",
+
+    "sevlab_line_address sevlab_stub_line_load, {read}, {load}",
+    "sevlab_line_address sevlab_stub_line_rmw, {write}, {rmw}",
+
+    // 2, 4 or 8 bytes: a single one does not cross.
+    ".globl sevlab_stub_line_store",
+    ".p2align 4",
+    "sevlab_stub_line_store:",
+    "sevlab_two_lines {write}, rdx",
+    "cmp edx, 4", "je 4f", "ja 8f",
+    "mov [r9], si", "jmp 7f",
+    "4: mov [r9], esi", "jmp 7f",
+    "8: mov [r9], rsi",
+    "7: mov qword ptr [r15 + {ret}], 1",
+    "sevlab_restore_and_return",
+    "9: pop r11", "pop r10", "pop r9", "pop rax",
+    "sevlab_call_saving_all {store}",
+
+    ".globl sevlab_stub_line_store_wide",
+    ".p2align 4",
+    "sevlab_stub_line_store_wide:",
+    "sevlab_two_lines {write}, rsi",
+    "mov rax, [r15 + {scratch}]", "mov r10, [r15 + {scratch} + 8]",
+    "mov [r9], rax", "mov [r9 + 8], r10",
+    "cmp esi, 16", "je 7f",
+    "mov rax, [r15 + {scratch} + 16]", "mov r10, [r15 + {scratch} + 24]",
+    "mov [r9 + 16], rax", "mov [r9 + 24], r10",
+    "7: mov qword ptr [r15 + {ret}], 1",
+    "sevlab_restore_and_return",
+    "9: pop r11", "pop r10", "pop r9", "pop rax",
+    "sevlab_call_saving_all {store_wide}",
+
     "sevlab_line_helper sevlab_stub_line_fetch, {fetch}",
     "sevlab_line_helper sevlab_stub_line_thunk, {thunk}",
     "sevlab_line_helper sevlab_stub_line_step, {step}",
+    index = const (LineFilter::ENTRIES - 1) << TlbEntry::SIZE_SHIFT,
+    lines = const layout::LINES,
+    ret = const layout::RET,
+    scratch = const layout::SCRATCH,
+    read = const offset_of!(TlbEntry, read),
+    write = const offset_of!(TlbEntry, write),
+    stamp = const offset_of!(TlbEntry, exec),
+    addend = const offset_of!(TlbEntry, addend),
     load = sym load,
     rmw = sym rmw,
     store = sym store,
@@ -46,6 +117,9 @@ std::arch::global_asm!(
     thunk = sym thunk,
     step = sym step,
 );
+
+/// An index is part of an address's low half, shifted by this much.
+const _: () = assert!(6 - TlbEntry::SIZE_SHIFT == 1 && LineFilter::ENTRIES <= 1 << 24);
 
 unsafe extern "C" {
     pub(super) fn sevlab_stub_line_load();
