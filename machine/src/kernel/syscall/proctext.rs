@@ -552,6 +552,15 @@ impl Call<'_, '_> {
         pids.map_or(id, |pids| pids.inward(id))
     }
 
+    /// As [`Call::own_number`], of a process or thread that the guest has met.
+    #[must_use]
+    pub fn known_number(&self, id: i32) -> Option<i32> {
+        match self.kernel.sim.as_ref().and_then(|sim| sim.pids.as_ref()) {
+            Some(pids) => pids.known(id),
+            None => Some(id),
+        }
+    }
+
     /// How many threads the guest has.
     #[must_use]
     pub fn threads(&self) -> u64 {
