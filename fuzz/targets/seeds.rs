@@ -55,7 +55,8 @@ fn toml() -> Vec<Vec<u8>> {
     let mut seeds = Vec::new();
     for preset in PRESETS {
         seeds.push(format!("\n\n{}", preset.text).into_bytes());
-        let small = "[l1d]\nsize = \"48KiB\"\nways = 12\n[latency]\naes_ns = 12.5\n[tlb.l2]\nways = 4\n";
+        let small =
+            "[l1d]\nsize = \"48KiB\"\nways = 12\n[latency]\naes_ns = 12.5\n[tlb.l2]\nways = 4\n";
         let sets = "llc.size=1MiB\nllc.policy=tree-plru\nl2=none\ntlb=none\nprefetch={next_line=true, degree=3}";
         seeds.push(format!("{sets}\n\nbase = \"{}\"\n{small}", preset.name).into_bytes());
     }
