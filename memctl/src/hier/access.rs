@@ -143,6 +143,7 @@ impl Hier {
                 self.in_flight[0] = line;
                 return Level::L2;
             }
+            self.llc.prefetch(line);
             c.counters.l2.misses[kind] += 1;
         }
         // The host's own misses overlap with the look-ups.

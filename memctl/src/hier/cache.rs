@@ -365,7 +365,7 @@ fn path(ways: usize, way: usize) -> (u64, u64) {
     let (mut mask, mut value) = (0, 0);
     let mut n = ways + way;
     while n > 1 {
-        let left = n % 2 == 0;
+        let left = n.is_multiple_of(2);
         n /= 2;
         mask |= 1 << n;
         value |= u64::from(left) << n;
