@@ -139,7 +139,7 @@ impl Guest {
         self.rng ^= self.rng << 13;
         self.rng ^= self.rng >> 7;
         self.rng ^= self.rng << 17;
-        let line = (self.rng >> 20) % self.lines;
+        let line = ((self.rng >> 32) * self.lines) >> 32;
         self.touch(line, self.rng >> 10 & 7 < self.stores);
     }
 }
