@@ -24,6 +24,8 @@ Examples:
       Which files the guest asks for, as strace would print it.
   sevlab run --sev sev --cache none -- true
       The worst case: AES on every access to encrypted memory.
+  sevlab run --sev snp --cache hierarchy --model epyc-genoa --set latency.aes_ns=12 --stats -- sort FILE
+      Simulated caches: what encryption costs this program, in cycles that every run repeats.
   sevlab run --sev snp --resident 4096 --stats -- sort FILE
       At most 16 MiB of plaintext at any time, so that encryption traffic never ends.
 
@@ -60,6 +62,55 @@ pub enum Command {
     Run(Box<RunArgs>),
     /// Tell what this host offers, what is missing, and what that costs
     Doctor,
+    /// List, show and check what `--cache hierarchy` simulates
+    #[command(subcommand)]
+    Config(ConfigCommand),
+}
+
+const CONFIG_EXAMPLES: &str = "\
+Examples:
+  sevlab config show epyc-milan > mine.toml
+      A whole configuration, each figure with its source, to be edited.
+  sevlab config show epyc-milan --set l1d.ways=16 --set l1d.size=64KiB
+      What these settings make of it.
+  printf '%s\\n' 'base = \"epyc-milan\"' '[latency]' 'aes_ns = 30' > slow.toml
+  sevlab config check slow.toml && sevlab run --cache hierarchy --model slow.toml -- ls
+      A file of three lines that says only what differs.
+
+docs/model.md says what each key means.";
+
+/// `sevlab config`.
+#[derive(Subcommand, Debug)]
+#[command(after_help = CONFIG_EXAMPLES)]
+pub enum ConfigCommand {
+    /// List the presets
+    List,
+    /// Print a preset or a file as TOML, with every key, its value and the source of the figure
+    #[command(after_help = CONFIG_EXAMPLES)]
+    Show {
+        /// A preset (sevlab config list) or a TOML file
+        #[arg(value_name = "PRESET|FILE")]
+        model: String,
+
+        /// Change one key, such as latency.aes_ns=12 or l1d.size=64KiB; may be given more than once
+        #[arg(long, value_name = "KEY=VALUE")]
+        set: Vec<String>,
+
+        /// JSON instead of TOML: all values, no comments
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say what is wrong with a file, with its line; or what it changes
+    #[command(after_help = CONFIG_EXAMPLES)]
+    Check {
+        /// A TOML file, or a preset
+        #[arg(value_name = "FILE")]
+        model: String,
+
+        /// Change one key first; may be given more than once
+        #[arg(long, value_name = "KEY=VALUE")]
+        set: Vec<String>,
+    },
 }
 
 /// `sevlab run`.
@@ -89,15 +140,20 @@ pub struct RunArgs {
     )]
     pub cache: Cache,
 
+    /// With --cache hierarchy: the simulated caches, TLBs, latencies and core: a preset (`sevlab config list`) or a TOML
+    /// file; without it: epyc-milan
+    #[arg(long, value_name = "PRESET|FILE", help_heading = "Machine")]
+    pub model: Option<String>,
+
+    /// Change one key of the model, as latency.aes_ns=12; may be given more than once
+    #[arg(long, value_name = "KEY=VALUE", help_heading = "Machine")]
+    pub set: Vec<String>,
+
     /// The processor that the guest is shown: epyc-rome (Zen 2), epyc-milan (Zen 3), epyc-genoa (Zen 4, without AVX-512),
-    /// or host, everything that this host and sevlab can run. An instruction that it lacks is an invalid opcode
-    #[arg(
-        long,
-        value_name = "PRESET",
-        default_value = "host",
-        help_heading = "Machine"
-    )]
-    pub cpu: CpuPreset,
+    /// or host, everything that this host and sevlab can run. An instruction that it lacks is an invalid opcode.
+    /// Without it: host, or with --cache hierarchy the model's or epyc-milan
+    #[arg(long, value_name = "PRESET", help_heading = "Machine")]
+    pub cpu: Option<CpuPreset>,
 
     /// Guest memory: bytes, or with a suffix K, M, G or T (powers of 1024)
     #[arg(long, value_name = "SIZE", default_value = "4G", value_parser = size, help_heading = "Machine")]
@@ -109,7 +165,7 @@ pub struct RunArgs {
     pub resident: Option<usize>,
 
     /// Make keys, nonces and tweaks from this number, so that a run's ciphertext can be repeated. Without it they
-    /// are random
+    /// are random. With --cache hierarchy all that is random in the guest comes from it, and it is 1 without the option
     #[arg(long, value_name = "NUMBER", help_heading = "Machine")]
     pub seed: Option<u64>,
 
@@ -199,6 +255,9 @@ pub enum Cache {
     Page,
     /// Nothing: AES on every access to encrypted memory
     None,
+    /// Lines, in simulated caches: their misses and what encryption costs are counted in cycles, and the guest lives in
+    /// simulated time
+    Hierarchy,
 }
 
 impl From<Cache> for CacheMode {
@@ -206,6 +265,7 @@ impl From<Cache> for CacheMode {
         match cache {
             Cache::Page => Self::Page,
             Cache::None => Self::None,
+            Cache::Hierarchy => Self::Hierarchy,
         }
     }
 }
@@ -319,7 +379,7 @@ mod tests {
             let words = ["sevlab", "run"].iter().chain(options).chain(&["ls"]);
             Cli::try_parse_from(words).map(|cli| match cli.command {
                 Command::Run(args) => args.strace,
-                Command::Doctor => panic!("not run"),
+                _ => panic!("not run"),
             })
         };
         assert_eq!(parse(&["--strace"]).expect("parses"), Some(None));
