@@ -15,7 +15,6 @@ use sevlab_machine::{
 };
 
 use sevlab_machine::presets;
-use sevlab_memctl::model::Model;
 
 use crate::args::{Cache, RunArgs, Switch};
 use crate::failure::Failure;
@@ -162,15 +161,19 @@ fn config(args: &RunArgs) -> Result<MachineConfig, Failure> {
         let why = "--model and --set have no effect without --cache hierarchy";
         return Err(Failure::Usage(why.to_owned()));
     }
-    let model = match hierarchy {
-        true => Some(Arc::new(model(args)?)),
+    let loaded = match hierarchy {
+        true => Some(model(args)?),
         false => None,
     };
     // So that a count does not depend on the host's processor.
-    let cpu = args.cpu.unwrap_or_else(|| match &model {
+    let cpu = args.cpu.unwrap_or_else(|| match &loaded {
         None => CpuPreset::Host,
-        Some(model) => model.name.parse().unwrap_or(CpuPreset::EpycMilan),
+        Some(loaded) => loaded
+            .base()
+            .and_then(|base| base.parse().ok())
+            .unwrap_or(CpuPreset::EpycMilan),
     });
+    let model = loaded.map(|loaded| Arc::new(loaded.model));
     if args.jit == Switch::Off && !args.jit_opt.is_empty() {
         return Err(Failure::Usage(
             "--jit-opt has no effect with --jit off".to_owned(),
@@ -208,9 +211,9 @@ fn config(args: &RunArgs) -> Result<MachineConfig, Failure> {
 }
 
 /// The model that the options ask for.
-fn model(args: &RunArgs) -> Result<Model, Failure> {
+fn model(args: &RunArgs) -> Result<presets::Loaded, Failure> {
     let name = args.model.as_deref().unwrap_or(presets::DEFAULT);
-    Ok(presets::load(name, &args.set)?)
+    Ok(presets::read(name, &args.set)?)
 }
 
 /// The guest's environment: ours.

@@ -23,8 +23,10 @@ use cranelift_codegen::ir::{
     Block as ClifBlock, BlockArg, InstBuilder, MemFlagsData, Type, Value, types,
 };
 use cranelift_frontend::Variable;
-use sevlab_cpu::Insn;
+use iced_x86::Mnemonic;
+use sevlab_cpu::insn::{Op, Operand};
 use sevlab_cpu::model::costs::CostTable;
+use sevlab_cpu::{Builder, Insn};
 use sevlab_memctl::{FetchEntry, FetchFilter, LineFilter, TlbEntry};
 use std::mem::offset_of;
 
@@ -39,6 +41,30 @@ const fn line(va: u64) -> u64 {
 
 fn last_line(i: &Insn) -> u64 {
     line(i.next_rip().wrapping_sub(1))
+}
+
+/// The bytes that `i` loads before it may find that it must be left to the interpreter, which loads them again.
+fn leaves_behind_load(i: &Insn) -> Option<u32> {
+    if matches!(i.op, Op::Div | Op::Idiv) && i.ops.contains(&Operand::Mem) {
+        return Some(i.width.bytes());
+    }
+    if i.op != Op::Thunk {
+        return None;
+    }
+    let ins = super::vector::iced(i);
+    let leaves = matches!(
+        ins.mnemonic(),
+        Mnemonic::Comiss
+            | Mnemonic::Comisd
+            | Mnemonic::Vcomiss
+            | Mnemonic::Vcomisd
+            | Mnemonic::Cvttss2si
+            | Mnemonic::Cvttsd2si
+            | Mnemonic::Vcvttss2si
+            | Mnemonic::Vcvttsd2si
+    );
+    let bytes = ins.memory_size().size() as u32;
+    (leaves && bytes > 0).then_some(bytes)
 }
 
 /// Line mode's part of a translation.
@@ -163,6 +189,18 @@ impl Lower<'_, '_> {
             if let Some(l) = &mut self.lines {
                 l.straddles = true;
             }
+        }
+    }
+
+    /// Before the current instruction is lowered: one that may be left behind its load is left before it if the operand
+    /// lies in two lines (or pages). Loaded twice, a part could have pushed out the other in between.
+    pub(super) fn leave_early(&mut self) {
+        let insn = self.insn;
+        if self.lines.is_some()
+            && let Some(bytes) = leaves_behind_load(&insn)
+        {
+            let va = self.address(&insn.mem);
+            self.leave_if_crossing(va, bytes);
         }
     }
 

@@ -639,6 +639,7 @@ impl Lower<'_, '_> {
             self.rmw_host = None;
             self.counted = false;
             self.fetch_insn();
+            self.leave_early();
             let lowered = if stores_then_loads(i) {
                 self.complex(i)
             } else {

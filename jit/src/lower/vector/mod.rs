@@ -89,7 +89,7 @@ impl Uses {
     }
 }
 
-fn iced(i: &Insn) -> Instruction {
+pub(super) fn iced(i: &Insn) -> Instruction {
     let mut d = Decoder::with_ip(64, &i.bytes[..i.len as usize], i.rip, DecoderOptions::NONE);
     d.decode()
 }
