@@ -19,6 +19,8 @@ fn machine(cipher: CipherKind, cache: CacheMode, resident: Option<usize>) -> Arc
         cache,
         resident,
         tweak_seed: 1,
+        hierarchy: None,
+        cores: 1,
         snp: false,
     };
     let m = MemCtl::new(cfg).expect("configuration");

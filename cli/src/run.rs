@@ -120,6 +120,7 @@ fn stats(config: &MachineConfig, outcome: &RunOutcome) -> String {
     };
     let cache = match config.cache {
         sevlab_machine::CacheMode::Page => "page",
+        sevlab_machine::CacheMode::Hierarchy => "hierarchy",
         sevlab_machine::CacheMode::None => "none",
     };
     let how = match config.sev {

@@ -11,6 +11,7 @@ pub mod flags;
 pub mod insn;
 pub mod interp;
 pub mod mmu;
+pub mod model;
 pub mod profile;
 pub mod sem;
 pub mod smp;

@@ -127,6 +127,20 @@ pub struct CpuState {
     pub retired: u64,
     /// In turns: how many loops and blocks may still run. Else it does not count.
     pub budget: i64,
+    /// Under a machine model ([`crate::model`]): the line that was fetched last, as its address shifted right by 6.
+    pub fetch_line: u64,
+    /// Under a machine model: iterations of repeated instructions that did not complete their instruction.
+    pub repeats: u64,
+    /// Under a machine model: what the instructions completed since the last drain count ([`crate::model::costs`]).
+    pub tally: u64,
+    /// Under a machine model: how often a line was fetched.
+    pub fetched: u64,
+    /// Under a machine model: the clock (`retired + repeats`) at which the turn ends.
+    pub stop_at: u64,
+    /// Under a machine model: base of the filter of data lines.
+    pub lines: *const sevlab_memctl::TlbEntry,
+    /// Under a machine model: base of the filter of instruction lines, pairs of {tag, stamp}.
+    pub fetches: *const [core::sync::atomic::AtomicU64; 2],
     /// Words an execution engine keeps here (helper addresses, caches, slots).
     pub engine: [u64; ENGINE_WORDS],
     /// Low 128 bits of the vector registers.
@@ -186,6 +200,13 @@ impl CpuState {
             mxcsr: 0x1f80,
             retired: 0,
             budget: i64::MAX,
+            fetch_line: u64::MAX,
+            repeats: 0,
+            tally: 0,
+            fetched: 0,
+            stop_at: u64::MAX,
+            lines: core::ptr::null(),
+            fetches: core::ptr::null(),
             engine: [0; ENGINE_WORDS],
             xmm: [Lane::default(); 16],
             ymmh: [Lane::default(); 16],
@@ -210,6 +231,12 @@ impl CpuState {
                 ..SystemRegs::default()
             },
         })
+    }
+
+    /// The clock of a machine model: instructions completed, and iterations of repeated ones beyond the last.
+    #[must_use]
+    pub const fn clock(&self) -> u64 {
+        self.retired.wrapping_add(self.repeats)
     }
 
     /// The architectural RFLAGS value, with the arithmetic flags computed.

@@ -144,6 +144,12 @@ pub struct Vcpu {
     pub pending_event: EventInjection,
     /// The interpreter's decoded blocks and thunks.
     pub interp: crate::interp::Cache,
+    /// The core of a simulated machine that this is.
+    pub model: Option<Box<crate::model::CoreModel>>,
+    /// The guest's own code is running: its accesses go through the model. Whoever runs it sets and clears this.
+    pub modelled: bool,
+    /// How far the state's words are behind, while a helper of translated code runs.
+    pub lag: crate::model::At,
     pub(crate) paging: Paging,
     pub(crate) code: CodeMap,
     pub(crate) cluster: Arc<Cluster>,
@@ -189,6 +195,9 @@ impl Vcpu {
             dropped_blocks: Vec::new(),
             code_epoch: 0,
             interp: crate::interp::Cache::default(),
+            model: None,
+            modelled: false,
+            lag: crate::model::At::default(),
             paging: Paging::new(config.c_bit, config.phys_bits),
             code: CodeMap::default(),
             cluster,

@@ -35,6 +35,8 @@ fn memory(cache: CacheMode, resident: Option<usize>, snp: bool) -> Arc<MemCtl> {
         cache,
         resident,
         tweak_seed: 1,
+        hierarchy: None,
+        cores: 1,
         snp,
     })
     .unwrap();

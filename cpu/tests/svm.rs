@@ -121,6 +121,8 @@ impl Machine {
             cache: CacheMode::Page,
             resident: None,
             tweak_seed: 4,
+            hierarchy: None,
+            cores: 1,
             snp,
         })
         .unwrap();

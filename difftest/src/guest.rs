@@ -86,6 +86,8 @@ impl Guest {
             cache: CacheMode::Page,
             resident: None,
             tweak_seed: 1,
+            hierarchy: None,
+            cores: 1,
             snp: false,
         })?;
         let config = VcpuConfig {

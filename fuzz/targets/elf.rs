@@ -66,6 +66,8 @@ fuzz_target!(|data: &[u8]| {
         cache: CacheMode::Page,
         resident: None,
         tweak_seed: 0,
+        hierarchy: None,
+        cores: 1,
         snp: false,
     })
     .expect("memory");

@@ -199,6 +199,8 @@ impl Board {
             cache: CacheMode::Page,
             resident: None,
             tweak_seed: 1,
+            hierarchy: None,
+            cores: 1,
             snp,
         })
         .expect("memory");

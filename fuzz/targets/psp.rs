@@ -49,6 +49,8 @@ fuzz_target!(|data: &[u8]| {
         cache: CacheMode::Page,
         resident: None,
         tweak_seed: 1,
+        hierarchy: None,
+        cores: 1,
         snp,
     })
     .expect("memory");

@@ -87,6 +87,20 @@ pub const EXIT_REQUEST: i32 = offset_of!(CpuState, exit_request) as i32;
 pub const RETIRED: i32 = offset_of!(CpuState, retired) as i32;
 /// Offset of the budget of a turn.
 pub const BUDGET: i32 = offset_of!(CpuState, budget) as i32;
+/// Under a machine model: offset of the line fetched last (its address shifted right by 6).
+pub const FETCH_LINE: i32 = offset_of!(CpuState, fetch_line) as i32;
+/// Under a machine model: offset of the count of iterations that did not complete their instruction.
+pub const REPEATS: i32 = offset_of!(CpuState, repeats) as i32;
+/// Under a machine model: offset of the packed counts of completed instructions.
+pub const TALLY: i32 = offset_of!(CpuState, tally) as i32;
+/// Under a machine model: offset of the count of fetched lines.
+pub const FETCHED: i32 = offset_of!(CpuState, fetched) as i32;
+/// Under a machine model: offset of the clock at which the turn ends.
+pub const STOP_AT: i32 = offset_of!(CpuState, stop_at) as i32;
+/// Under a machine model: offset of the base of the filter of data lines.
+pub const LINES: i32 = offset_of!(CpuState, lines) as i32;
+/// Under a machine model: offset of the base of the filter of instruction lines.
+pub const FETCHES: i32 = offset_of!(CpuState, fetches) as i32;
 /// Offset of the scratch space.
 pub const SCRATCH: i32 = offset_of!(CpuState, scratch) as i32;
 /// Sixteen bytes of the scratch space that nobody reads.

@@ -146,6 +146,7 @@ fn config_report(config: &MachineConfig) -> ConfigReport {
         cpu: config.cpu.name().to_owned(),
         cache: match config.cache {
             CacheMode::Page => "page",
+            CacheMode::Hierarchy => "hierarchy",
             CacheMode::None => "none",
         }
         .to_owned(),

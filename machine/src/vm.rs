@@ -80,6 +80,8 @@ impl Machine {
             cache: config.cache,
             resident: config.resident,
             tweak_seed: config.seed.unwrap_or_else(random_u64),
+            hierarchy: None,
+            cores: 1,
             snp,
         };
         let mem = MemCtl::with_window(dram, &HostOptions::default(), layout.files_len)?;

@@ -19,6 +19,7 @@ use crate::cipher::{BLOCK, CipherKind, PAGE, Path};
 use crate::dram::{Dram, page_parts};
 use crate::error::Error;
 use crate::keys::KeySlots;
+use crate::model::Model;
 use crate::residency::{Residency, States};
 use crate::rmp::Rmp;
 use crate::stats::{Counters, MemStats};
@@ -43,12 +44,14 @@ pub enum CacheMode {
     /// The whole page: AES once per page brought in or pushed out.
     #[default]
     Page,
+    /// The lines that are in a simulated cache, see [`crate::hier`].
+    Hierarchy,
     /// Nothing: every access runs AES on its 16-byte blocks.
     None,
 }
 
 /// What memory the machine has.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub struct Config {
     /// Bytes of DRAM, a multiple of 4 KiB.
     pub size: u64,
@@ -56,8 +59,12 @@ pub struct Config {
     pub cipher: CipherKind,
     /// What is kept as plaintext.
     pub cache: CacheMode,
-    /// The most pages kept as plaintext at a time, [`MIN_RESIDENT`] or more; None: no limit. Unused with [`CacheMode::None`].
+    /// The most pages kept as plaintext at a time, [`MIN_RESIDENT`] or more; None: no limit. For [`CacheMode::Page`] alone.
     pub resident: Option<usize>,
+    /// The caches: Some with [`CacheMode::Hierarchy`] and only there.
+    pub hierarchy: Option<Arc<Model>>,
+    /// [`CacheMode::Hierarchy`]: the most cores, [`MemCtl::attach_core`]'s numbers.
+    pub cores: usize,
     /// Stands for the boot that the address tweaks were drawn at, so that a run can be repeated.
     pub tweak_seed: u64,
     /// Whether SNP is on: the top of DRAM holds the RMP.

@@ -49,6 +49,20 @@ pub enum Error {
         /// The least there is, pages.
         min: usize,
     },
+    /// Caches that can't be: the configuration's field and what is wrong with it.
+    #[error("{field}: {why}")]
+    Hierarchy {
+        /// Path of the field, as in the TOML file.
+        field: &'static str,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A core that the machine does not have, or that is not attached.
+    #[error("core {core} has no caches")]
+    NoCore {
+        /// Its number.
+        core: usize,
+    },
     /// An ASID that this processor does not have.
     #[error("ASID {asid} is above the processor's last, {max}")]
     AsidRange {

@@ -17,6 +17,7 @@
 //! vCPU first, as hardware does with a TLB shootdown.
 
 pub mod cipher;
+pub mod hier;
 pub mod model;
 
 mod ctl;
@@ -36,6 +37,10 @@ mod window;
 pub use cipher::CipherKind;
 pub use ctl::{CacheMode, Config, Domain, HostOptions, MIN_RESIDENT, MemCtl};
 pub use error::Error;
+pub use hier::{
+    CountKind, FetchEntry, FetchFilter, Grant, HierCounters, Level, Line, LineFilter, LineKind,
+    Served, Stalls,
+};
 pub use key::{KeyError, MemoryKey};
 pub use keys::MAX_ASID;
 pub use rmp::{PageSize, Pvalidate, Rmp, RmpAccess, RmpAdjust, RmpFault, RmpReason};

@@ -117,13 +117,20 @@ impl TlbEntry {
     /// log2 of an entry's size.
     pub const SIZE_SHIFT: u32 = 5;
 
-    const fn empty() -> Self {
+    pub(crate) const fn empty() -> Self {
         Self {
             read: AtomicU64::new(Self::NEVER),
             write: AtomicU64::new(Self::NEVER),
             exec: AtomicU64::new(Self::NEVER),
             addend: AtomicU64::new(0),
         }
+    }
+
+    /// Takes the tags of data accesses away.
+    #[inline]
+    pub(crate) fn clear_data(&self) {
+        self.read.store(Self::NEVER, Ordering::Release);
+        self.write.store(Self::NEVER, Ordering::Release);
     }
 
     fn clear(&self) {

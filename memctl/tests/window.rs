@@ -23,6 +23,8 @@ fn memory(cache: CacheMode) -> Arc<MemCtl> {
         cache,
         resident: None,
         tweak_seed: 1,
+        hierarchy: None,
+        cores: 1,
         snp: true,
     };
     MemCtl::with_window(config, &HostOptions::default(), WINDOW).expect("memory")

@@ -404,7 +404,7 @@ pub fn load_registers(
 const RFLAGS_IF: u64 = 1 << 9;
 
 /// Leaves nothing of the guest in the register file. What belongs to the engines stays: `tlb`,
-/// `exit_request`, `retired`, and `engine`, which holds addresses and slots, not guest values.
+/// `exit_request`, `retired`, what a machine model keeps, and `engine`, which holds addresses and slots, not guest values.
 fn scrub(s: &mut CpuState) {
     s.gpr = [0; 16];
     s.rip = 0;

@@ -136,6 +136,8 @@ pub fn guest(ranges: &[(u64, u64)]) -> Box<Vcpu> {
         cache: CacheMode::Page,
         resident: None,
         tweak_seed: 1,
+        hierarchy: None,
+        cores: 1,
         snp: false,
     })
     .unwrap();

@@ -276,6 +276,8 @@ impl Machine {
             },
             resident: (kind == Kind::Scarce).then_some(64),
             tweak_seed: 1,
+            hierarchy: None,
+            cores: 1,
             snp: false,
         })
         .expect("a few MiB");

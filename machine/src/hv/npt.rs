@@ -199,6 +199,8 @@ mod tests {
             cache: CacheMode::Page,
             resident: None,
             tweak_seed: 1,
+            hierarchy: None,
+            cores: 1,
             snp: false,
         })
         .expect("memory");

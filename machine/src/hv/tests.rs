@@ -14,6 +14,8 @@ fn hypervisor(mode: SevMode) -> Hypervisor {
         cache: CacheMode::Page,
         resident: None,
         tweak_seed: 1,
+        hierarchy: None,
+        cores: 1,
         snp,
     })
     .expect("memory");

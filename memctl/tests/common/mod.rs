@@ -17,6 +17,8 @@ pub fn config(cipher: CipherKind, cache: CacheMode) -> Config {
         cache,
         resident: None,
         tweak_seed: 7,
+        hierarchy: None,
+        cores: 1,
         snp: false,
     }
 }

@@ -34,6 +34,8 @@ pub fn rig_with(snp: bool, cipher: CipherKind, change: impl FnOnce(&mut Config))
         cache: CacheMode::Page,
         resident: None,
         tweak_seed: 1,
+        hierarchy: None,
+        cores: 1,
         snp,
     })
     .expect("memory");

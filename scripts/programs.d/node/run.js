@@ -34,12 +34,12 @@ const wasm = new Uint8Array([
 
 async function main() {
     const order = [];
-    setTimeout(() => order.push('timeout 20'), 20);
-    setTimeout(() => order.push('timeout 5'), 5);
+    setTimeout(() => order.push('timeout 3000'), 3000);
+    setTimeout(() => order.push('timeout 1500'), 1500);
     setImmediate(() => order.push('immediate'));
     process.nextTick(() => order.push('tick'));
     Promise.resolve().then(() => order.push('promise'));
-    await sleep(100);
+    await sleep(4500);
     console.log(order.join(', '));
 
     const buffer = new SharedArrayBuffer(64);

@@ -22,6 +22,8 @@ fn hypervisor() -> Hypervisor {
         cache: CacheMode::Page,
         resident: None,
         tweak_seed: 1,
+        hierarchy: None,
+        cores: 1,
         snp: true,
     };
     let mem = MemCtl::with_window(config, &HostOptions::default(), layout.files_len);

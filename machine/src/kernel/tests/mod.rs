@@ -141,6 +141,8 @@ fn machine(image: &Image, size: u64) -> Box<Vcpu> {
         cache: CacheMode::Page,
         resident: None,
         tweak_seed: 0,
+        hierarchy: None,
+        cores: 1,
         snp: false,
     })
     .expect("memory");

@@ -1,0 +1,126 @@
+//! The cache hierarchy in the controller ([`CacheMode::Hierarchy`](crate::CacheMode::Hierarchy)): L1I and L1D, L2, LLC and DRAM, line by line, exact for every
+//! access although most of them never come here.
+//!
+//! What is modelled is `docs/model.md`'s to define. A core's accesses arrive at [`MemCtl::line`](crate::MemCtl::line) when its
+//! filter ([`filter`]) does not know the line.
+
+mod api;
+mod counters;
+mod filter;
+
+use std::ptr::NonNull;
+
+use sevlab_arch::{Spa, Va};
+
+use crate::ctl::Domain;
+
+pub use counters::{CacheCounters, CountKind, HierCounters};
+pub use filter::{FetchEntry, FetchFilter, LineFilter};
+
+/// What is done to a line.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum LineKind {
+    /// Data read.
+    Load,
+    /// Data write: the line becomes dirty in L1D.
+    Store,
+    /// Instruction fetch.
+    Fetch,
+    /// A page walk reads a table entry, at L2.
+    Walk,
+    /// A page walk sets accessed or dirty bits, at L2.
+    WalkWrite,
+    /// An RMP entry is read, at L2.
+    Rmp,
+}
+
+/// What the page's translation allows beyond the access itself: the tags that the filter's entry may have.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Grant {
+    /// Loads.
+    pub read: bool,
+    /// Stores: the page is writable and its dirty bits are set, and its frame holds no decoded code.
+    pub write: bool,
+}
+
+/// One access to one line.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Line {
+    /// Its virtual address, any byte of the line. Unused for walks and RMP checks.
+    pub va: Va,
+    /// Its system-physical address, any byte of the line.
+    pub spa: Spa,
+    /// Who sees it.
+    pub domain: Domain,
+    /// What is done.
+    pub kind: LineKind,
+    /// For the filter's entry, of loads and stores.
+    pub grant: Grant,
+    /// The core's clock before the instruction, plus one.
+    pub stamp: u64,
+    /// The core's cycles so far: when DRAM is asked. Used by [`DramModel::Banks`](crate::model::DramModel::Banks) and AES queues.
+    pub now: u64,
+}
+
+/// Who served an access.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Level {
+    /// The core's L1I or L1D.
+    L1,
+    /// Its L2.
+    L2,
+    /// The LLC.
+    Llc,
+    /// Another core's cache.
+    Remote,
+    /// DRAM.
+    Dram,
+}
+
+/// What an access waits for, in cycles of the core beyond what an L1 hit costs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Stalls {
+    /// The cache that served it: `l2_cycles`, `llc_cycles` or `remote_cycles`; `llc_cycles` if DRAM did; 0 for L1.
+    pub cache: u32,
+    /// DRAM.
+    pub dram: u32,
+    /// Decryption.
+    pub aes: u32,
+    /// Write-backs that it caused, their encryption included.
+    pub write_back: u32,
+    /// Other cores' invalidation.
+    pub upgrade: u32,
+}
+
+impl Stalls {
+    /// All of them.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        [
+            self.cache,
+            self.dram,
+            self.aes,
+            self.write_back,
+            self.upgrade,
+        ]
+        .into_iter()
+        .map(u64::from)
+        .sum()
+    }
+}
+
+/// What came of an access.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Served {
+    /// Host address of the line's first byte. A store through it counts as long as fewer than
+    /// [`KEPT`] dirty lines have left the caches since, and the domain is the same: time for an instruction to touch all its
+    /// lines before it writes any.
+    pub host: NonNull<u8>,
+    /// Who served it.
+    pub level: Level,
+    /// What that costs.
+    pub stalls: Stalls,
+}
+
+/// Lines that left the caches last and whose encryption waits, so that stores under way are not lost.
+pub const KEPT: usize = 16;
