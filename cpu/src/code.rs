@@ -53,9 +53,10 @@ impl Vcpu {
         {
             return Ok(r.frame);
         }
-        let t = self.translate(va, Access::Exec)?;
+        let t = self.translate_code(va)?;
         let pfn = t.spa.pfn();
         match self.code.pages.get(&page) {
+            Some(&known) if known == pfn && self.model.is_some() => return Ok(t.spa.page()),
             Some(&known) if known == pfn => {
                 let host = self
                     .mem
@@ -90,12 +91,25 @@ impl Vcpu {
         Ok(t.spa.page())
     }
 
+    /// Where code at `va` is decoded from. Under a model this is no access of the guest's.
+    fn translate_code(&mut self, va: Va) -> Result<Translation, Stop> {
+        if self.model.is_none() {
+            return self.translate(va, Access::Exec);
+        }
+        Ok(self.resolve(va, Access::Exec)?.0)
+    }
+
     /// Where the fast TLB has `page` for fetches.
     fn exec_host(&self, page: u64) -> Option<usize> {
         Some(self.probe_exec(page, 1)?.addr().get())
     }
 
     fn strip_write_tags(&mut self, t: &Translation) -> Result<(), Stop> {
+        if self.model.is_some() {
+            self.mem.drop_line_writes(t.spa.page());
+            self.cluster.no_writers(t.spa);
+            return Ok(());
+        }
         // Of the frame's two possible host pages only one can have tags at a time: the controller
         // drops those of the other domain when it hands out a pointer.
         if let Some(host) = self
@@ -116,12 +130,20 @@ impl Vcpu {
         if len == 0 || (len <= PAGE_SIZE && self.probe_write_tag(va, len).is_some()) {
             return false;
         }
+        let modelled = self.model.is_some();
+        if modelled && va & 63 <= 64 - len.min(64) && self.filtered(va, len.min(64), true).is_some()
+        {
+            return false;
+        }
         let last = Va(va.wrapping_add(len - 1)).page();
         let mut at = Va(va);
         loop {
-            if let Ok(t) = self.peek(at, Access::Write)
-                && self.cluster.holds(t.spa)
-            {
+            let frame = if modelled {
+                self.frame_for_write(at.0)
+            } else {
+                self.peek(at, Access::Write).ok().map(|t| t.spa)
+            };
+            if frame.is_some_and(|spa| self.cluster.holds(spa)) {
                 return true;
             }
             if at.page() == last {

@@ -474,13 +474,18 @@ impl Vcpu {
         }
     }
 
-    /// In turns: another vCPU's turn, and then this one's again. The budget is full afterwards.
+    /// In turns: another vCPU's turn, and then this one's again. The budget is full afterwards; under a model the turn is one of
+    /// [`crate::model::TURN`] instructions.
     pub fn next_turn(&mut self) {
+        self.drain();
         if self.cluster.in_turns() {
             self.pause_guest();
             self.cluster.give_turn(&self.seat, true);
             self.resume_guest();
             self.state.budget = TURN;
+        }
+        if self.model.is_some() {
+            self.state.stop_at = self.state.clock() + crate::model::TURN;
         }
     }
 
@@ -545,6 +550,7 @@ impl Vcpu {
         let mut at = start.page();
         while at < end {
             self.tlb.drop_va(at);
+            self.model_drop_page(at.0);
             at = at.plus(PAGE_SIZE);
         }
         self.paging.walk.flush();
@@ -572,7 +578,10 @@ impl Vcpu {
     /// unseen.
     pub fn record_writes(&mut self) {
         self.writes = Some(Vec::new());
-        self.flush_tlb();
+        self.forget_mappings();
+        if let Some(m) = &self.model {
+            m.distrust_filters();
+        }
     }
 
     /// Ends the recording: addresses of the pages that were written, each once.
@@ -619,6 +628,7 @@ impl Vcpu {
     /// Leaves the cluster: nothing that this vCPU decoded or mapped counts any more.
     pub fn retire(&mut self) {
         self.cluster.leave_for_good(&self.seat);
+        self.leave_core();
         self.mem.detach_tlb(&self.tlb);
     }
 
@@ -626,7 +636,7 @@ impl Vcpu {
     pub fn forked(&mut self) {
         self.mem.keep_only_tlb(&self.tlb);
         self.interp.forked();
-        self.state.retired = 0;
+        self.model_forked();
         self.counters = crate::vcpu::Counters::default();
         let others: Vec<Arc<Seat>> = {
             let state = lock(&self.cluster.state);

@@ -150,6 +150,7 @@ pub struct Vcpu {
     pub modelled: bool,
     /// How far the state's words are behind, while a helper of translated code runs.
     pub lag: crate::model::At,
+    pub(crate) trace: Option<crate::model::trace::Trace>,
     pub(crate) paging: Paging,
     pub(crate) code: CodeMap,
     pub(crate) cluster: Arc<Cluster>,
@@ -161,8 +162,8 @@ pub struct Vcpu {
     pub(crate) config_snp: bool,
 }
 
-// SAFETY: the one field that is not `Send` is `state.tlb`, which points into the `FastTlb` that this
-// structure keeps alive through `tlb`; that memory is atomics and may be used from any thread.
+// SAFETY: the fields that are not `Send` are `state.tlb`, `state.lines` and `state.fetches`, which point into the fast TLB and
+// the filters that this structure keeps alive; that memory is atomics and may be used from any thread.
 unsafe impl Send for Vcpu {}
 
 impl Vcpu {
@@ -198,6 +199,7 @@ impl Vcpu {
             model: None,
             modelled: false,
             lag: crate::model::At::default(),
+            trace: None,
             paging: Paging::new(config.c_bit, config.phys_bits),
             code: CodeMap::default(),
             cluster,
@@ -281,12 +283,15 @@ impl Vcpu {
     #[cold]
     #[inline(never)]
     fn read_slow(&mut self, va: u64, out: &mut [u8]) -> Result<(), Stop> {
+        if self.modelled {
+            return self.read_lines(va, out);
+        }
         self.read_as(va, out, Access::Read)
     }
 
     /// #GP(0) for a range that begins in the lower half of the address space and ends outside it, which is known before
     /// any page of it is looked at. What begins outside is found by its translation.
-    fn check_end(va: u64, len: u64) -> Result<(), Stop> {
+    pub(crate) fn check_end(va: u64, len: u64) -> Result<(), Stop> {
         const END: u64 = 1 << 47;
         if va < END && len > END - va {
             return Err(Exception::GENERAL_PROTECTION.into());
@@ -337,6 +342,9 @@ impl Vcpu {
     #[cold]
     #[inline(never)]
     fn write_slow(&mut self, va: u64, data: &[u8]) -> Result<(), Stop> {
+        if self.modelled {
+            return self.write_lines(va, data);
+        }
         Self::check_end(va, data.len() as u64)?;
         let first = PAGE_SIZE - (va & (PAGE_SIZE - 1));
         if data.len() as u64 > first && data.len() as u64 <= PAGE_SIZE {
@@ -371,6 +379,9 @@ impl Vcpu {
         if len == 0 || (len <= PAGE_SIZE && self.probe_write_tag(va, len).is_some()) {
             return Ok(());
         }
+        if self.modelled {
+            return self.probe_lines(va, len, Access::Write);
+        }
         Self::check_end(va, len)?;
         let last = va.wrapping_add(len - 1) & !(PAGE_SIZE - 1);
         let mut at = va;
@@ -387,6 +398,9 @@ impl Vcpu {
     pub fn probe_read_range(&mut self, va: u64, len: u64) -> Result<(), Stop> {
         if len == 0 || (len <= PAGE_SIZE && self.probe_read(va, len).is_some()) {
             return Ok(());
+        }
+        if self.modelled {
+            return self.probe_lines(va, len, Access::Read);
         }
         Self::check_end(va, len)?;
         let last = va.wrapping_add(len - 1) & !(PAGE_SIZE - 1);
@@ -406,6 +420,13 @@ impl Vcpu {
     pub fn host_for_write(&mut self, va: u64, size: u64) -> Result<Option<NonNull<u8>>, Stop> {
         if let Some(host) = self.probe_write_tag(va, size) {
             return Ok(Some(host));
+        }
+        if self.modelled {
+            if va & 63 > 64 - size {
+                self.probe_lines(va, size, Access::Write)?;
+                return Ok(None);
+            }
+            return self.line_host(va, size, Access::Write, true).map(Some);
         }
         if va & (PAGE_SIZE - 1) > PAGE_SIZE - size {
             self.probe_write(va, size)?;
@@ -443,6 +464,9 @@ impl Vcpu {
         if (self.state.cpl == 3) != (cpl == 3) {
             self.tlb.flush();
             self.counters.tlb_flushes += 1;
+            if let Some(m) = &self.model {
+                m.distrust_filters();
+            }
         }
         self.state.cpl = cpl;
     }
@@ -500,6 +524,7 @@ accessors!(
 
 impl Drop for Vcpu {
     fn drop(&mut self) {
+        self.leave_core();
         self.mem.detach_tlb(&self.tlb);
     }
 }

@@ -7,6 +7,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 use sevlab_arch::PAGE_SIZE;
 
 use crate::insn::{Control, Insn, Op};
+use crate::model::costs::CostTable;
 use crate::thunk::{Thunk, ThunkCache};
 
 /// Most instructions in a block.
@@ -32,17 +33,27 @@ pub struct Block {
     pub(super) translated: Cell<u64>,
     /// Thunks of the instructions, filled when first run; empty if none is a thunk.
     pub(super) thunks: Box<[Cell<Option<&'static Thunk>>]>,
+    /// Under a machine model: what the instructions add to the tally.
+    pub(super) tallies: Box<[u64]>,
 }
 
 impl Block {
-    pub(super) fn new(rip: u64, end: u64, insns: Vec<Insn>) -> Box<Self> {
+    pub(super) fn new(
+        rip: u64,
+        end: u64,
+        insns: Vec<Insn>,
+        costs: Option<&CostTable>,
+    ) -> Box<Self> {
         let thunks = if insns.iter().any(|i| i.op == Op::Thunk) {
             insns.iter().map(|_| Cell::new(None)).collect()
         } else {
             Box::default()
         };
         let falls_through = insns.last().is_none_or(|i| i.control == Control::Next);
+        let tallies =
+            costs.map_or_else(Box::default, |c| insns.iter().map(|i| c.tally(i)).collect());
         Box::new(Self {
+            tallies,
             rip,
             end,
             insns: insns.into_boxed_slice(),

@@ -21,6 +21,7 @@ mod far;
 mod faults;
 mod fpu;
 mod locked;
+mod modelled;
 mod string;
 mod system;
 mod thunks;
@@ -158,7 +159,9 @@ fn build(v: &mut Vcpu, rip: u64) -> Result<*const Block, Stop> {
     }
     // Noting the second page may have found that it is another frame now, and dropped blocks.
     drain(v);
-    Ok(v.interp.insert(Block::new(rip, at, insns)))
+    let costs = v.model.as_ref().map(|m| &*m.costs);
+    let block = Block::new(rip, at, insns, costs);
+    Ok(v.interp.insert(block))
 }
 
 /// Runs the block at `state.rip`, or what of it comes before a stop.
@@ -174,6 +177,9 @@ pub fn run_block(v: &mut Vcpu) -> Result<(), Stop> {
         drain(v);
     }
     if v.state.rflags & TF != 0 {
+        if v.model.is_some() && modelled::turn_over(v) {
+            return Err(Stop::Budget);
+        }
         return step(v);
     }
     let block = find(v)?;
@@ -233,6 +239,9 @@ pub fn run_blocks(v: &mut Vcpu, blocks: u64) -> Result<core::convert::Infallible
 }
 
 fn run(v: &mut Vcpu, block: &Block) -> Result<(), Stop> {
+    if v.model.is_some() {
+        return modelled::run(v, block);
+    }
     let epoch = v.code_epoch;
     let mut it = Interp::new(v);
     for (k, i) in block.insns.iter().enumerate() {
@@ -276,13 +285,16 @@ pub fn step(v: &mut Vcpu) -> Result<(), Stop> {
         drain(v);
     }
     let rip = v.state.rip;
-    let i = match v.interp.find(rip) {
+    let (i, tally) = match v.interp.find(rip) {
         // SAFETY: as in `run_block`; the instruction is copied out.
-        Some(b) => unsafe { (&(*b).insns)[0] },
-        None => fetch(v, rip)?,
+        Some(b) => unsafe { ((&(*b).insns)[0], (&(*b).tallies).first().copied()) },
+        None => (fetch(v, rip)?, None),
     };
     let trace = v.state.rflags & TF != 0;
-    exec(v, &i)?;
+    match tally {
+        Some(tally) => exec_with(v, &i, tally)?,
+        None => exec(v, &i)?,
+    }
     if trace {
         return Err(Exception::DEBUG.into());
     }
@@ -295,6 +307,10 @@ pub fn step(v: &mut Vcpu) -> Result<(), Stop> {
 /// # Errors
 /// Why it stopped; the state is precise.
 pub fn exec(v: &mut Vcpu, i: &Insn) -> Result<(), Stop> {
+    if let Some(m) = &v.model {
+        let tally = m.costs.tally(i);
+        return modelled::exec(v, i, tally);
+    }
     v.state.rip = i.rip;
     let mut it = Interp::new(v);
     it.next = i.next_rip();
@@ -308,6 +324,18 @@ pub fn exec(v: &mut Vcpu, i: &Insn) -> Result<(), Stop> {
     }
     v.state.retired += 1;
     Ok(())
+}
+
+/// As [`exec`], for a caller that knows what the instruction adds to the tally of a machine model
+/// ([`CostTable::tally`](crate::model::costs::CostTable::tally)), which takes a while to find out.
+///
+/// # Errors
+/// As [`exec`].
+pub fn exec_with(v: &mut Vcpu, i: &Insn, tally: u64) -> Result<(), Stop> {
+    if v.model.is_some() {
+        return modelled::exec(v, i, tally);
+    }
+    exec(v, i)
 }
 
 /// How often the block at `rip` has run; 0 if there is none.

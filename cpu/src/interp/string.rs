@@ -5,6 +5,7 @@
 //! pending exit request leaves an instruction that, restarted, does the rest. Flags are written only
 //! when it ends.
 
+use core::ptr::NonNull;
 use core::sync::atomic::Ordering;
 
 use sevlab_arch::{PAGE_SIZE, Va};
@@ -53,6 +54,11 @@ impl Plan {
     }
 }
 
+/// Elements from `va` on that lie in its line.
+fn in_line(va: u64, size: u64) -> u64 {
+    (64 - (va & 63)) / size
+}
+
 fn to_page_end(va: u64) -> u64 {
     PAGE_SIZE - (va & (PAGE_SIZE - 1))
 }
@@ -84,6 +90,7 @@ impl Interp<'_> {
         let mut left = self.gpr(RCX, count_width);
         let traced = self.v.state.rflags & super::TF != 0;
         let by_element = p.down || p.addr32 || traced || super::alignment_checked(&self.v.state);
+        let modelled = self.v.modelled;
         if p.addr32 {
             // Hosts write the 32-bit count, and fast strings their index registers, whether or not anything moves.
             self.set_gpr(RCX, Width::B4, left);
@@ -96,6 +103,8 @@ impl Interp<'_> {
         while left > 0 {
             let (done, last) = if by_element {
                 (0, None)
+            } else if modelled {
+                self.run_in_lines(&p, left)
             } else {
                 self.run_of(&p, left)?
             };
@@ -108,14 +117,20 @@ impl Interp<'_> {
             };
             left -= done;
             self.set_gpr(RCX, count_width, left);
-            if let Some((a, b)) = compared
-                && p.ends(a, b)
-            {
+            let ends = compared.is_some_and(|(a, b)| p.ends(a, b));
+            if modelled {
+                // A traced element counts as an instruction.
+                self.iterated(p.op, done, left > 0 && !ends && !traced);
+            }
+            if ends {
                 break;
             }
             if traced && left > 0 {
                 // Each element is a step of its own. The flags wait for the last.
                 return self.halt(Exception::DEBUG);
+            }
+            if modelled && left > 0 && super::modelled::turn_over(self.v) {
+                return self.halt(Stop::Budget);
             }
             until_check = until_check.saturating_sub(done);
             if until_check == 0 && left > 0 {
@@ -231,8 +246,61 @@ impl Interp<'_> {
             Access::Write => self.v.probe_write_tag(dst, bytes),
             _ => self.v.probe_read(dst, bytes),
         };
-        let len = bytes as usize;
-        let (done, compared) = match (p.op, from, to) {
+        let Some((done, compared)) = self.move_elements(p, n, from, to) else {
+            return Ok(NOTHING);
+        };
+        self.advance(p, done * size);
+        Ok((done, compared))
+    }
+
+    /// As [`Interp::run_of`] under a machine model: elements in the lines that both pointers are in, if the filter has these
+    /// lines, so that all of the accesses hit. What they change is the time of the last.
+    fn run_in_lines(&mut self, p: &Plan, left: u64) -> (u64, Option<(u64, u64)>) {
+        const NOTHING: (u64, Option<(u64, u64)>) = (0, None);
+        let src = self.index(p, RSI).wrapping_add(p.base);
+        let dst = self.index(p, RDI);
+        let size = u64::from(p.w.bytes());
+        let mut n = left.min(self.room());
+        if p.uses_source() {
+            n = n.min(in_line(src, size));
+        }
+        if p.uses_destination() {
+            n = n.min(in_line(dst, size));
+        }
+        if n < 2 || p.op == Op::Lods {
+            return NOTHING;
+        }
+        let bytes = n * size;
+        let from = if p.uses_source() {
+            self.v.filtered(src, bytes, false)
+        } else {
+            None
+        };
+        let to = self.v.filtered(dst, bytes, !p.compares());
+        let before = self.v.stamp(self.v.at()) - 1;
+        let Some((done, compared)) = self.move_elements(p, n, from, to) else {
+            return NOTHING;
+        };
+        if p.uses_source() {
+            self.v.stamp_line(src, before + done);
+        }
+        self.v.stamp_line(dst, before + done);
+        self.advance(p, done * size);
+        (done, compared)
+    }
+
+    /// `n` elements on host memory, or those up to the end of a comparison: how many, and what was compared last. `None` if
+    /// an address that the instruction uses is missing.
+    fn move_elements(
+        &mut self,
+        p: &Plan,
+        n: u64,
+        from: Option<NonNull<u8>>,
+        to: Option<NonNull<u8>>,
+    ) -> Option<(u64, Option<(u64, u64)>)> {
+        let size = u64::from(p.w.bytes());
+        let len = (n * size) as usize;
+        Some(match (p.op, from, to) {
             (Op::Movs, Some(from), Some(to)) => {
                 // SAFETY: both tags matched for `len` bytes: mapped guest memory.
                 unsafe { move_up(from.as_ptr(), to.as_ptr(), len, size as usize) };
@@ -268,10 +336,8 @@ impl Interp<'_> {
                     }
                 }
             }
-            _ => return Ok(NOTHING),
-        };
-        self.advance(p, done * size);
-        Ok((done, compared))
+            _ => return None,
+        })
     }
 }
 

@@ -26,6 +26,7 @@ use core::ptr::NonNull;
 use sevlab_arch::{Gpa, Spa, Va};
 use sevlab_memctl::{Domain, Perms};
 
+use crate::model::WalkLog;
 use crate::stop::Stop;
 use crate::vcpu::Vcpu;
 use cache::{NestedCache, PageCache, WalkCache};
@@ -68,6 +69,8 @@ pub(crate) struct Paging {
     pub(crate) nested: NestedCache,
     pub(crate) walk: WalkCache,
     pub(crate) pages: PageCache,
+    /// Of the walk under way, if it notes what it reads: it uses no cache then.
+    pub(crate) log: Option<Box<WalkLog>>,
 }
 
 impl Paging {
@@ -79,6 +82,7 @@ impl Paging {
             nested: NestedCache::new(),
             walk: WalkCache::new(),
             pages: PageCache::new(),
+            log: None,
         }
     }
 }
@@ -97,7 +101,9 @@ impl Vcpu {
     /// Translates `va` for `access` as hardware does before the access: permissions checked, accessed
     /// and dirty bits set. Stops with #GP(0) for a non-canonical address, #PF, or a nested fault.
     pub fn translate(&mut self, va: Va, access: Access) -> Result<Translation, Stop> {
-        self.walk(va.0, access, true)
+        // Under a model the fetch that sets bits is the instruction's own, not that of its decoding.
+        let commit = self.model.is_none() || access != Access::Exec;
+        self.walk(va.0, access, commit)
     }
 
     /// Translates without side effects: no accessed or dirty bit is set, no cache filled.
@@ -124,7 +130,7 @@ impl Vcpu {
         let known = self.paging.pages.get(va.0, access, user);
         let t = match known {
             Some(t) => t,
-            None => self.walk(va.0, access, true)?,
+            None => self.translate(va, access)?,
         };
         let writing = access == Access::Write;
         // Before the look at the code bits, see `crate::smp`.
@@ -135,6 +141,16 @@ impl Vcpu {
             self.drop_frame_code(t.spa);
         }
         if known.is_some() {
+            return Ok((t, None));
+        }
+        if self.model.is_some() {
+            // What is not the guest's own access goes past the caches, without host addresses.
+            if let Some(pages) = self.writes.as_mut().filter(|_| writing) {
+                pages.push(va.page().0);
+            }
+            if self.may_cache(&t) {
+                self.paging.pages.put(va.0, access, user, t);
+            }
             return Ok((t, None));
         }
         // A write tag means writes that nobody sees, so the page must count as dirty from now on.
@@ -186,12 +202,18 @@ impl Vcpu {
         self.tlb.drop_va(va.page());
         self.paging.walk.flush();
         self.paging.pages.flush();
+        self.model_drop_page(va.0);
         self.drop_code_range(va.page(), va.page().plus(sevlab_arch::PAGE_SIZE));
     }
 
     /// Forgets all guest mappings. Decoded code stays: a caller that changed what is mapped where
     /// executable also calls [`Vcpu::drop_code_range`], or uses [`Vcpu::set_cr3`].
     pub fn flush_tlb(&mut self) {
+        self.forget_mappings();
+        self.model_flush(false);
+    }
+
+    pub(crate) fn forget_mappings(&mut self) {
         self.tlb.flush();
         self.paging.walk.flush();
         self.paging.pages.flush();
@@ -201,7 +223,8 @@ impl Vcpu {
     /// Forgets all guest and nested mappings: for whoever changed nested tables or the RMP.
     pub fn flush_nested(&mut self) {
         self.paging.nested.flush();
-        self.flush_tlb();
+        self.forget_mappings();
+        self.model_flush(true);
     }
 
     /// MOV to CR3: another address space. All mappings and all decoded code are forgotten.

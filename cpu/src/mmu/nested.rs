@@ -68,7 +68,9 @@ impl Vcpu {
         if gpa >> 48 != 0 {
             return Err(fault(0));
         }
-        if let Some(r) = self.paging.nested.get(gpa) {
+        if let Some(r) = self.paging.nested.get(gpa)
+            && self.paging.log.is_none()
+        {
             if r.leaf {
                 let fits = match access {
                     Access::Read => true,
@@ -138,6 +140,9 @@ impl Vcpu {
             if is_leaf && access == Access::Write {
                 want |= pte::D;
             }
+            if let Some(log) = &mut self.paging.log {
+                log.note(level as u8, gpa, at.0, commit && want != entry);
+            }
             if commit && want != entry {
                 self.mem
                     .or_u64(Domain::Shared, at, want & !entry)
@@ -176,7 +181,7 @@ impl Vcpu {
     /// The RMP's word on a guest access (SNP only). A private access needs the frame to be this
     /// guest's, at this address, validated, with VMPL permission; a shared write must not hit a frame
     /// that is assigned to a guest.
-    pub(super) fn check_rmp(
+    pub(crate) fn check_rmp(
         &self,
         gpa: Gpa,
         (spa, size): (Spa, Option<PageSize>),

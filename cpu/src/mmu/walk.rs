@@ -7,6 +7,7 @@ use sevlab_memctl::PageSize;
 
 use super::cache::{Rights, Table};
 use super::{Access, Translation, npf, pte};
+use crate::model::{Entry, WalkLog};
 use crate::stop::{Exception, Stop};
 use crate::vcpu::Vcpu;
 
@@ -141,7 +142,13 @@ impl Vcpu {
         let fetch = access == Access::Exec;
         let effective = private || (fetch && encrypted);
         let gpa = Gpa(leaf.gpa);
+        if let Some(log) = &mut self.paging.log {
+            log.guest = 0;
+        }
         let nested = self.nested(leaf.gpa, access, npf::FINAL, effective, commit)?;
+        if let Some(log) = &mut self.paging.log {
+            log.nested = nested.size;
+        }
         self.check_rmp(gpa, nested.at(), access, effective, npf::FINAL)?;
         let unpaged = self.state.sys.cr0 & CR0_PG == 0;
         let mut writable =
@@ -169,6 +176,40 @@ impl Vcpu {
         })
     }
 
+    /// A walk from CR3 that uses no cache and notes what it reads, for a model's TLB.
+    pub(crate) fn model_walk(&mut self, va: u64, access: Access) -> Result<(Entry, WalkLog), Stop> {
+        self.paging.log = Some(Box::default());
+        let walked = self.walk(va, access, true);
+        let log = *self.paging.log.take().unwrap_or_default();
+        let t = walked?;
+        let large = log.leaf != 1 && log.nested != Some(PageSize::Size4K);
+        let e = Entry {
+            gpa: 0,
+            spa: 0,
+            private: t.private,
+            writable: t.writable,
+            executable: t.executable,
+            user: self.state.cpl == 3,
+            large,
+            nested: log.nested,
+        };
+        let e = Entry {
+            gpa: t.gpa.0 & !e.mask(),
+            spa: t.spa.0 & !e.mask(),
+            ..e
+        };
+        Ok((e, log))
+    }
+
+    /// Whether the RMP lets an access through that a TLB entry allows.
+    pub(crate) fn rmp_allows(&self, e: &Entry, va: u64, access: Access) -> bool {
+        let offset = va & e.mask();
+        let private = e.private || access == Access::Exec;
+        let at = (Spa(e.spa | offset), e.nested);
+        self.check_rmp(Gpa(e.gpa | offset), at, access, private, npf::FINAL)
+            .is_ok()
+    }
+
     fn guest_walk(
         &mut self,
         va: u64,
@@ -176,7 +217,9 @@ impl Vcpu {
         rules: Rules,
         commit: bool,
     ) -> Result<Leaf, Stop> {
-        if let Some((level, table)) = self.paging.walk.get(va) {
+        if let Some((level, table)) = self.paging.walk.get(va)
+            && self.paging.log.is_none()
+        {
             match self.descend(va, access, rules, level, table, commit) {
                 Ok(leaf) => {
                     self.counters.short_walks += 1;
@@ -194,6 +237,9 @@ impl Vcpu {
             exec: true,
         };
         let root = self.state.sys.cr3 & pte::ADDR_WITH_C & !self.paging.c_mask;
+        if let Some(log) = &mut self.paging.log {
+            log.guest = 4;
+        }
         let at = self.table_at(root, commit)?;
         let root = Table::new(root, at, all);
         match self.descend(va, access, rules, 4, root, commit) {
@@ -233,6 +279,9 @@ impl Vcpu {
                 .mem
                 .read_u64(domain, Spa(entry_spa))
                 .map_err(Stop::Host)?;
+            if let Some(log) = &mut self.paging.log {
+                log.note(0, table.gpa + at, entry_spa, false);
+            }
             if entry & pte::P == 0 {
                 return Err(Miss::Fault(0));
             }
@@ -259,6 +308,9 @@ impl Vcpu {
             if !is_leaf {
                 passed[level as usize - 1] = (entry_spa, entry);
                 level -= 1;
+                if let Some(log) = &mut self.paging.log {
+                    log.guest = level as u8;
+                }
                 table = Table::new(address, self.table_at(address, commit)?, rights);
                 if level <= 2 {
                     found[level as usize - 1] = Some(table);
@@ -267,6 +319,9 @@ impl Vcpu {
             }
             if !rules.allows(access, rights) {
                 return Err(Miss::Fault(pf::P));
+            }
+            if let Some(log) = &mut self.paging.log {
+                log.leaf = level as u8;
             }
             let dirty = entry & pte::D != 0 || access == Access::Write;
             if commit {
@@ -307,6 +362,9 @@ impl Vcpu {
 
     /// Sets bits of an entry, atomically against the walks of other vCPUs.
     fn set_bits(&mut self, spa: u64, bits: u64, domain: sevlab_memctl::Domain) -> Result<(), Stop> {
+        if let Some(log) = &mut self.paging.log {
+            log.changed(spa);
+        }
         self.mem.or_u64(domain, Spa(spa), bits).map_err(Stop::Host)
     }
 

@@ -188,22 +188,28 @@ impl CostTable {
         .pack()
     }
 
-    /// What an iteration of a repeated string instruction adds, beyond the first if `again`.
+    /// What an iteration of a repeated string instruction adds.
     #[must_use]
-    pub fn iteration(&self, op: Op, again: bool) -> u64 {
+    pub fn iteration(&self, op: Op) -> u64 {
         let (reads, writes) = match op {
             Op::Movs => (1, 1),
             Op::Stos => (0, 1),
             Op::Cmps => (2, 0),
             _ => (1, 0),
         };
-        let cycles = if again { self.repeat } else { 0 };
+        let cycles = 0;
         Tally {
             cycles,
             reads,
             writes,
         }
         .pack()
+    }
+
+    /// What an iteration adds besides if the instruction goes on after it.
+    #[must_use]
+    pub fn repeat(&self) -> u64 {
+        self.repeat
     }
 }
 

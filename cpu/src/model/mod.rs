@@ -8,18 +8,27 @@
 //! before it, plus 1. So it does not matter who makes an access, or whether it is made twice.
 
 pub mod costs;
+mod paths;
+mod tlb;
+mod touch;
+pub mod trace;
+mod walk;
 
-use core::ptr::NonNull;
 use std::sync::Arc;
 
 use sevlab_arch::Va;
-use sevlab_memctl::model::Model;
+use sevlab_memctl::model::{Model, Policy, Tlb as TlbConfig};
+use sevlab_memctl::{Error, FetchFilter, LineFilter};
 
-use crate::mmu::Access;
 use crate::state::CpuState;
-use crate::stop::{Exception, Stop};
 use crate::vcpu::Vcpu;
 use costs::{CostTable, Tally};
+pub(crate) use tlb::Entry;
+use tlb::Tlb;
+use trace::{Trace, TraceEvent};
+use walk::WalkCaches;
+pub(crate) use walk::WalkLog;
+pub use walk::WalkRef;
 
 /// Instructions and iterations of a turn.
 pub const TURN: u64 = 10_000;
@@ -58,6 +67,88 @@ impl Cause {
     pub const COUNT: usize = 11;
 }
 
+/// What the TLBs of one kind of access count. First-level hits are not counted: the filters do not see them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct TlbCounters {
+    /// Misses of the first level.
+    pub misses: u64,
+    /// Of these, those that the second level served.
+    pub second_hits: u64,
+    /// Of these, those that took a page walk.
+    pub walks: u64,
+}
+
+impl TlbCounters {
+    fn add(&mut self, o: &Self) {
+        self.misses += o.misses;
+        self.second_hits += o.second_hits;
+        self.walks += o.walks;
+    }
+}
+
+/// Cycles that instructions waited, by what for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct StallCycles {
+    /// L2.
+    pub l2: u64,
+    /// The LLC, also on the way to DRAM.
+    pub llc: u64,
+    /// Another core's cache.
+    pub remote: u64,
+    /// DRAM.
+    pub dram: u64,
+    /// Decryption, that of page tables included.
+    pub aes: u64,
+    /// Write-backs and their encryption.
+    pub write_back: u64,
+    /// Invalidation of other cores' copies.
+    pub upgrade: u64,
+    /// Second-level TLB.
+    pub tlb: u64,
+    /// Page walks and their memory accesses, without decryption.
+    pub walk: u64,
+    /// RMP checks and their memory accesses.
+    pub rmp: u64,
+}
+
+impl StallCycles {
+    /// All of them, with names.
+    #[must_use]
+    pub fn list(&self) -> [(&'static str, u64); 10] {
+        [
+            ("l2", self.l2),
+            ("llc", self.llc),
+            ("remote", self.remote),
+            ("dram", self.dram),
+            ("aes", self.aes),
+            ("write-back", self.write_back),
+            ("upgrade", self.upgrade),
+            ("tlb", self.tlb),
+            ("walk", self.walk),
+            ("rmp", self.rmp),
+        ]
+    }
+
+    /// Their sum.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.list().iter().map(|(_, n)| n).sum()
+    }
+
+    fn add(&mut self, o: &Self) {
+        self.l2 += o.l2;
+        self.llc += o.llc;
+        self.remote += o.remote;
+        self.dram += o.dram;
+        self.aes += o.aes;
+        self.write_back += o.write_back;
+        self.upgrade += o.upgrade;
+        self.tlb += o.tlb;
+        self.walk += o.walk;
+        self.rmp += o.rmp;
+    }
+}
+
 /// What one core counts beside what the memory controller counts for it.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct CoreCounters {
@@ -67,8 +158,102 @@ pub struct CoreCounters {
     pub reads: u64,
     /// Data writes of operands.
     pub writes: u64,
+    /// Lines fetched, whoever served them.
+    pub fetches: u64,
+    /// Cycles waited.
+    pub stalls: StallCycles,
     /// Cycles by [`Cause`].
     pub exits: [u64; Cause::COUNT],
+    /// TLBs, for data.
+    pub data_tlb: TlbCounters,
+    /// TLBs, for fetches.
+    pub fetch_tlb: TlbCounters,
+    /// Table entries that walks read, guest's and nested ones.
+    pub walk_reads: u64,
+    /// Of these, those that had accessed or dirty bits set.
+    pub walk_writes: u64,
+    /// RMP entries read.
+    pub rmp_reads: u64,
+}
+
+impl CoreCounters {
+    /// Adds another core's.
+    pub fn add(&mut self, o: &Self) {
+        self.instruction_cycles += o.instruction_cycles;
+        self.reads += o.reads;
+        self.writes += o.writes;
+        self.fetches += o.fetches;
+        self.stalls.add(&o.stalls);
+        for (a, b) in self.exits.iter_mut().zip(o.exits) {
+            *a += b;
+        }
+        self.data_tlb.add(&o.data_tlb);
+        self.fetch_tlb.add(&o.fetch_tlb);
+        self.walk_reads += o.walk_reads;
+        self.walk_writes += o.walk_writes;
+        self.rmp_reads += o.rmp_reads;
+    }
+}
+
+/// The TLBs of a core.
+struct Tlbs {
+    fetch: Tlb,
+    data: Tlb,
+    second_fetch: Option<Tlb>,
+    second: Option<Tlb>,
+}
+
+impl Tlbs {
+    fn new(model: &Model) -> Self {
+        match &model.tlb {
+            Some(t) => Self {
+                fetch: Tlb::new(&t.l1i, 1),
+                data: Tlb::new(&t.l1d, 2),
+                second_fetch: t.l2i.as_ref().map(|t| Tlb::new(t, 3)),
+                second: Some(Tlb::new(&t.l2, 4)),
+            },
+            None => {
+                // Not modelled: a store of translations that costs nothing, whatever it holds.
+                let any = TlbConfig {
+                    entries: 8192,
+                    ways: 4,
+                    policy: Policy::Fifo,
+                };
+                Self {
+                    fetch: Tlb::new(&any, 1),
+                    data: Tlb::new(&any, 2),
+                    second_fetch: None,
+                    second: None,
+                }
+            }
+        }
+    }
+
+    fn modelled(&self) -> bool {
+        self.second.is_some()
+    }
+
+    fn first(&mut self, fetch: bool) -> &mut Tlb {
+        if fetch {
+            &mut self.fetch
+        } else {
+            &mut self.data
+        }
+    }
+
+    fn second(&mut self, fetch: bool) -> Option<&mut Tlb> {
+        match &mut self.second_fetch {
+            Some(t) if fetch => Some(t),
+            _ => self.second.as_mut(),
+        }
+    }
+
+    fn each(&mut self) -> impl Iterator<Item = &mut Tlb> {
+        let seconds = [&mut self.second_fetch, &mut self.second];
+        [&mut self.fetch, &mut self.data]
+            .into_iter()
+            .chain(seconds.into_iter().flatten())
+    }
 }
 
 /// One core of a simulated machine.
@@ -81,6 +266,16 @@ pub struct CoreModel {
     pub costs: Arc<CostTable>,
     /// What has been counted, up to the last drain.
     pub counters: CoreCounters,
+    /// Cycles before anything of the above was counted.
+    before: u64,
+    /// Lines fetched at that time.
+    fetched_before: u64,
+    /// The controller knows the filters.
+    attached: bool,
+    tlbs: Tlbs,
+    caches: WalkCaches,
+    lines: Arc<LineFilter>,
+    fetches: Arc<FetchFilter>,
 }
 
 impl CoreModel {
@@ -90,6 +285,7 @@ impl CoreModel {
         self.counters.instruction_cycles += t.cycles;
         self.counters.reads += t.reads;
         self.counters.writes += t.writes;
+        self.counters.fetches = state.fetched - self.fetched_before;
     }
 
     /// The cycle at a place whose tally and number of fetched lines are these.
@@ -97,25 +293,104 @@ impl CoreModel {
         let (c, t) = (&self.counters, Tally::unpack(tally));
         let latency = &self.model.latency;
         let accesses = c.reads + c.writes + t.reads + t.writes;
-        c.instruction_cycles
+        self.before
+            + c.instruction_cycles
             + t.cycles
             + accesses * u64::from(latency.l1d_cycles)
-            + fetched * u64::from(latency.l1i_cycles)
+            + (fetched - self.fetched_before) * u64::from(latency.l1i_cycles)
+            + c.stalls.total()
             + c.exits.iter().sum::<u64>()
+    }
+
+    fn tlb_counters(&mut self, fetch: bool) -> &mut TlbCounters {
+        if fetch {
+            &mut self.counters.fetch_tlb
+        } else {
+            &mut self.counters.data_tlb
+        }
+    }
+
+    /// Takes the entries of a page away, and what the filters have of it.
+    fn drop_entry(&mut self, va: u64) {
+        let (lines, fetches) = (&self.lines, &self.fetches);
+        for t in self.tlbs.each() {
+            t.drop_page(va, |page, large| {
+                let size = if large { 1 << 21 } else { 1 << 12 };
+                for at in (page..page + size).step_by(1 << 12) {
+                    lines.drop_va_page(Va(at));
+                    fetches.drop_va_page(Va(at));
+                }
+            });
+        }
+    }
+
+    fn drop_page(&mut self, va: u64, trace: Option<&mut Trace>) {
+        self.drop_entry(va);
+        self.caches.flush_guest();
+        if let Some(trace) = trace {
+            let (core, va) = (self.core, Va(va));
+            trace(&TraceEvent::DropPage { core, va });
+        }
+    }
+
+    fn flush(&mut self, nested: bool, trace: Option<&mut Trace>) {
+        self.tlbs.each().for_each(Tlb::flush);
+        self.caches.flush_guest();
+        if nested {
+            self.caches.flush_nested();
+        }
+        self.lines.flush();
+        self.fetches.flush();
+        if let Some(trace) = trace {
+            let core = self.core;
+            trace(&TraceEvent::Flush { core, nested });
+        }
+    }
+
+    /// Lets no access pass the filters unseen until it has been made once more.
+    pub(crate) fn distrust_filters(&self) {
+        self.lines.flush();
+        self.fetches.flush();
     }
 }
 
 impl Vcpu {
-    /// Makes the vCPU core `core` of a simulated machine. Before it runs anything.
-    pub fn set_model(&mut self, core: usize, model: Arc<Model>) {
-        let costs = Arc::new(CostTable::new(&model));
+    /// Makes the vCPU core `core` of a simulated machine. Before it runs anything; the memory controller's configuration has the
+    /// same model.
+    ///
+    /// # Errors
+    /// [`Error::NoCore`]: the machine has no such core.
+    pub fn set_model(&mut self, core: usize, model: Arc<Model>) -> Result<(), Error> {
+        let (lines, fetches) = (LineFilter::new(), FetchFilter::new());
+        self.mem
+            .attach_core(core, Arc::clone(&lines), Arc::clone(&fetches))?;
+        self.state.lines = lines.base_ptr();
+        self.state.fetches = fetches.base_ptr().cast();
         self.state.stop_at = self.state.clock() + TURN;
+        let t = model.tlb.as_ref();
         self.model = Some(Box::new(CoreModel {
             core,
-            model,
-            costs,
+            costs: Arc::new(CostTable::new(&model)),
             counters: CoreCounters::default(),
+            before: 0,
+            fetched_before: self.state.fetched,
+            attached: true,
+            tlbs: Tlbs::new(&model),
+            caches: WalkCaches::new(
+                t.map_or(0, |t| t.walk_entries),
+                t.map_or(0, |t| t.nested_entries),
+            ),
+            lines,
+            fetches,
+            model,
         }));
+        self.tlb.flush();
+        Ok(())
+    }
+
+    /// Who is told of every access of the model from now on.
+    pub fn set_trace(&mut self, trace: Option<Trace>) {
+        self.trace = trace;
     }
 
     /// The vCPU's time in cycles; 0 without a model.
@@ -141,8 +416,9 @@ impl Vcpu {
         }
     }
 
-    /// The place of the running instruction, for the paths below: the state's words and what they lag behind.
+    /// The place of the running instruction: the state's words and what they lag behind.
     #[must_use]
+    #[inline]
     pub fn at(&self) -> At {
         At {
             retired: self.state.retired.wrapping_add(self.lag.retired),
@@ -150,33 +426,47 @@ impl Vcpu {
         }
     }
 
-    /// An access of `n` bytes at `va` inside one line by the instruction at `at`, through TLB and caches. Returns the host
-    /// address of `va`'s byte, good until the next access.
-    ///
-    /// # Errors
-    /// The translation faults; TLBs, caches and counters are then as before.
-    pub fn touch_data(
-        &mut self,
-        va: u64,
-        n: u64,
-        access: Access,
-        at: At,
-    ) -> Result<NonNull<u8>, Stop> {
-        debug_assert!(va & 63 <= 64 - n);
-        let _ = at;
-        self.fill(Va(va), access)?
-            .ok_or(Stop::Exception(Exception::GENERAL_PROTECTION))
+    /// The clock before the running instruction, lag included.
+    #[inline]
+    pub(crate) fn clock(&self) -> u64 {
+        self.state.clock().wrapping_add(self.lag.retired)
     }
 
-    /// Fetches the line of `va` for the instruction at `at`, and makes it [`CpuState::fetch_line`].
-    ///
-    /// # Errors
-    /// As [`Vcpu::touch_data`].
-    pub fn touch_fetch(&mut self, va: u64, at: At) -> Result<(), Stop> {
-        let _ = at;
-        self.fill(Va(va), Access::Exec)?;
-        self.state.fetch_line = va >> 6;
-        self.state.fetched += 1;
-        Ok(())
+    // ---- what the MMU and the cluster tell the model ----
+
+    /// The vCPU is no core any more.
+    pub(crate) fn leave_core(&mut self) {
+        if let Some(m) = &mut self.model
+            && core::mem::take(&mut m.attached)
+        {
+            self.mem.detach_core(m.core);
+        }
+    }
+
+    pub(crate) fn model_drop_page(&mut self, va: u64) {
+        if let Some(m) = &mut self.model {
+            m.drop_page(va, self.trace.as_mut());
+        }
+    }
+
+    pub(crate) fn model_flush(&mut self, nested: bool) {
+        if let Some(m) = &mut self.model {
+            m.flush(nested, self.trace.as_mut());
+        }
+    }
+
+    /// The clone of a host process counts from nothing; its clock and its time go on.
+    pub(crate) fn model_forked(&mut self) {
+        let s = &mut self.state;
+        if let Some(m) = &mut self.model {
+            s.repeats = s.clock();
+            m.before = m.cycles_at(s.tally, s.fetched);
+            s.tally = 0;
+            m.fetched_before = s.fetched;
+            m.counters = CoreCounters::default();
+            s.fetch_line = u64::MAX;
+            self.mem.keep_only_core(m.core);
+        }
+        s.retired = 0;
     }
 }

@@ -31,6 +31,9 @@ pub trait ThunkCpu: ThunkMemory {
     /// The registers.
     fn state(&mut self) -> &mut CpuState;
 
+    /// A gather has loaded an element.
+    fn loaded_element(&mut self) {}
+
     /// Loads `len` bytes (at most 128) into scratch; more of it may be overwritten.
     ///
     /// # Errors

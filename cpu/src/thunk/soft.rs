@@ -365,6 +365,7 @@ fn gather<C: ThunkCpu>(g: &Gather, cpu: &mut C) -> Result<(), Stop> {
             }
             dst[e.clone()].copy_from_slice(&v[..elem]);
             loaded = true;
+            cpu.loaded_element();
         }
         mask[e].fill(0);
     }

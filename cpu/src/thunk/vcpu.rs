@@ -1,6 +1,7 @@
 //! Thunks on a [`Vcpu`].
 
 use super::run::{ThunkCpu, ThunkMemory};
+use crate::model::costs::Tally;
 use crate::state::CpuState;
 use crate::stop::Stop;
 use crate::vcpu::Vcpu;
@@ -24,5 +25,10 @@ impl ThunkCpu for Vcpu {
     #[inline]
     fn state(&mut self) -> &mut CpuState {
         &mut self.state
+    }
+    fn loaded_element(&mut self) {
+        if self.modelled {
+            self.state.tally = self.state.tally.wrapping_add(Tally::READ);
+        }
     }
 }

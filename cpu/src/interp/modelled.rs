@@ -1,0 +1,108 @@
+//! Running blocks as a core of a simulated machine: the clock, the fetches and the tally of every instruction.
+
+use super::{Block, Interp, completed};
+use crate::insn::{Control, Insn, Op};
+use crate::sem;
+use crate::stop::Stop;
+use crate::vcpu::Vcpu;
+
+/// Runs `f` as guest code.
+#[inline]
+fn as_guest<R>(v: &mut Vcpu, f: impl FnOnce(&mut Vcpu) -> R) -> R {
+    let outer = core::mem::replace(&mut v.modelled, true);
+    let result = f(v);
+    v.modelled = outer;
+    result
+}
+
+/// Whether the turn is over.
+pub(super) fn turn_over(v: &Vcpu) -> bool {
+    v.clock() >= v.state.stop_at
+}
+
+/// As [`super::run`].
+pub(super) fn run(v: &mut Vcpu, block: &Block) -> Result<(), Stop> {
+    as_guest(v, |v| {
+        let epoch = v.code_epoch;
+        let mut it = Interp::new(v);
+        for (k, i) in block.insns.iter().enumerate() {
+            it.v.state.rip = i.rip;
+            if turn_over(it.v) {
+                return Err(Stop::Budget);
+            }
+            it.v.fetch_lines(i)?;
+            it.next = i.next_rip();
+            let done = if i.op == Op::Thunk {
+                it.thunk(i, &block.thunks[k])
+            } else {
+                sem::exec(&mut it, i)
+            };
+            if done.is_err() {
+                let stop = it.take_stop(i);
+                if completed(&stop) {
+                    complete(v, block.tallies[k]);
+                }
+                return Err(stop);
+            }
+            complete(it.v, block.tallies[k]);
+            if it.v.code_epoch != epoch && i.control == Control::Next {
+                it.v.state.rip = it.next;
+                return Ok(());
+            }
+        }
+        if block.falls_through {
+            v.state.rip = block.end;
+        }
+        Ok(())
+    })
+}
+
+/// As [`super::exec`], of an instruction whose tally is known.
+pub(super) fn exec(v: &mut Vcpu, i: &Insn, tally: u64) -> Result<(), Stop> {
+    as_guest(v, |v| {
+        v.state.rip = i.rip;
+        v.fetch_lines(i)?;
+        let mut it = Interp::new(v);
+        it.next = i.next_rip();
+        if sem::exec(&mut it, i).is_err() {
+            let stop = it.take_stop(i);
+            if completed(&stop) {
+                complete(v, tally);
+            }
+            return Err(stop);
+        }
+        if i.control == Control::Next {
+            v.state.rip = i.next_rip();
+        }
+        complete(v, tally);
+        Ok(())
+    })
+}
+
+#[inline(always)]
+fn complete(v: &mut Vcpu, tally: u64) {
+    v.state.retired += 1;
+    v.state.tally = v.state.tally.wrapping_add(tally);
+}
+
+impl Interp<'_> {
+    /// An iteration of a repeated instruction is done: `more` if the instruction goes on.
+    #[inline]
+    pub(super) fn iterated(&mut self, op: Op, times: u64, more: bool) {
+        if let Some(m) = &self.v.model {
+            let (iteration, repeat) = (m.costs.iteration(op), m.costs.repeat());
+            let again = times - u64::from(!more);
+            let s = &mut self.v.state;
+            s.tally = s
+                .tally
+                .wrapping_add(iteration.wrapping_mul(times))
+                .wrapping_add(repeat * again);
+            s.repeats += again;
+        }
+    }
+
+    /// How many iterations the turn has room for, at least one.
+    pub(super) fn room(&self) -> u64 {
+        self.v.state.stop_at.saturating_sub(self.v.clock()).max(1)
+    }
+}

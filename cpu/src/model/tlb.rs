@@ -1,0 +1,410 @@
+//! The model's TLBs. What they hold is what accesses use, so an entry that should have gone and did not is seen by the guest.
+//!
+//! An entry is of 4 KiB or 2 MiB, in the set of its page's number modulo the number of sets. A hit changes nothing where the
+//! policy is FIFO or random, which first-level TLBs therefore have: the filters in front of them are exact then.
+
+use sevlab_memctl::PageSize;
+use sevlab_memctl::model::{Policy, Tlb as Config};
+
+const PAGE: u32 = 12;
+const LARGE: u32 = 21;
+/// No page has this key.
+const EMPTY: u64 = u64::MAX;
+const HINTS: usize = 512;
+
+/// A translation of a page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Entry {
+    /// Guest and system physical address of the page.
+    pub(crate) gpa: u64,
+    pub(crate) spa: u64,
+    /// The C-bit.
+    pub(crate) private: bool,
+    pub(crate) writable: bool,
+    pub(crate) executable: bool,
+    /// Whose rights these are: CPL 3's.
+    pub(crate) user: bool,
+    /// Of 2 MiB.
+    pub(crate) large: bool,
+    /// Size of the nested page, for the RMP check.
+    pub(crate) nested: Option<PageSize>,
+}
+
+impl Entry {
+    /// Bits of an address that are the offset.
+    pub(crate) const fn mask(&self) -> u64 {
+        if self.large {
+            (1 << LARGE) - 1
+        } else {
+            (1 << PAGE) - 1
+        }
+    }
+}
+
+const NONE: Entry = Entry {
+    gpa: 0,
+    spa: 0,
+    private: false,
+    writable: false,
+    executable: false,
+    user: false,
+    large: false,
+    nested: None,
+};
+
+const fn key(va: u64, large: bool) -> u64 {
+    if large {
+        va >> LARGE << 1 | 1
+    } else {
+        va >> PAGE << 1
+    }
+}
+
+/// Address and size of the page that a key stands for.
+const fn page_of(key: u64) -> (u64, bool) {
+    if key & 1 != 0 {
+        (key >> 1 << LARGE, true)
+    } else {
+        (key >> 1 << PAGE, false)
+    }
+}
+
+/// One TLB.
+pub(crate) struct Tlb {
+    keys: Box<[u64]>,
+    entries: Box<[Entry]>,
+    /// Time of the last use (LRU) or of the fill (FIFO); NRU's bit.
+    order: Box<[u64]>,
+    /// Tree-PLRU: a set's tree, node 1 its root; a bit says in which half the next victim is.
+    trees: Box<[u64]>,
+    ways: usize,
+    sets: u64,
+    policy: Policy,
+    time: u64,
+    random: u64,
+    /// Where a key was last found.
+    hints: Box<[u32; HINTS]>,
+}
+
+/// A step of xorshift64*: 32 bits of it.
+pub(crate) fn next_random(x: &mut u64) -> u64 {
+    *x ^= *x >> 12;
+    *x ^= *x << 25;
+    *x ^= *x >> 27;
+    x.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32
+}
+
+impl Tlb {
+    /// An empty TLB. `seed` is its number in the random policy.
+    pub(crate) fn new(c: &Config, seed: u64) -> Self {
+        let entries = c.entries.max(1) as usize;
+        let ways = (c.ways.max(1) as usize).min(entries);
+        let sets = entries / ways;
+        let n = sets * ways;
+        Self {
+            keys: vec![EMPTY; n].into(),
+            entries: vec![NONE; n].into(),
+            order: vec![0; n].into(),
+            trees: vec![0; sets].into(),
+            ways,
+            sets: sets as u64,
+            policy: c.policy,
+            time: 0,
+            random: seed,
+            hints: Box::new([0; HINTS]),
+        }
+    }
+
+    fn find(&mut self, key: u64) -> Option<usize> {
+        let hint = (key ^ key >> 9) as usize % HINTS;
+        let at = self.hints[hint] as usize;
+        if self.keys[at] == key {
+            return Some(at);
+        }
+        let first = self.first(key);
+        let way = self.keys[first..first + self.ways]
+            .iter()
+            .position(|k| *k == key)?;
+        self.hints[hint] = (first + way) as u32;
+        Some(first + way)
+    }
+
+    /// Index of the first way of a key's set.
+    fn first(&self, key: u64) -> usize {
+        ((key >> 1) % self.sets) as usize * self.ways
+    }
+
+    /// The entry of `va`'s page, and where it is.
+    pub(crate) fn lookup(&mut self, va: u64) -> Option<(usize, Entry)> {
+        let at = self
+            .find(key(va, false))
+            .or_else(|| self.find(key(va, true)))?;
+        Some((at, self.entries[at]))
+    }
+
+    /// A hit's effect on what goes next.
+    pub(crate) fn touch(&mut self, at: usize) {
+        match self.policy {
+            Policy::Lru => {
+                self.time += 1;
+                self.order[at] = self.time;
+            }
+            Policy::Nru => {
+                let first = at / self.ways * self.ways;
+                let bits = &mut self.order[first..first + self.ways];
+                bits[at - first] = 1;
+                if bits.iter().all(|b| *b != 0) {
+                    bits.fill(0);
+                    bits[at - first] = 1;
+                }
+            }
+            Policy::TreePlru => {
+                let (set, way) = (at / self.ways, at % self.ways);
+                let tree = &mut self.trees[set];
+                let (mut node, mut half) = (1, self.ways / 2);
+                while half > 0 {
+                    let right = way & half != 0;
+                    if right {
+                        *tree &= !(1 << node);
+                    } else {
+                        *tree |= 1 << node;
+                    }
+                    node = 2 * node + usize::from(right);
+                    half /= 2;
+                }
+            }
+            Policy::Fifo | Policy::Random => {}
+        }
+    }
+
+    fn victim(&mut self, first: usize) -> usize {
+        let ways = first..first + self.ways;
+        if let Some(way) = self.keys[ways.clone()].iter().position(|k| *k == EMPTY) {
+            return first + way;
+        }
+        let order = &self.order[ways];
+        first
+            + match self.policy {
+                Policy::Lru | Policy::Fifo => {
+                    let oldest = order.iter().enumerate().min_by_key(|(_, t)| **t);
+                    oldest.map_or(0, |(way, _)| way)
+                }
+                Policy::Nru => order.iter().position(|b| *b == 0).unwrap_or(0),
+                Policy::Random => (next_random(&mut self.random) % self.ways as u64) as usize,
+                Policy::TreePlru => {
+                    let tree = self.trees[first / self.ways];
+                    let mut node = 1;
+                    while node < self.ways {
+                        node = 2 * node + (tree >> node & 1) as usize;
+                    }
+                    node - self.ways
+                }
+            }
+    }
+
+    /// Enters the translation of `va`'s page, in the place of an entry of that page if there is one. Calls `gone` for pages
+    /// whose entries that takes away or changes.
+    pub(crate) fn fill(&mut self, va: u64, e: Entry, mut gone: impl FnMut(u64, bool)) {
+        if let Some(other) = self.find(key(va, !e.large)) {
+            self.remove(other, &mut gone);
+        }
+        let key = key(va, e.large);
+        let e = Entry {
+            gpa: e.gpa & !e.mask(),
+            spa: e.spa & !e.mask(),
+            ..e
+        };
+        if let Some(at) = self.find(key) {
+            let (page, large) = page_of(key);
+            gone(page, large);
+            self.entries[at] = e;
+            self.touch(at);
+            return;
+        }
+        let first = self.first(key);
+        let at = self.victim(first);
+        if self.keys[at] != EMPTY {
+            self.remove(at, &mut gone);
+        }
+        self.keys[at] = key;
+        self.entries[at] = e;
+        if self.policy == Policy::Fifo {
+            self.time += 1;
+            self.order[at] = self.time;
+        } else {
+            self.touch(at);
+        }
+    }
+
+    fn remove(&mut self, at: usize, gone: &mut impl FnMut(u64, bool)) {
+        let (page, large) = page_of(self.keys[at]);
+        self.keys[at] = EMPTY;
+        self.order[at] = 0;
+        gone(page, large);
+    }
+
+    /// Takes the entries of `va`'s page away.
+    pub(crate) fn drop_page(&mut self, va: u64, mut gone: impl FnMut(u64, bool)) {
+        for large in [false, true] {
+            if let Some(at) = self.find(key(va, large)) {
+                self.remove(at, &mut gone);
+            }
+        }
+    }
+
+    /// Takes everything away.
+    pub(crate) fn flush(&mut self) {
+        self.keys.fill(EMPTY);
+        self.order.fill(0);
+    }
+}
+
+/// A small fully associative LRU cache of keys.
+pub(crate) struct Lru {
+    keys: Vec<(u64, u64)>,
+    size: usize,
+    time: u64,
+}
+
+impl Lru {
+    pub(crate) fn new(size: u32) -> Self {
+        Self {
+            keys: Vec::new(),
+            size: size as usize,
+            time: 0,
+        }
+    }
+
+    /// Whether it holds `key`, which has been used now then.
+    pub(crate) fn hit(&mut self, key: u64) -> bool {
+        self.time += 1;
+        match self.keys.iter_mut().find(|(k, _)| *k == key) {
+            Some((_, t)) => {
+                *t = self.time;
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Enters `key`, in the place of the one used longest ago if it is full.
+    pub(crate) fn put(&mut self, key: u64) {
+        if self.size == 0 || self.hit(key) {
+            return;
+        }
+        if self.keys.len() < self.size {
+            self.keys.push((key, self.time));
+        } else if let Some(oldest) = self.keys.iter_mut().min_by_key(|(_, t)| *t) {
+            *oldest = (key, self.time);
+        }
+    }
+
+    pub(crate) fn flush(&mut self) {
+        self.keys.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tlb(entries: u32, ways: u32, policy: Policy) -> Tlb {
+        let c = Config {
+            entries,
+            ways,
+            policy,
+        };
+        Tlb::new(&c, 1)
+    }
+
+    fn page(t: &mut Tlb, n: u64) -> Vec<u64> {
+        let mut gone = Vec::new();
+        let e = Entry {
+            spa: n << 12,
+            ..NONE
+        };
+        t.fill(n << 12, e, |va, _| gone.push(va >> 12));
+        gone
+    }
+
+    #[test]
+    fn fifo_is_not_changed_by_hits() {
+        let mut t = tlb(4, 4, Policy::Fifo);
+        for n in 1..=4 {
+            assert_eq!(page(&mut t, n), []);
+        }
+        let (at, _) = t.lookup(1 << 12).unwrap();
+        t.touch(at);
+        assert_eq!(page(&mut t, 5), [1]);
+        t.drop_page(3 << 12, |_, _| {});
+        assert_eq!(page(&mut t, 6), [], "into the free place");
+        assert_eq!(page(&mut t, 7), [2]);
+        assert_eq!(page(&mut t, 8), [4]);
+        assert_eq!(page(&mut t, 9), [5]);
+    }
+
+    #[test]
+    fn lru_goes_by_use() {
+        let mut t = tlb(4, 2, Policy::Lru);
+        // Even pages share a set.
+        assert_eq!(page(&mut t, 2), []);
+        assert_eq!(page(&mut t, 4), []);
+        let (at, _) = t.lookup(2 << 12).unwrap();
+        t.touch(at);
+        assert_eq!(page(&mut t, 1), []);
+        assert_eq!(page(&mut t, 6), [4]);
+        assert!(t.lookup(4 << 12).is_none());
+        assert_eq!(t.lookup(6 << 12 | 0x123).unwrap().1.spa, 6 << 12);
+    }
+
+    #[test]
+    fn tree_plru_and_nru_choose_as_their_definitions_say() {
+        let mut t = tlb(4, 4, Policy::TreePlru);
+        for n in 1..=4 {
+            page(&mut t, n);
+        }
+        // After fills 0 1 2 3 the root points left, and the left node at way 0.
+        let (at, _) = t.lookup(1 << 12).unwrap();
+        t.touch(at);
+        // Root right; the right node points at way 2.
+        assert_eq!(page(&mut t, 5), [3]);
+        let mut t = tlb(4, 4, Policy::Nru);
+        for n in 1..=4 {
+            page(&mut t, n);
+        }
+        // The last fill found all bits set: only its own is.
+        assert_eq!(page(&mut t, 5), [1]);
+        assert_eq!(page(&mut t, 6), [2]);
+    }
+
+    #[test]
+    fn sizes_do_not_mix() {
+        let mut t = tlb(8, 8, Policy::Fifo);
+        page(&mut t, 0x200);
+        let mut gone = Vec::new();
+        let large = Entry {
+            spa: 0x4020_0000,
+            large: true,
+            ..NONE
+        };
+        t.fill(0x20_0000, large, |va, l| gone.push((va, l)));
+        assert_eq!(gone, [(0x20_0000, false)], "the small page of that address");
+        assert_eq!(t.lookup(0x3f_f000).unwrap().1.spa, 0x4020_0000);
+        t.drop_page(0x33_3333, |va, l| gone.push((va, l)));
+        assert_eq!(gone[1..], [(0x20_0000, true)]);
+        assert!(t.lookup(0x20_0000).is_none());
+    }
+
+    #[test]
+    fn the_small_cache_forgets_what_was_used_longest_ago() {
+        let mut c = Lru::new(2);
+        c.put(1);
+        c.put(2);
+        assert!(c.hit(1));
+        c.put(3);
+        assert!(!c.hit(2) && c.hit(1) && c.hit(3));
+        let mut none = Lru::new(0);
+        none.put(1);
+        assert!(!none.hit(1));
+    }
+}

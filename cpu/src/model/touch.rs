@@ -1,0 +1,325 @@
+//! The slow path of an access: TLBs, page walk, caches, and what of it takes time.
+
+use core::ptr::NonNull;
+
+use sevlab_arch::rmp::BOOKKEEPING_SIZE;
+use sevlab_arch::{Gpa, Spa, Va};
+use sevlab_memctl::{Domain, Grant, Level, Line, LineKind};
+
+use super::tlb::Entry;
+use super::trace::{Touch, TraceEvent};
+use super::walk::WalkLog;
+use super::{At, CoreModel};
+use crate::mmu::Access;
+use crate::stop::Stop;
+use crate::vcpu::{SevMode, Vcpu};
+
+/// Bytes of an RMP entry.
+const RMP_ENTRY: u64 = 16;
+
+impl Vcpu {
+    /// An access of `n` bytes at `va` inside one line by the instruction at `at`, through TLB and caches. Returns the host
+    /// address of `va`'s byte. A store drops decoded code in its frame first.
+    ///
+    /// # Errors
+    /// The translation faults; TLBs, caches and counters are then as before.
+    pub fn touch_data(
+        &mut self,
+        va: u64,
+        n: u64,
+        access: Access,
+        at: At,
+    ) -> Result<NonNull<u8>, Stop> {
+        self.touch(va, n, access, at, true)
+    }
+
+    /// As [`Vcpu::touch_data`]; code in the frame may stay, for a store that is only announced.
+    pub(crate) fn touch(
+        &mut self,
+        va: u64,
+        n: u64,
+        access: Access,
+        at: At,
+        drops_code: bool,
+    ) -> Result<NonNull<u8>, Stop> {
+        debug_assert!(va & 63 <= 64 - n);
+        let e = self.model_entry(va, access, at)?;
+        let spa = Spa(e.spa | va & e.mask());
+        let store = access == Access::Write;
+        if e.writable {
+            // Before the look at the code bits, see `crate::smp`.
+            self.cluster.note_writer(&self.seat, spa);
+        }
+        let mut code = self.cluster.holds(spa);
+        if code && store && drops_code {
+            self.drop_frame_code(spa);
+            code = false;
+        }
+        let mut write = e.writable && !code;
+        if let Some(pages) = &mut self.writes {
+            write &= store;
+            if store && pages.last() != Some(&Va(va).page().0) {
+                pages.push(Va(va).page().0);
+            }
+        }
+        let line = Line {
+            va: Va(va),
+            spa,
+            domain: self.domain(e.private),
+            kind: if store {
+                LineKind::Store
+            } else {
+                LineKind::Load
+            },
+            grant: Grant { read: true, write },
+            stamp: 0,
+            now: 0,
+        };
+        let host = self.model_line(line, n, &e, at)?;
+        let offset = (va & 63) as usize;
+        Ok(host.map_addr(|a| a.saturating_add(offset)))
+    }
+
+    /// Fetches the line of `va` for the instruction at `at`, and makes it [`CpuState::fetch_line`](crate::CpuState::fetch_line).
+    ///
+    /// # Errors
+    /// As [`Vcpu::touch_data`].
+    pub fn touch_fetch(&mut self, va: u64, at: At) -> Result<(), Stop> {
+        let e = self.model_entry(va, Access::Exec, at)?;
+        let line = Line {
+            va: Va(va),
+            spa: Spa(e.spa | va & e.mask()),
+            domain: self.domain(true),
+            kind: LineKind::Fetch,
+            grant: Grant::default(),
+            stamp: 0,
+            now: 0,
+        };
+        self.model_line(line, 1, &e, at)?;
+        self.fetched(va);
+        Ok(())
+    }
+
+    #[inline]
+    pub(crate) fn fetched(&mut self, va: u64) {
+        self.state.fetch_line = va >> 6;
+        self.state.fetched += 1;
+    }
+
+    /// The access itself, when its translation is known.
+    fn model_line(&mut self, line: Line, n: u64, e: &Entry, at: At) -> Result<NonNull<u8>, Stop> {
+        let stamp = self.stamp(at);
+        let Some(m) = &mut self.model else {
+            return Err(no_model());
+        };
+        let now = m.cycles_at(at.tally, self.state.fetched);
+        let line = Line { stamp, now, ..line };
+        if let Some(trace) = &mut self.trace {
+            trace(&TraceEvent::Touch(Touch {
+                core: m.core,
+                stamp,
+                kind: line.kind,
+                va: line.va,
+                len: n,
+                gpa: Gpa(e.gpa | line.va.0 & e.mask()),
+                spa: line.spa,
+                domain: line.domain,
+                large: e.large,
+                writable: e.writable,
+                executable: e.executable,
+            }));
+        }
+        let served = self.mem.line(m.core, &line).map_err(Stop::Host)?;
+        let s = served.stalls;
+        let to = &mut m.counters.stalls;
+        match served.level {
+            Level::L1 => {}
+            Level::L2 => to.l2 += u64::from(s.cache),
+            Level::Llc | Level::Dram => to.llc += u64::from(s.cache),
+            Level::Remote => to.remote += u64::from(s.cache),
+        }
+        to.dram += u64::from(s.dram);
+        to.aes += u64::from(s.aes);
+        to.write_back += u64::from(s.write_back);
+        to.upgrade += u64::from(s.upgrade);
+        Ok(served.host)
+    }
+
+    /// The translation of `va` for an access, out of TLBs or by a walk.
+    fn model_entry(&mut self, va: u64, access: Access, at: At) -> Result<Entry, Stop> {
+        let user = self.state.cpl == 3;
+        let allows = |e: &Entry| {
+            e.user == user
+                && match access {
+                    Access::Read => true,
+                    Access::Write => e.writable,
+                    Access::Exec => e.executable,
+                }
+        };
+        let Some(mut m) = self.model.take() else {
+            return Err(no_model());
+        };
+        let fetch = access == Access::Exec;
+        let mut known = m.tlbs.first(fetch).lookup(va).map(|(_, e)| e);
+        if let Some(e) = known.filter(allows)
+            && self.mode == SevMode::Snp
+            && !self.rmp_allows(&e, va, access)
+        {
+            m.drop_entry(va);
+            if let Some(trace) = &mut self.trace {
+                let (core, va) = (m.core, Va(va));
+                trace(&TraceEvent::Dead { core, va });
+            }
+            known = None;
+        }
+        let found = match known.filter(allows) {
+            Some(e) => Ok(e),
+            None => self.second_level(&mut m, va, access, allows, at),
+        };
+        self.model = Some(m);
+        found
+    }
+
+    /// What the first-level TLB does not have.
+    fn second_level(
+        &mut self,
+        m: &mut CoreModel,
+        va: u64,
+        access: Access,
+        allows: impl Fn(&Entry) -> bool,
+        at: At,
+    ) -> Result<Entry, Stop> {
+        let fetch = access == Access::Exec;
+        let snp = self.mode == SevMode::Snp;
+        let mut second = m.tlbs.second(fetch).and_then(|t| t.lookup(va));
+        if let Some((_, e)) = second.filter(|(_, e)| allows(e))
+            && snp
+            && !self.rmp_allows(&e, va, access)
+        {
+            m.drop_entry(va);
+            if let Some(trace) = &mut self.trace {
+                let (core, va) = (m.core, Va(va));
+                trace(&TraceEvent::Dead { core, va });
+            }
+            second = None;
+        }
+        let latency = &m.model.latency;
+        let (tlb2, walk) = (latency.tlb2_cycles, latency.walk_cycles);
+        let e = match second.filter(|(_, e)| allows(e)) {
+            Some((way, e)) => {
+                if let Some(t) = m.tlbs.second(fetch) {
+                    t.touch(way);
+                }
+                m.tlb_counters(fetch).second_hits += 1;
+                m.counters.stalls.tlb += u64::from(tlb2);
+                e
+            }
+            None => {
+                let (e, log) = self.model_walk(va, access)?;
+                if m.tlbs.modelled() {
+                    m.tlb_counters(fetch).walks += 1;
+                    m.counters.stalls.walk += u64::from(walk);
+                    self.traffic(m, va, access, log, &e, at)?;
+                }
+                if let Some(t) = m.tlbs.second(fetch) {
+                    t.fill(va, e, |_, _| {});
+                }
+                e
+            }
+        };
+        if m.tlbs.modelled() {
+            m.tlb_counters(fetch).misses += 1;
+        }
+        let (lines, fetches) = (&m.lines, &m.fetches);
+        m.tlbs.first(fetch).fill(va, e, |page, large| {
+            let size = if large { 1 << 21 } else { 1 << 12 };
+            for at in (page..page + size).step_by(1 << 12) {
+                if fetch {
+                    fetches.drop_va_page(Va(at));
+                } else {
+                    lines.drop_va_page(Va(at));
+                }
+            }
+        });
+        Ok(e)
+    }
+
+    /// The memory references of a walk, and the RMP's.
+    fn traffic(
+        &mut self,
+        m: &mut CoreModel,
+        va: u64,
+        access: Access,
+        mut log: WalkLog,
+        e: &Entry,
+        at: At,
+    ) -> Result<(), Stop> {
+        let stamp = self.stamp(at);
+        let guest = self.domain(true);
+        let rmp = (self.mode == SevMode::Snp).then(|| {
+            let frame = (e.spa | va & e.mask()) >> 12;
+            Spa(self.mem.rmp().base().0 + BOOKKEEPING_SIZE + frame * RMP_ENTRY)
+        });
+        if let Some(trace) = &mut self.trace {
+            trace(&TraceEvent::Walk {
+                core: m.core,
+                va: Va(va),
+                access,
+                refs: &log.refs,
+                guest,
+                leaf: log.leaf,
+                rmp,
+            });
+        }
+        m.caches.filter(va, &mut log);
+        let line = |spa, domain, kind| Line {
+            va: Va(0),
+            spa,
+            domain,
+            kind,
+            grant: Grant::default(),
+            stamp,
+            now: 0,
+        };
+        for r in &log.refs {
+            let domain = if r.nested == 0 { guest } else { Domain::Shared };
+            let kind = if r.changes {
+                LineKind::WalkWrite
+            } else {
+                LineKind::Walk
+            };
+            let now = m.cycles_at(at.tally, self.state.fetched);
+            let line = Line {
+                now,
+                ..line(r.spa, domain, kind)
+            };
+            let s = self.mem.line(m.core, &line).map_err(Stop::Host)?.stalls;
+            m.counters.walk_reads += 1;
+            m.counters.walk_writes += u64::from(r.changes);
+            m.counters.stalls.aes += u64::from(s.aes);
+            m.counters.stalls.walk += s.total() - u64::from(s.aes);
+        }
+        if let Some(spa) = rmp {
+            let now = m.cycles_at(at.tally, self.state.fetched);
+            let line = Line {
+                now,
+                ..line(spa, Domain::Shared, LineKind::Rmp)
+            };
+            let s = self.mem.line(m.core, &line).map_err(Stop::Host)?.stalls;
+            m.counters.rmp_reads += 1;
+            m.counters.stalls.rmp += s.total() + u64::from(m.model.latency.rmp_cycles);
+        }
+        Ok(())
+    }
+
+    /// The stamp of the instruction at `at`.
+    #[inline]
+    pub(crate) fn stamp(&self, at: At) -> u64 {
+        at.retired.wrapping_add(self.state.repeats).wrapping_add(1)
+    }
+}
+
+#[cold]
+fn no_model() -> Stop {
+    Stop::Host(sevlab_memctl::Error::NoCore { core: 0 })
+}
