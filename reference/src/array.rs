@@ -40,13 +40,48 @@ pub struct Array<V> {
     sets: Vec<Set<V>>,
     policy: Policy,
     fills: u64,
-    random: u64,
+    sequence: Sequence,
+}
+
+/// The pseudo-random sequence of [`Policy::Random`]: xorshift64*, of whose outputs the upper 32 bits count.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Sequence {
+    /// Of a cache: the way is a fraction of the output's range.
+    Cache(u64),
+    /// Of a TLB: the way is a remainder.
+    Tlb(u64),
+}
+
+impl Sequence {
+    /// That of the cache of this number: 1 L1I, 2 L1D, 3 L2, 4 LLC.
+    #[must_use]
+    pub fn of_cache(number: u64) -> Self {
+        Self::Cache(0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(number))
+    }
+    /// That of the TLB of this number: 1 and 2 first level of fetches and data, 3 and 4 second.
+    #[must_use]
+    pub fn of_tlb(number: u64) -> Self {
+        Self::Tlb(number)
+    }
+    /// The next way of so many.
+    fn next(&mut self, ways: usize) -> usize {
+        let (Self::Cache(x) | Self::Tlb(x)) = self;
+        *x ^= *x >> 12;
+        *x ^= *x << 25;
+        *x ^= *x >> 27;
+        let r = x.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32;
+        let way = match self {
+            Self::Cache(_) => r * ways as u64 >> 32,
+            Self::Tlb(_) => r % ways as u64,
+        };
+        way as usize
+    }
 }
 
 impl<V> Array<V> {
-    /// An empty array. `level` is the constant that the sequence of [`Policy::Random`] begins with.
+    /// An empty array.
     #[must_use]
-    pub fn new(sets: usize, ways: usize, policy: Policy, level: u64) -> Self {
+    pub fn new(sets: usize, ways: usize, policy: Policy, sequence: Sequence) -> Self {
         let way = || Way {
             entry: None,
             used: 0,
@@ -61,7 +96,7 @@ impl<V> Array<V> {
             sets: (0..sets).map(|_| set()).collect(),
             policy,
             fills: 0,
-            random: 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(level),
+            sequence,
         }
     }
 
@@ -127,9 +162,7 @@ impl<V> Array<V> {
 
     fn victim(&mut self, set: usize) -> usize {
         if self.policy == Policy::Random {
-            self.random ^= self.random >> 12;
-            self.random ^= self.random << 25;
-            self.random ^= self.random >> 27;
+            return self.sequence.next(self.sets[set].ways.len());
         }
         let set = &self.sets[set];
         // The lowest of several that are equal, as `min_by_key` has it.
@@ -155,10 +188,8 @@ impl<V> Array<V> {
                 }
                 low
             }
-            Policy::Random => {
-                let r = self.random.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32;
-                (r % set.ways.len() as u64) as usize
-            }
+            // Above.
+            Policy::Random => 0,
         }
     }
 
@@ -178,21 +209,23 @@ impl<V> Array<V> {
         gone
     }
 
-    /// Takes the entry there out.
-    pub fn remove(&mut self, at: Place) -> Option<(u64, V)> {
-        let way = &mut self.sets[at.set].ways[at.way];
-        way.recent = false;
-        way.entry.take()
+    /// Takes the entry there out. Its way keeps its place in the order.
+    pub fn take(&mut self, at: Place) -> Option<(u64, V)> {
+        self.sets[at.set].ways[at.way].entry.take()
     }
 
-    /// Takes out all entries that `goes` names.
-    pub fn retain(&mut self, stays: impl Fn(u64, &V) -> bool) {
+    /// Takes the entry there out; its way counts as not used.
+    pub fn remove(&mut self, at: Place) -> Option<(u64, V)> {
+        self.sets[at.set].ways[at.way].recent = false;
+        self.take(at)
+    }
+
+    /// Takes all entries out; no way counts as used.
+    pub fn clear(&mut self) {
         for set in &mut self.sets {
             for way in &mut set.ways {
-                if way.entry.as_ref().is_some_and(|(k, v)| !stays(*k, v)) {
-                    way.entry = None;
-                    way.recent = false;
-                }
+                way.entry = None;
+                way.recent = false;
             }
         }
     }

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use sevlab_memctl::Domain;
 use sevlab_memctl::model::{Cache, Inclusion, Model};
 
-use crate::array::Array;
+use crate::array::{Array, Sequence};
 use crate::counts::{Counts, Kind};
-use crate::dram::Dram;
+use crate::dram::{Busy, Dram};
 use crate::prefetch::Prefetcher;
 
 /// A line in a cache. Its key is its number: system-physical address / 64.
@@ -30,6 +30,29 @@ pub enum Level {
     Dram,
 }
 
+/// What an access stalls for, in cycles.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Stalls {
+    /// The cache that served it, or that would have before DRAM did.
+    pub cache: u64,
+    /// DRAM.
+    pub dram: u64,
+    /// Decryption.
+    pub aes: u64,
+    /// Write-backs and their encryption.
+    pub write_back: u64,
+    /// Other cores' copies had to go.
+    pub upgrade: u64,
+}
+
+impl Stalls {
+    /// Their sum.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.cache + self.dram + self.aes + self.write_back + self.upgrade
+    }
+}
+
 /// The caches of a core.
 #[derive(Clone, Debug)]
 pub struct Private {
@@ -40,8 +63,18 @@ pub struct Private {
     /// Both.
     pub l2: Option<Array<Line>>,
     prefetcher: Prefetcher,
+    busy: Busy,
     /// What this core's accesses counted.
     pub counts: Counts,
+}
+
+impl Private {
+    fn each(&mut self) -> impl Iterator<Item = (&'static str, &mut Array<Line>)> {
+        let l2 = self.l2.as_mut().map(|l2| ("l2", l2));
+        [("l1i", &mut self.l1i), ("l1d", &mut self.l1d)]
+            .into_iter()
+            .chain(l2)
+    }
 }
 
 /// All caches.
@@ -53,22 +86,22 @@ pub struct Caches {
     /// The last level.
     pub llc: Array<Line>,
     dram: Dram,
-    /// Accesses so far to any second or third level: the time of their replacement.
+    /// Through which domain each page was accessed last: its cached lines are of that one.
+    domains: BTreeMap<u64, Domain>,
+    /// Uses so far of any second or third level: the time of their replacement.
     time: u64,
-    /// Whether what happens is a prefetch's doing, which is not charged.
-    free_of_charge: bool,
-    /// Cycles that the access at hand has stalled for.
-    stalled: u64,
+    /// What the access at hand stalls for.
+    stalls: Stalls,
     /// The cycle at which it began.
     now: u64,
 }
 
-fn array(cache: &Cache, level: u64) -> Array<Line> {
+fn array(cache: &Cache, number: u64) -> Array<Line> {
     Array::new(
         cache.sets() as usize,
         cache.ways as usize,
         cache.policy,
-        level,
+        Sequence::of_cache(number),
     )
 }
 
@@ -76,10 +109,10 @@ fn encrypted(domain: Domain) -> bool {
     domain != Domain::Shared
 }
 
-/// Takes a line out of a cache; whether it was there and whether it was dirty.
+/// Takes a line out of a cache: whether it was dirty, if it was there.
 fn take(cache: &mut Array<Line>, line: u64) -> Option<bool> {
     let at = cache.find(line, line)?;
-    cache.remove(at).map(|(_, l)| l.dirty)
+    cache.take(at).map(|(_, l)| l.dirty)
 }
 
 impl Caches {
@@ -91,34 +124,28 @@ impl Caches {
             cores: BTreeMap::new(),
             llc: array(&model.llc, 4),
             dram: Dram::new(model),
+            domains: BTreeMap::new(),
             time: 0,
-            free_of_charge: false,
-            stalled: 0,
+            stalls: Stalls::default(),
             now: 0,
         }
     }
 
     /// The caches of that core.
     pub fn core(&mut self, core: usize) -> &mut Private {
-        let m = &self.model;
+        let (m, dram) = (&self.model, &self.dram);
         self.cores.entry(core).or_insert_with(|| Private {
             l1i: array(&m.l1i, 1),
             l1d: array(&m.l1d, 2),
             l2: m.l2.as_ref().map(|c| array(c, 3)),
             prefetcher: Prefetcher::new(&m.prefetch),
+            busy: dram.busy(),
             counts: Counts::default(),
         })
     }
 
-    fn count(&mut self, core: usize, name: &str, n: u64) {
-        self.core(core).counts.add(name, n);
-    }
-
-    fn stall(&mut self, core: usize, cause: &str, cycles: u64) {
-        if !self.free_of_charge {
-            self.stalled += cycles;
-            self.count(core, &format!("stall.{cause}"), cycles);
-        }
+    fn count(&mut self, core: usize, name: &str) {
+        self.core(core).counts.add(name, 1);
     }
 
     fn tick(&mut self) -> u64 {
@@ -127,7 +154,7 @@ impl Caches {
     }
 
     /// One access to one line. `stamp` is the time for the first level's replacement, `now` the core's cycle. Returns the
-    /// level that served it and the cycles it stalled the core for.
+    /// level that served it and what it stalled for.
     pub fn access(
         &mut self,
         core: usize,
@@ -136,159 +163,140 @@ impl Caches {
         domain: Domain,
         stamp: u64,
         now: u64,
-    ) -> (Level, u64) {
-        self.stalled = 0;
+    ) -> (Level, Stalls) {
+        self.stalls = Stalls::default();
         self.now = now;
         self.core(core);
-        self.expel_other_domains(core, line, domain);
-        let level = self.demand(core, kind, line, domain, stamp);
-        let data = matches!(kind, Kind::Read | Kind::Write);
-        if data && level != Level::L1 {
-            let wanted = self.core(core).prefetcher.miss(line);
-            self.free_of_charge = true;
-            for other in wanted {
-                self.prefetch(core, other, domain);
-            }
-            self.free_of_charge = false;
-        }
-        (level, self.stalled)
-    }
-
-    fn demand(&mut self, core: usize, kind: Kind, line: u64, domain: Domain, stamp: u64) -> Level {
-        let l = self.model.latency.clone();
-        // First level.
-        let own = self.core(core);
-        let first = match kind {
-            Kind::Read | Kind::Write => Some(("l1d", &mut own.l1d)),
-            Kind::Fetch => Some(("l1i", &mut own.l1i)),
-            Kind::Walk | Kind::WalkWrite | Kind::Rmp => None,
+        self.change_domain(core, line / 64, domain);
+        let level = match self.first_level(core, kind, line, stamp) {
+            Some(level) => level,
+            None => self.below(core, kind, line, domain),
         };
-        if let Some((name, cache)) = first {
-            if let Some(at) = cache.find(line, line) {
-                cache.touch(at, stamp);
-                if kind == Kind::Write && !cache.value(at).dirty {
-                    cache.value(at).dirty = true;
-                    if self.drop_other_copies(core, line) {
-                        self.stall(core, "upgrade", u64::from(l.upgrade_cycles));
+        if level != Level::L1 {
+            match kind {
+                Kind::Read | Kind::Write => {
+                    self.fill_l1d(core, line, domain, kind.writes(), stamp);
+                    for other in self.core(core).prefetcher.miss(line) {
+                        self.prefetch(core, other, domain);
                     }
                 }
-                return Level::L1;
+                Kind::Fetch => {
+                    let dirty = false;
+                    let entry = Line { domain, dirty };
+                    self.core(core).l1i.insert(line, line, entry, stamp);
+                }
+                Kind::WalkWrite => self.dirty_below_l1(core, line),
+                Kind::Walk | Kind::Rmp => {}
             }
-            self.count(core, &format!("{name}.{}_misses", kind.name()), 1);
         }
+        (level, self.stalls)
+    }
 
-        // Second level.
-        let time = self.tick();
+    fn first_level(&mut self, core: usize, kind: Kind, line: u64, stamp: u64) -> Option<Level> {
         let own = self.core(core);
-        let has_l2 = own.l2.is_some();
-        let mut in_l2 = false;
+        let (name, cache) = match kind {
+            Kind::Read | Kind::Write => ("l1d", &mut own.l1d),
+            Kind::Fetch => ("l1i", &mut own.l1i),
+            Kind::Walk | Kind::WalkWrite | Kind::Rmp => return None,
+        };
+        let Some(at) = cache.find(line, line) else {
+            self.count(core, &format!("{name}.{}_misses", kind.name()));
+            return None;
+        };
+        cache.touch(at, stamp);
+        if kind == Kind::Write {
+            cache.value(at).dirty = true;
+            self.drop_other_copies(core, line);
+        }
+        Some(Level::L1)
+    }
+
+    fn below(&mut self, core: usize, kind: Kind, line: u64, domain: Domain) -> Level {
+        let l = self.model.latency.clone();
+        let own = self.core(core);
         if let Some(l2) = &mut own.l2 {
             if let Some(at) = l2.find(line, line) {
-                l2.touch(at, time);
-                in_l2 = true;
+                let time = self.tick();
+                if let Some(l2) = &mut self.core(core).l2 {
+                    l2.touch(at, time);
+                }
+                self.count(core, &format!("l2.{}_hits", kind.name()));
+                self.stalls.cache = u64::from(l.l2_cycles);
+                if kind.writes() {
+                    self.drop_other_copies(core, line);
+                }
+                return Level::L2;
             }
-            let what = if in_l2 { "hits" } else { "misses" };
-            self.count(core, &format!("l2.{}_{what}", kind.name()), 1);
+            self.count(core, &format!("l2.{}_misses", kind.name()));
         }
 
-        // Last level.
-        let mut in_llc = false;
-        let remote = !in_l2 && self.dirty_elsewhere(core, line);
-        if !in_l2 {
-            if let Some(at) = self.llc.find(line, line) {
-                self.llc.touch(at, time);
-                in_llc = true;
-            }
-            let what = if in_llc { "hits" } else { "misses" };
-            self.count(core, &format!("llc.{}_{what}", kind.name()), 1);
+        let in_llc = self.llc.find(line, line);
+        if let Some(at) = in_llc {
+            let time = self.tick();
+            self.llc.touch(at, time);
         }
-
-        // Who serves it.
-        let level = if in_l2 {
-            self.stall(core, "l2", u64::from(l.l2_cycles));
-            Level::L2
-        } else if remote {
-            self.stall(core, "remote", u64::from(l.remote_cycles));
-            self.count(core, "remote", 1);
-            Level::Remote
-        } else if in_llc {
-            self.stall(core, "llc", u64::from(l.llc_cycles));
-            Level::Llc
-        } else {
-            self.stall(core, "llc", u64::from(l.llc_cycles));
-            self.dram_read(core, line, domain);
-            Level::Dram
-        };
-
-        // What it does to the other cores.
-        let mut llc_dirty = false;
-        if kind.writes() {
-            if self.drop_other_copies(core, line) && level != Level::Remote {
-                self.stall(core, "upgrade", u64::from(l.upgrade_cycles));
-            }
-        } else if remote {
+        // Another core's change goes down to the LLC.
+        let remote = self.dirty_elsewhere(core, line);
+        if remote {
             self.clean_other_copies(core, line);
-            llc_dirty = true;
         }
+        if kind.writes() {
+            self.drop_other_copies(core, line);
+        }
+        let (level, found) = if remote {
+            self.stalls.cache = u64::from(l.remote_cycles);
+            self.count(core, "remote");
+            (Level::Remote, "hits")
+        } else if in_llc.is_some() {
+            self.stalls.cache = u64::from(l.llc_cycles);
+            (Level::Llc, "hits")
+        } else {
+            self.stalls.cache = u64::from(l.llc_cycles);
+            (Level::Dram, "misses")
+        };
+        self.count(core, &format!("llc.{}_{found}", kind.name()));
 
         // Fills, from the bottom up.
-        if !in_l2 && !in_llc {
-            self.fill_llc(core, line, domain, llc_dirty);
-        } else if llc_dirty && let Some(at) = self.llc.find(line, line) {
-            self.llc.value(at).dirty = true;
+        match in_llc {
+            Some(at) => self.llc.value(at).dirty |= remote,
+            None => self.fill_llc(core, line, domain, remote, true),
         }
-        if has_l2 && !in_l2 {
-            self.fill_l2(core, line, domain, false);
+        if level == Level::Dram {
+            self.dram_read(core, line, domain, true);
         }
-        match kind {
-            Kind::Read | Kind::Write => self.fill_l1d(core, line, domain, kind.writes(), stamp),
-            Kind::Fetch => {
-                let entry = Line {
-                    domain,
-                    dirty: false,
-                };
-                self.core(core).l1i.insert(line, line, entry, stamp);
-            }
-            Kind::Walk | Kind::WalkWrite | Kind::Rmp => {
-                if kind.writes() {
-                    self.set_dirty_below_l1(core, line);
-                }
-            }
-        }
+        self.fill_l2(core, line, domain, false, true);
         level
     }
 
-    fn set_dirty_below_l1(&mut self, core: usize, line: u64) {
-        if let Some(l2) = &mut self.core(core).l2 {
-            if let Some(at) = l2.find(line, line) {
-                l2.value(at).dirty = true;
-            }
-        } else if let Some(at) = self.llc.find(line, line) {
-            self.llc.value(at).dirty = true;
+    fn dirty_below_l1(&mut self, core: usize, line: u64) {
+        let has_l2 = self.core(core).l2.is_some();
+        let cache = match &mut self.core(core).l2 {
+            Some(l2) => l2,
+            None => &mut self.llc,
+        };
+        match cache.find(line, line) {
+            Some(at) => cache.value(at).dirty = true,
+            None => debug_assert!(has_l2, "just filled"),
         }
     }
 
     fn prefetch(&mut self, core: usize, line: u64, domain: Domain) {
-        let own = self.core(core);
-        let has_l2 = own.l2.is_some();
-        let known = match &own.l2 {
+        let in_llc = self.llc.find(line, line).is_some();
+        let known = match &self.core(core).l2 {
             Some(l2) => l2.find(line, line).is_some(),
-            None => self.llc.find(line, line).is_some(),
+            None => in_llc,
         };
         if known || self.dirty_elsewhere(core, line) {
             return;
         }
-        self.expel_other_domains(core, line, domain);
-        self.count(core, "prefetches", 1);
-        let time = self.tick();
-        if let Some(at) = self.llc.find(line, line) {
-            self.llc.touch(at, time);
-        } else {
-            self.count_dram_read(core, domain);
-            self.fill_llc(core, line, domain, false);
+        if !in_llc {
+            self.fill_llc(core, line, domain, false, false);
+            self.dram_read(core, line, domain, false);
+            self.count(core, "llc.prefetched");
         }
-        if has_l2 {
-            self.fill_l2(core, line, domain, false);
+        if self.core(core).l2.is_some() {
+            self.fill_l2(core, line, domain, false, false);
+            self.count(core, "l2.prefetched");
         }
     }
 
@@ -297,31 +305,21 @@ impl Caches {
         if let Some((number, old)) = victim
             && old.dirty
         {
-            self.count(core, "l1d.write_backs", 1);
-            if self.core(core).l2.is_some() {
-                self.write_into_l2(core, number, old.domain);
-            } else {
-                self.write_into_llc(core, number, old.domain);
+            self.count(core, "l1d.write_backs");
+            match &mut self.core(core).l2 {
+                Some(l2) => match l2.find(number, number) {
+                    Some(at) => l2.value(at).dirty = true,
+                    None => self.fill_l2(core, number, old.domain, true, true),
+                },
+                None => self.write_into_llc(core, number, old.domain, true),
             }
         }
-        self.core(core)
-            .l1d
-            .fill(at, line, Line { domain, dirty }, stamp);
+        let entry = Line { domain, dirty };
+        self.core(core).l1d.fill(at, line, entry, stamp);
     }
 
-    fn write_into_l2(&mut self, core: usize, line: u64, domain: Domain) {
-        let time = self.tick();
-        if let Some(l2) = &mut self.core(core).l2
-            && let Some(at) = l2.find(line, line)
-        {
-            l2.touch(at, time);
-            l2.value(at).dirty = true;
-        } else {
-            self.fill_l2(core, line, domain, true);
-        }
-    }
-
-    fn fill_l2(&mut self, core: usize, line: u64, domain: Domain, dirty: bool) {
+    /// `demanded`: what it causes is charged.
+    fn fill_l2(&mut self, core: usize, line: u64, domain: Domain, dirty: bool, demanded: bool) {
         let Some(l2) = &mut self.core(core).l2 else {
             return;
         };
@@ -329,8 +327,8 @@ impl Caches {
         if let Some((number, old)) = victim
             && old.dirty
         {
-            self.count(core, "l2.write_backs", 1);
-            self.write_into_llc(core, number, old.domain);
+            self.count(core, "l2.write_backs");
+            self.write_into_llc(core, number, old.domain, demanded);
         }
         let time = self.tick();
         if let Some(l2) = &mut self.core(core).l2 {
@@ -338,76 +336,76 @@ impl Caches {
         }
     }
 
-    fn write_into_llc(&mut self, core: usize, line: u64, domain: Domain) {
-        let time = self.tick();
-        if let Some(at) = self.llc.find(line, line) {
-            self.llc.touch(at, time);
-            self.llc.value(at).dirty = true;
-        } else {
-            self.fill_llc(core, line, domain, true);
+    fn write_into_llc(&mut self, core: usize, line: u64, domain: Domain, demanded: bool) {
+        match self.llc.find(line, line) {
+            Some(at) => self.llc.value(at).dirty = true,
+            None => self.fill_llc(core, line, domain, true, demanded),
         }
     }
 
-    fn fill_llc(&mut self, core: usize, line: u64, domain: Domain, dirty: bool) {
+    fn fill_llc(&mut self, core: usize, line: u64, domain: Domain, dirty: bool, demanded: bool) {
         let (victim, at) = self.llc.make_room(line);
         if let Some((number, old)) = victim {
             let mut old_dirty = old.dirty;
             if self.model.llc_inclusion == Inclusion::Inclusive {
-                old_dirty |= self.drop_everywhere_above(number);
+                old_dirty |= self.drop_all_copies(number, Some("back_invalidated"));
             }
             if old_dirty {
-                self.count(core, "llc.write_backs", 1);
-                self.dram_write(core, number, old.domain);
+                self.dram_write(core, number, old.domain, demanded);
             }
         }
         let time = self.tick();
         self.llc.fill(at, line, Line { domain, dirty }, time);
     }
 
-    /// Drops a line from all cores' caches; whether one of them was dirty.
-    fn drop_everywhere_above(&mut self, line: u64) -> bool {
+    /// Drops a line from all cores' caches, counting it by that name; whether one of them was dirty.
+    fn drop_all_copies(&mut self, line: u64, count: Option<&str>) -> bool {
         let mut dirty = false;
         for core in self.cores.values_mut() {
-            for cache in [Some(&mut core.l1i), Some(&mut core.l1d), core.l2.as_mut()] {
-                dirty |= cache.and_then(|c| take(c, line)).unwrap_or(false);
+            let mut lost = Vec::new();
+            for (name, cache) in core.each() {
+                if let Some(was_dirty) = take(cache, line) {
+                    dirty |= was_dirty;
+                    lost.push(name);
+                }
+            }
+            for (name, count) in lost.iter().zip(count.iter().cycle()) {
+                core.counts.add(&format!("{name}.{count}"), 1);
             }
         }
         dirty
     }
 
-    /// Drops the other cores' copies, dirty or not: what they had is in the line that the writer gets. Whether there were any.
-    fn drop_other_copies(&mut self, core: usize, line: u64) -> bool {
-        let mut found = false;
+    /// The core is about to write: the other cores' copies, all clean by now, go.
+    fn drop_other_copies(&mut self, core: usize, line: u64) {
+        let mut any = false;
         for (number, other) in &mut self.cores {
             if *number == core {
                 continue;
             }
-            let mut had = false;
-            for cache in [
-                Some(&mut other.l1i),
-                Some(&mut other.l1d),
-                other.l2.as_mut(),
-            ] {
-                had |= cache.and_then(|c| take(c, line)).is_some();
+            let mut lost = Vec::new();
+            for (name, cache) in other.each() {
+                if take(cache, line).is_some() {
+                    lost.push(name);
+                    any = true;
+                }
             }
-            if had {
-                other.counts.add("invalidations", 1);
-                found = true;
+            for name in lost {
+                other.counts.add(&format!("{name}.invalidated"), 1);
             }
         }
-        found
+        if any {
+            self.stalls.upgrade += u64::from(self.model.latency.upgrade_cycles);
+            self.count(core, "upgrades");
+        }
     }
 
     fn clean_other_copies(&mut self, core: usize, line: u64) {
         for (number, other) in &mut self.cores {
-            if *number == core {
-                continue;
-            }
-            for cache in [Some(&mut other.l1d), other.l2.as_mut()]
-                .into_iter()
-                .flatten()
-            {
-                if let Some(at) = cache.find(line, line) {
+            for (_, cache) in other.each() {
+                if *number != core
+                    && let Some(at) = cache.find(line, line)
+                {
                     cache.value(at).dirty = false;
                 }
             }
@@ -415,94 +413,83 @@ impl Caches {
     }
 
     fn dirty_elsewhere(&mut self, core: usize, line: u64) -> bool {
-        self.cores.iter_mut().any(|(number, other)| {
-            *number != core
-                && [Some(&mut other.l1d), other.l2.as_mut()]
-                    .into_iter()
-                    .flatten()
-                    .any(|cache| {
-                        cache
-                            .find(line, line)
-                            .is_some_and(|at| cache.value(at).dirty)
-                    })
-        })
-    }
-
-    /// A line that is cached through another domain leaves all caches first.
-    fn expel_other_domains(&mut self, core: usize, line: u64, domain: Domain) {
-        if let Some(old) = self.domain_of(line)
-            && old != domain
-        {
-            self.expel(core, line);
-        }
-    }
-
-    /// The domain through which a line is cached, if it is cached anywhere.
-    #[must_use]
-    pub fn domain_of(&mut self, line: u64) -> Option<Domain> {
-        if let Some(at) = self.llc.find(line, line) {
-            return Some(self.llc.value(at).domain);
-        }
-        for core in self.cores.values_mut() {
-            for cache in [Some(&mut core.l1i), Some(&mut core.l1d), core.l2.as_mut()]
-                .into_iter()
-                .flatten()
-            {
-                if let Some(at) = cache.find(line, line) {
-                    return Some(cache.value(at).domain);
+        let mut dirty = false;
+        for (number, other) in &mut self.cores {
+            for (_, cache) in other.each() {
+                if *number != core
+                    && let Some(at) = cache.find(line, line)
+                {
+                    dirty |= cache.value(at).dirty;
                 }
             }
         }
-        None
+        dirty
     }
 
-    /// A line leaves all caches, to DRAM if it is dirty.
-    fn expel(&mut self, core: usize, line: u64) {
-        let Some(domain) = self.domain_of(line) else {
+    /// A page that is accessed through another domain than before leaves all caches first.
+    fn change_domain(&mut self, core: usize, page: u64, domain: Domain) {
+        let Some(before) = self.domains.insert(page, domain) else {
             return;
         };
-        let mut dirty = self.drop_everywhere_above(line);
-        dirty |= take(&mut self.llc, line).unwrap_or(false);
-        if dirty {
-            self.count(core, "llc.write_backs", 1);
-            self.dram_write(core, line, domain);
+        if before == domain {
+            return;
+        }
+        for line in page * 64..(page + 1) * 64 {
+            let mut dirty = take(&mut self.llc, line).unwrap_or(false);
+            dirty |= self.drop_all_copies(line, None);
+            if dirty {
+                self.dram_write(core, line, before, true);
+            }
         }
     }
 
     /// Somebody outside had this line flushed; nobody is charged, nothing is counted.
     pub fn flush(&mut self, line: u64) {
-        self.drop_everywhere_above(line);
+        self.drop_all_copies(line, None);
         take(&mut self.llc, line);
     }
 
-    fn count_dram_read(&mut self, core: usize, domain: Domain) {
-        if encrypted(domain) {
-            self.count(core, "dram.reads_encrypted", 1);
-            self.count(core, "aes.lines_in", 1);
-        } else {
-            self.count(core, "dram.reads_plain", 1);
+    fn row(&mut self, core: usize, hit: Option<bool>) {
+        match hit {
+            Some(true) => self.count(core, "dram.row_hits"),
+            Some(false) => self.count(core, "dram.row_misses"),
+            None => {}
         }
     }
 
-    fn dram_read(&mut self, core: usize, line: u64, domain: Domain) {
-        self.count_dram_read(core, domain);
-        let at = self.now + self.stalled;
-        let taken = self.dram.read(line, encrypted(domain), at);
-        self.stall(core, "dram", taken.dram);
-        self.stall(core, "aes", taken.aes);
+    fn dram_read(&mut self, core: usize, line: u64, domain: Domain, demanded: bool) {
+        let name = if encrypted(domain) {
+            "dram.reads_encrypted"
+        } else {
+            "dram.reads_plain"
+        };
+        self.count(core, name);
+        let mut busy = self.core(core).busy.clone();
+        let taken = self.dram.read(&mut busy, line, encrypted(domain), self.now);
+        self.core(core).busy = busy;
+        self.row(core, taken.row_hit);
+        if demanded {
+            self.stalls.dram += taken.dram;
+            self.stalls.aes += taken.aes;
+        }
     }
 
-    fn dram_write(&mut self, core: usize, line: u64, domain: Domain) {
-        if encrypted(domain) {
-            self.count(core, "dram.writes_encrypted", 1);
-            self.count(core, "aes.lines_out", 1);
+    fn dram_write(&mut self, core: usize, line: u64, domain: Domain, demanded: bool) {
+        let name = if encrypted(domain) {
+            "dram.writes_encrypted"
         } else {
-            self.count(core, "dram.writes_plain", 1);
-        }
-        if !self.free_of_charge {
-            let at = self.now + self.stalled;
-            let taken = self.dram.write(line, encrypted(domain), at);
-            self.stall(core, "write_back", taken.dram + taken.aes);
+            "dram.writes_plain"
+        };
+        self.count(core, name);
+        self.count(core, "llc.write_backs");
+        let mut busy = self.core(core).busy.clone();
+        let taken = self
+            .dram
+            .write(&mut busy, line, encrypted(domain), self.now);
+        self.core(core).busy = busy;
+        self.row(core, taken.row_hit);
+        if demanded {
+            self.stalls.write_back += taken.dram + taken.aes;
         }
     }
 }

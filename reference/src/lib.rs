@@ -5,8 +5,9 @@
 //! (`docs/model.md`) and not from the code: every access looks into every structure that the definition names, in sets that are
 //! vectors. It is about a hundred times slower, and short.
 //!
-//! It is driven by the interpreter's trace ([`Event`]) and reads page tables itself ([`Guest`]); it decodes instructions itself
-//! to count their operands. What it has in common with the code under test is the configuration
+//! It is driven by the interpreter's trace ([`Event`]). From that it takes which accesses there are and what page tables hold;
+//! which of it any TLB, walk cache or cache knows it finds out itself. It decodes instructions itself to count their operands,
+//! and can walk page tables itself ([`walk::Tables`]). What it has in common with the code under test is the configuration
 //! ([`sevlab_memctl::model`]) alone.
 
 pub mod array;
@@ -21,4 +22,3 @@ pub mod walk;
 
 pub use counts::Counts;
 pub use sim::{Event, Reference};
-pub use walk::Guest;

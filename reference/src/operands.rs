@@ -13,8 +13,8 @@ pub enum Counting {
     Fixed,
     /// So many an iteration.
     Repeated,
-    /// A read for each element that it loads.
-    Gather,
+    /// A read for each element of so many bytes that it loads.
+    Gather(u64),
 }
 
 /// What one instruction counts.
@@ -36,7 +36,7 @@ pub fn count(costs: &Costs, rip: u64, bytes: &[u8]) -> Counted {
     let i = Decoder::with_ip(64, bytes, rip, DecoderOptions::NONE).decode();
     let (reads, writes) = accesses(&i);
     let counting = if i.is_vsib() {
-        Counting::Gather
+        Counting::Gather(i.memory_size().size().max(1) as u64)
     } else if is_string(&i) && (i.has_rep_prefix() || i.has_repne_prefix()) {
         Counting::Repeated
     } else {

@@ -2,25 +2,24 @@
 
 use sevlab_memctl::model::Prefetch;
 
-/// Streams that the stride prefetcher follows.
+/// Pages that the stride prefetcher follows at a time.
 const STREAMS: usize = 16;
 /// Lines of a page.
 const PAGE_LINES: u64 = 64;
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 struct Stream {
     page: u64,
     last: u64,
     stride: i64,
-    used: u64,
 }
 
 /// The prefetchers of a core.
 #[derive(Clone, Debug)]
 pub struct Prefetcher {
     config: Prefetch,
-    streams: Vec<Stream>,
-    misses: u64,
+    /// A page is followed in the place of its number modulo [`STREAMS`].
+    streams: Vec<Option<Stream>>,
 }
 
 impl Prefetcher {
@@ -29,8 +28,7 @@ impl Prefetcher {
     pub fn new(config: &Prefetch) -> Self {
         Self {
             config: config.clone(),
-            streams: Vec::new(),
-            misses: 0,
+            streams: vec![None; STREAMS],
         }
     }
 
@@ -42,31 +40,25 @@ impl Prefetcher {
             wanted.push(line + 1);
         }
         if self.config.stride {
-            self.misses += 1;
-            let used = self.misses;
-            match self.streams.iter_mut().find(|s| s.page == page) {
-                Some(s) => {
-                    s.used = used;
+            let place = &mut self.streams[(page % STREAMS as u64) as usize];
+            match place {
+                Some(s) if s.page == page => {
                     let distance = line as i64 - s.last as i64;
                     if distance != 0 && distance == s.stride {
                         for k in 1..=i64::from(self.config.degree) {
                             wanted.push((line as i64 + distance * k) as u64);
                         }
-                    } else if distance != 0 {
+                    }
+                    if distance != 0 {
                         s.stride = distance;
+                        s.last = line;
                     }
-                    s.last = line;
                 }
-                None => {
-                    if self.streams.len() == STREAMS {
-                        let oldest = self.streams.iter().map(|s| s.used).min();
-                        self.streams.retain(|s| Some(s.used) != oldest);
-                    }
-                    self.streams.push(Stream {
+                _ => {
+                    *place = Some(Stream {
                         page,
                         last: line,
                         stride: 0,
-                        used,
                     });
                 }
             }

@@ -2,15 +2,33 @@
 
 use std::collections::BTreeMap;
 
+use sevlab_memctl::Domain;
 use sevlab_memctl::model::Model;
 
 use crate::caches::{Caches, Level};
 use crate::counts::{Counts, Kind};
 use crate::operands::{self, Counted, Counting};
 use crate::tlb::{CoreTlbs, Page, Want};
-use crate::walk::{self, Guest};
+use crate::walk::{self, Ref, Walk};
 
-/// What happens, in program order; each is told before it changes anything.
+/// An access within a line.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Touch {
+    /// Read, Write or Fetch.
+    pub kind: Kind,
+    /// Its first byte.
+    pub va: u64,
+    /// Bytes.
+    pub len: u64,
+    /// What the page's tables say.
+    pub page: Page,
+    /// Through which domain.
+    pub domain: Domain,
+    /// The time that the simulation under test has for it.
+    pub stamp: u64,
+}
+
+/// What happens, in program order.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Event<'a> {
     /// An instruction begins, perhaps not for the first time.
@@ -20,19 +38,17 @@ pub enum Event<'a> {
         /// Its bytes.
         bytes: &'a [u8],
     },
-    /// It accesses data.
-    Data {
-        /// Where.
-        va: u64,
-        /// Bytes.
-        size: u64,
-        /// Written, or read and written.
-        write: bool,
+    /// The next access needs a walk, if no TLB helps: this one.
+    Walk(Walk<'a>),
+    /// An access.
+    Touch(Touch),
+    /// An iteration of a repeated instruction is complete, and another follows if `more`.
+    Iterated {
+        /// Another follows.
+        more: bool,
     },
-    /// An iteration of a repeated instruction is complete, and another follows.
-    Repeat,
     /// The instruction is complete.
-    Retire,
+    Retired,
     /// Something outside of instructions takes so many cycles.
     Charge {
         /// What.
@@ -46,7 +62,12 @@ pub enum Event<'a> {
         nested: bool,
     },
     /// The translation of the page of this address is forgotten.
-    ForgetPage(u64),
+    ForgetPage {
+        /// The address.
+        va: u64,
+        /// And all guest tables that the walk cache knows.
+        tables: bool,
+    },
     /// The next instruction fetches its line whatever was fetched last.
     Restart,
     /// Lines of this range of system-physical memory were flushed from all caches from outside.
@@ -58,18 +79,33 @@ pub enum Event<'a> {
     },
 }
 
+/// A walk that was told and not yet needed.
+struct Told {
+    va: u64,
+    refs: Vec<Ref>,
+    guest: Domain,
+    leaf: u8,
+    rmp: Option<u64>,
+}
+
 /// One core.
 struct Core {
     tlbs: Option<CoreTlbs>,
     fetch_line: u64,
+    /// Lines that the running instruction has still to fetch.
+    due: Vec<u64>,
     clock: u64,
     cycles: u64,
     /// The running instruction.
     now: Option<Counted>,
-    /// It has accessed data since it began or since its last iteration ended.
-    accessed: bool,
+    /// Bytes of data it has accessed since it began or since its last iteration ended.
+    accessed: u64,
+    walk: Option<Told>,
     counts: Counts,
 }
+
+/// How many complaints are kept word by word.
+const COMPLAINTS: usize = 20;
 
 /// The simulation.
 pub struct Reference {
@@ -77,6 +113,7 @@ pub struct Reference {
     caches: Caches,
     cores: BTreeMap<usize, Core>,
     decoded: BTreeMap<Vec<u8>, Counted>,
+    complaints: Vec<String>,
 }
 
 impl Reference {
@@ -88,6 +125,7 @@ impl Reference {
             caches: Caches::new(model),
             cores: BTreeMap::new(),
             decoded: BTreeMap::new(),
+            complaints: Vec::new(),
         }
     }
 
@@ -96,10 +134,12 @@ impl Reference {
         self.cores.entry(core).or_insert_with(|| Core {
             tlbs: tlbs.map(CoreTlbs::new),
             fetch_line: u64::MAX,
+            due: Vec::new(),
             clock: 0,
             cycles: 0,
             now: None,
-            accessed: false,
+            accessed: 0,
+            walk: None,
             counts: Counts::default(),
         })
     }
@@ -109,8 +149,15 @@ impl Reference {
         &mut self.caches
     }
 
+    /// Events that do not fit to each other or to what is simulated here: the first of them.
+    #[must_use]
+    pub fn complaints(&self) -> &[String] {
+        &self.complaints
+    }
+
     /// What a core has counted.
     pub fn counts(&mut self, core: usize) -> Counts {
+        self.gathered(core);
         let c = self.core(core);
         let mut all = c.counts.clone();
         all.add("cycles", c.cycles);
@@ -128,13 +175,28 @@ impl Reference {
         all
     }
 
+    fn complain(&mut self, what: impl FnOnce() -> String) {
+        if self.complaints.len() < COMPLAINTS {
+            self.complaints.push(what());
+        }
+    }
+
     /// The next event.
-    pub fn event(&mut self, core: usize, guest: &dyn Guest, event: Event<'_>) {
+    pub fn event(&mut self, core: usize, event: Event<'_>) {
         match event {
-            Event::Begin { rip, bytes } => self.begin(core, guest, rip, bytes),
-            Event::Data { va, size, write } => self.data(core, guest, va, size, write),
-            Event::Repeat => self.repeat(core),
-            Event::Retire => self.retire(core),
+            Event::Begin { rip, bytes } => self.begin(core, rip, bytes),
+            Event::Walk(w) => {
+                self.core(core).walk = Some(Told {
+                    va: w.va,
+                    refs: w.refs.to_vec(),
+                    guest: w.guest,
+                    leaf: w.leaf,
+                    rmp: w.rmp,
+                });
+            }
+            Event::Touch(t) => self.touch(core, &t),
+            Event::Iterated { more } => self.iterated(core, more),
+            Event::Retired => self.retired(core),
             Event::Charge { cause, cycles } => {
                 let c = self.core(core);
                 c.cycles += cycles;
@@ -145,9 +207,12 @@ impl Reference {
                     t.forget_all(nested);
                 }
             }
-            Event::ForgetPage(va) => {
+            Event::ForgetPage { va, tables } => {
                 if let Some(t) = &mut self.core(core).tlbs {
                     t.forget_page(va);
+                    if tables {
+                        t.forget_tables();
+                    }
                 }
             }
             Event::Restart => self.core(core).fetch_line = u64::MAX,
@@ -159,7 +224,8 @@ impl Reference {
         }
     }
 
-    fn begin(&mut self, core: usize, guest: &dyn Guest, rip: u64, bytes: &[u8]) {
+    fn begin(&mut self, core: usize, rip: u64, bytes: &[u8]) {
+        self.gathered(core);
         let counted = match self.decoded.get(bytes) {
             Some(c) => *c,
             None => {
@@ -170,107 +236,129 @@ impl Reference {
         };
         let c = self.core(core);
         c.now = Some(counted);
-        c.accessed = false;
+        c.accessed = 0;
         let (first, last) = (rip >> 6, (rip + bytes.len() as u64 - 1) >> 6);
+        c.due.clear();
         if first != c.fetch_line {
-            if !self.fetch(core, guest, rip) {
-                return;
-            }
-            self.core(core).fetch_line = first;
+            c.due.push(first);
         }
         if last != first {
-            self.fetch(core, guest, last << 6);
+            c.due.push(last);
         }
     }
 
-    fn fetch(&mut self, core: usize, guest: &dyn Guest, va: u64) -> bool {
-        let Some(page) = self.translate(core, guest, va, Want::Exec) else {
-            return false;
+    fn touch(&mut self, core: usize, t: &Touch) {
+        let c = self.core(core);
+        let line = t.va >> 6;
+        let mut wrong = None;
+        if t.kind == Kind::Fetch {
+            if c.due.first() == Some(&line) {
+                c.due.remove(0);
+            } else {
+                wrong = Some("a line is fetched that should not be");
+            }
+            c.fetch_line = line;
+        } else if !c.due.is_empty() {
+            wrong = Some("data before the instruction's lines were fetched");
+        }
+        if t.stamp != c.clock + 1 {
+            wrong = Some("another time");
+        }
+        if let Some(wrong) = wrong {
+            let clock = c.clock;
+            self.complain(|| format!("core {core}, clock {clock}: {wrong}: {t:x?}"));
+        }
+        let want = match t.kind {
+            Kind::Write => Want::Write,
+            Kind::Fetch => Want::Exec,
+            _ => Want::Read,
         };
+        self.translate(core, t, want);
+        let inside = t.va & ((1 << t.page.shift) - 1);
+        let (level, s) = self.access(core, t.kind, (t.page.spa + inside) / 64, t.domain);
+        let served = match level {
+            Level::L1 => "l1",
+            Level::L2 => "l2",
+            Level::Llc | Level::Dram => "llc",
+            Level::Remote => "remote",
+        };
+        for (cause, cycles) in [
+            (served, s.cache),
+            ("dram", s.dram),
+            ("aes", s.aes),
+            ("write_back", s.write_back),
+            ("upgrade", s.upgrade),
+        ] {
+            self.stall(core, cause, cycles);
+        }
         let l1i_cycles = u64::from(self.model.latency.l1i_cycles);
         let c = self.core(core);
-        c.counts.add("fetches", 1);
-        c.cycles += l1i_cycles;
-        let (line, domain) = page.line(va, Want::Exec);
-        self.access(core, Kind::Fetch, line, domain);
-        true
-    }
-
-    fn data(&mut self, core: usize, guest: &dyn Guest, va: u64, size: u64, write: bool) {
-        let l1d_cycles = u64::from(self.model.latency.l1d_cycles);
-        let c = self.core(core);
-        if c.accessed && c.now.is_some_and(|n| n.counting == Counting::Gather) {
-            // The element before this one has been loaded.
-            c.counts.add("reads", 1);
-            c.cycles += l1d_cycles;
-        }
-        c.accessed = true;
-        let (want, kind) = if write {
-            (Want::Write, Kind::Write)
+        if t.kind == Kind::Fetch {
+            c.counts.add("fetches", 1);
+            c.cycles += l1i_cycles;
         } else {
-            (Want::Read, Kind::Read)
-        };
-        // Every page first, then every line.
-        let last = va + size - 1;
-        let mut pages: Vec<(u64, Page)> = Vec::new();
-        for number in va >> 12..=last >> 12 {
-            let at = va.max(number << 12);
-            match self.translate(core, guest, at, want) {
-                Some(page) => pages.push((number, page)),
-                None => return,
-            }
-        }
-        for line_va in va >> 6..=last >> 6 {
-            let at = va.max(line_va << 6);
-            for (number, page) in &pages {
-                if *number == at >> 12 {
-                    let (line, domain) = page.line(at, want);
-                    self.access(core, kind, line, domain);
-                }
-            }
+            c.accessed += t.len;
         }
     }
 
-    fn operands_done(&mut self, core: usize) {
+    fn operands(&mut self, core: usize, reads: u64, writes: u64) {
         let l1d_cycles = u64::from(self.model.latency.l1d_cycles);
         let c = self.core(core);
-        let Some(now) = c.now else { return };
-        let (reads, writes) = match now.counting {
-            Counting::Fixed => (now.reads, now.writes),
-            Counting::Repeated if c.accessed => (now.reads, now.writes),
-            Counting::Gather if c.accessed => (1, 0),
-            Counting::Repeated | Counting::Gather => (0, 0),
-        };
-        c.accessed = false;
         c.counts.add("reads", reads);
         c.counts.add("writes", writes);
         c.cycles += (reads + writes) * l1d_cycles;
     }
 
-    fn repeat(&mut self, core: usize) {
-        self.operands_done(core);
-        let rep = u64::from(self.model.cost.rep);
+    /// Counts the elements that the running instruction has gathered, whether or not it comes to its end.
+    fn gathered(&mut self, core: usize) {
         let c = self.core(core);
-        c.clock += 1;
-        c.cycles += rep;
-        c.counts.add("repeats", 1);
-        c.counts.add("instruction_cycles", rep);
+        if let Some(Counting::Gather(size)) = c.now.map(|n| n.counting) {
+            let elements = c.accessed / size;
+            c.accessed = 0;
+            self.operands(core, elements, 0);
+        }
     }
 
-    fn retire(&mut self, core: usize) {
-        self.operands_done(core);
+    fn iterated(&mut self, core: usize, more: bool) {
+        let rep = u64::from(self.model.cost.rep);
         let c = self.core(core);
-        let Some(now) = c.now.take() else { return };
+        let Some(now) = c.now else { return };
+        c.accessed = 0;
+        if more {
+            c.clock += 1;
+            c.cycles += rep;
+            c.counts.add("repeats", 1);
+            c.counts.add("instruction_cycles", rep);
+        }
+        self.operands(core, now.reads, now.writes);
+    }
+
+    fn retired(&mut self, core: usize) {
+        self.gathered(core);
+        let c = self.core(core);
+        let Some(now) = c.now.take() else {
+            self.complain(|| format!("core {core}: an instruction ends that did not begin"));
+            return;
+        };
+        let missing = !c.due.is_empty();
         c.clock += 1;
         c.cycles += now.cycles;
         c.counts.add("instructions", 1);
         c.counts.add("instruction_cycles", now.cycles);
+        if now.counting == Counting::Fixed {
+            self.operands(core, now.reads, now.writes);
+        }
+        if missing {
+            self.complain(|| format!("core {core}: an instruction whose line was not fetched"));
+        }
     }
 
     fn stall(&mut self, core: usize, cause: &str, cycles: u64) {
         let c = self.core(core);
         c.cycles += cycles;
-        c.counts.add(&format!("stall.{cause}"), cycles);
+        if cycles > 0 {
+            c.counts.add(&format!("stall.{cause}"), cycles);
+        }
     }
 
     fn access(
@@ -278,76 +366,78 @@ impl Reference {
         core: usize,
         kind: Kind,
         line: u64,
-        domain: sevlab_memctl::Domain,
-    ) -> Level {
+        domain: Domain,
+    ) -> (Level, crate::caches::Stalls) {
         let c = self.core(core);
         let (stamp, now) = (c.clock + 1, c.cycles);
-        let (level, stalled) = self.caches.access(core, kind, line, domain, stamp, now);
-        self.core(core).cycles += stalled;
-        level
+        self.caches.access(core, kind, line, domain, stamp, now)
     }
 
-    /// The page of `va`. `None`: the access faults, and nothing has changed.
-    fn translate(&mut self, core: usize, guest: &dyn Guest, va: u64, want: Want) -> Option<Page> {
+    /// What it takes to find the page of an access.
+    fn translate(&mut self, core: usize, t: &Touch, want: Want) {
         let latency = self.model.latency.clone();
-        let side = if want == Want::Exec { "l1i" } else { "l1d" };
+        let side = if want == Want::Exec { "fetch" } else { "data" };
         let c = self.core(core);
-        let Some(tlbs) = &mut c.tlbs else {
-            // Translation is free, and makes no traffic.
-            let mut nothing = CoreTlbs::new(&no_tlbs());
-            return walk::walk(guest, &mut nothing, va, want).map(|(page, _)| page);
-        };
+        let told = c.walk.take();
+        let Some(tlbs) = &mut c.tlbs else { return };
         let (first, second) = tlbs.levels(want);
-        if let Some(page) = first.look_up(va, want) {
-            return Some(page);
-        }
-        if let Some(page) = second.look_up(va, want) {
-            first.enter(va, page);
+        let mut page = first.look_up(t.va, want);
+        let mut walked = false;
+        if page.is_none() {
             c.counts.add(&format!("tlb.{side}_misses"), 1);
-            c.counts.add("tlb.l2_hits", 1);
-            self.stall(core, "tlb", u64::from(latency.tlb2_cycles));
-            return Some(page);
-        }
-        let before = (tlbs.tables.clone(), tlbs.nested.clone());
-        let Some((page, steps)) = walk::walk(guest, tlbs, va, want) else {
-            (tlbs.tables, tlbs.nested) = before;
-            return None;
-        };
-        let (first, second) = tlbs.levels(want);
-        first.enter(va, page);
-        second.enter(va, page);
-        c.counts.add(&format!("tlb.{side}_misses"), 1);
-        c.counts.add("tlb.l2_misses", 1);
-        c.counts.add("walks", 1);
-        self.stall(core, "walk", u64::from(latency.walk_cycles));
-        for step in steps {
-            match step.kind {
-                Kind::Walk => self.core(core).counts.add("walk_reads", 1),
-                Kind::Rmp => {
-                    self.core(core).counts.add("rmp_reads", 1);
-                    self.stall(core, "rmp", u64::from(latency.rmp_cycles));
-                }
-                _ => {}
+            page = second.look_up(t.va, want);
+            if let Some(page) = page {
+                first.enter(t.va, page);
+                c.counts.add(&format!("tlb.{side}_second_hits"), 1);
+                self.stall(core, "tlb", u64::from(latency.tlb2_cycles));
+            } else {
+                first.enter(t.va, t.page);
+                second.enter(t.va, t.page);
+                c.counts.add(&format!("tlb.{side}_walks"), 1);
+                walked = true;
             }
-            self.access(core, step.kind, step.spa / 64, step.domain);
         }
-        Some(page)
-    }
-}
-
-fn no_tlbs() -> sevlab_memctl::model::Tlbs {
-    use sevlab_memctl::model::{Policy, Tlb, Tlbs};
-    let one = Tlb {
-        entries: 1,
-        ways: 1,
-        policy: Policy::Fifo,
-    };
-    Tlbs {
-        l1i: one.clone(),
-        l1d: one.clone(),
-        l2i: None,
-        l2: one,
-        walk_entries: 0,
-        nested_entries: 0,
+        if walked != told.is_some() {
+            self.complain(|| {
+                format!(
+                    "core {core}: walk needed {walked}, made {}: {t:x?}",
+                    !walked
+                )
+            });
+        }
+        if let Some(page) = page
+            && page.spa != t.page.spa
+        {
+            self.complain(|| format!("core {core}: {page:x?} in the TLB, but {t:x?}"));
+        }
+        if !walked {
+            return;
+        }
+        self.stall(core, "walk", u64::from(latency.walk_cycles));
+        let Some(told) = told else { return };
+        let walk = Walk {
+            va: told.va,
+            refs: &told.refs,
+            guest: told.guest,
+            leaf: told.leaf,
+            rmp: told.rmp,
+        };
+        let Some(tlbs) = &mut self.core(core).tlbs else {
+            return;
+        };
+        for step in walk::steps(tlbs, &walk) {
+            let (_, s) = self.access(core, step.kind, step.spa / 64, step.domain);
+            let c = self.core(core);
+            if step.kind == Kind::Rmp {
+                c.counts.add("rmp_reads", 1);
+                self.stall(core, "rmp", s.total() + u64::from(latency.rmp_cycles));
+            } else {
+                c.counts.add("walk_reads", 1);
+                c.counts
+                    .add("walk_writes", u64::from(step.kind == Kind::WalkWrite));
+                self.stall(core, "aes", s.aes);
+                self.stall(core, "walk", s.total() - s.aes);
+            }
+        }
     }
 }

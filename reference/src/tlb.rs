@@ -1,9 +1,8 @@
 //! The TLBs and walk caches of a core.
 
-use sevlab_memctl::Domain;
 use sevlab_memctl::model::{Policy, Tlb, Tlbs};
 
-use crate::array::{Array, Place};
+use crate::array::{Array, Place, Sequence};
 
 /// What an access wants of a translation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -21,10 +20,6 @@ pub struct Page {
     pub shift: u32,
     /// System-physical address of the page's first byte.
     pub spa: u64,
-    /// The domain of data accesses.
-    pub data: Domain,
-    /// The domain of fetches.
-    pub code: Domain,
     /// A write needs nothing more.
     pub writable: bool,
     /// A fetch is allowed.
@@ -40,16 +35,6 @@ impl Page {
             Want::Write => self.writable,
             Want::Exec => self.executable,
         }
-    }
-    /// The line of `va`, and the domain that the access uses.
-    #[must_use]
-    pub fn line(&self, va: u64, want: Want) -> (u64, Domain) {
-        let domain = if want == Want::Exec {
-            self.code
-        } else {
-            self.data
-        };
-        ((self.spa + (va & ((1 << self.shift) - 1))) / 64, domain)
     }
 }
 
@@ -67,13 +52,18 @@ fn key(va: u64, shift: u32) -> u64 {
 }
 
 impl TlbArray {
-    /// Empty. `level` as in [`Array::new`].
+    /// Empty. `number` as in [`Sequence::of_tlb`].
     #[must_use]
-    pub fn new(tlb: &Tlb, level: u64) -> Self {
+    pub fn new(tlb: &Tlb, number: u64) -> Self {
         let ways = tlb.ways.max(1);
         let sets = (tlb.entries / ways).max(1);
         Self {
-            pages: Array::new(sets as usize, ways as usize, tlb.policy, level),
+            pages: Array::new(
+                sets as usize,
+                ways as usize,
+                tlb.policy,
+                Sequence::of_tlb(number),
+            ),
             time: 0,
         }
     }
@@ -97,8 +87,15 @@ impl TlbArray {
         None
     }
 
-    /// Enters a page: over the entry that it has, else in the place of another.
+    /// Enters a page: over the entry that it has, else in the place of another. An entry of the other size goes.
     pub fn enter(&mut self, va: u64, page: Page) {
+        for shift in SIZES {
+            if shift != page.shift
+                && let Some(at) = self.find(va, shift)
+            {
+                self.pages.remove(at);
+            }
+        }
         self.time += 1;
         if let Some(at) = self.find(va, page.shift) {
             *self.pages.value(at) = page;
@@ -120,79 +117,51 @@ impl TlbArray {
 
     /// Forgets everything.
     pub fn clear(&mut self) {
-        self.pages.retain(|_, _| false);
+        self.pages.clear();
     }
 }
 
-/// A small fully associative cache, LRU.
+/// A small fully associative cache of keys, LRU.
 #[derive(Clone, Debug)]
-pub struct Small<V> {
-    entries: Array<V>,
+pub struct Small {
+    entries: Array<()>,
     time: u64,
     /// With no entries at all it keeps nothing.
     none: bool,
 }
 
-impl<V: Copy> Small<V> {
+impl Small {
     /// Empty.
     #[must_use]
     pub fn new(entries: u32) -> Self {
+        let ways = entries.max(1) as usize;
         Self {
-            entries: Array::new(1, entries.max(1) as usize, Policy::Lru, 0),
+            entries: Array::new(1, ways, Policy::Lru, Sequence::of_tlb(0)),
             time: 0,
             none: entries == 0,
         }
     }
-    /// What it has for the key; using it.
-    pub fn get(&mut self, key: u64) -> Option<V> {
-        let at = self.entries.find(0, key)?;
+    /// Whether it has the key; using it.
+    pub fn has(&mut self, key: u64) -> bool {
         self.time += 1;
-        self.entries.touch(at, self.time);
-        Some(*self.entries.value(at))
-    }
-    /// Enters a value.
-    pub fn put(&mut self, key: u64, value: V) {
-        if self.none {
-            return;
+        match self.entries.find(0, key) {
+            Some(at) => {
+                self.entries.touch(at, self.time);
+                true
+            }
+            None => false,
         }
-        self.time += 1;
-        if let Some(at) = self.entries.find(0, key) {
-            *self.entries.value(at) = value;
-            self.entries.touch(at, self.time);
-        } else {
-            self.entries.insert(0, key, value, self.time);
+    }
+    /// Enters a key.
+    pub fn put(&mut self, key: u64) {
+        if !self.none && !self.has(key) {
+            self.entries.insert(0, key, (), self.time);
         }
     }
     /// Forgets everything.
     pub fn clear(&mut self) {
-        self.entries.retain(|_, _| false);
+        self.entries.clear();
     }
-}
-
-/// A nested translation of a page of guest tables.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct NestedPage {
-    /// 12 or 21 (or more): size of the nested page.
-    pub shift: u32,
-    /// System-physical address of the 4 KiB page.
-    pub spa: u64,
-    /// Writes are allowed, dirty bit set.
-    pub writable: bool,
-    /// Fetches are allowed.
-    pub executable: bool,
-}
-
-/// A guest table that a walk knows.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Table {
-    /// Its guest physical address.
-    pub gpa: u64,
-    /// Rights of all entries above.
-    pub write: bool,
-    /// As above.
-    pub user: bool,
-    /// As above.
-    pub exec: bool,
 }
 
 /// All of it.
@@ -206,10 +175,10 @@ pub struct CoreTlbs {
     pub l2i: Option<TlbArray>,
     /// Second level.
     pub l2: TlbArray,
-    /// By level of the entry that was read (4, 3, 2 at 2, 1, 0): the table below.
-    pub tables: [Small<Table>; 3],
-    /// Nested translations of pages of guest tables, by GPA page.
-    pub nested: Small<NestedPage>,
+    /// By level of an entry (2, 3, 4 at 0, 1, 2): the addresses whose table below is known.
+    pub tables: [Small; 3],
+    /// Pages of guest tables whose nested translation is known, by number.
+    pub nested: Small,
 }
 
 impl CoreTlbs {
@@ -217,10 +186,10 @@ impl CoreTlbs {
     #[must_use]
     pub fn new(t: &Tlbs) -> Self {
         Self {
-            l1i: TlbArray::new(&t.l1i, 5),
-            l1d: TlbArray::new(&t.l1d, 6),
-            l2i: t.l2i.as_ref().map(|t| TlbArray::new(t, 7)),
-            l2: TlbArray::new(&t.l2, 8),
+            l1i: TlbArray::new(&t.l1i, 1),
+            l1d: TlbArray::new(&t.l1d, 2),
+            l2i: t.l2i.as_ref().map(|t| TlbArray::new(t, 3)),
+            l2: TlbArray::new(&t.l2, 4),
             tables: [(); 3].map(|()| Small::new(t.walk_entries)),
             nested: Small::new(t.nested_entries),
         }
@@ -235,7 +204,12 @@ impl CoreTlbs {
         }
     }
 
-    /// MOV to CR3 and the like: what the guest's tables said is forgotten; with `nested`, what the nested tables said too.
+    /// What the guest's upper tables said is forgotten.
+    pub fn forget_tables(&mut self) {
+        self.tables.iter_mut().for_each(Small::clear);
+    }
+
+    /// Everything is forgotten; with `nested`, what the nested tables said too.
     pub fn forget_all(&mut self, nested: bool) {
         self.l1i.clear();
         self.l1d.clear();
@@ -249,7 +223,7 @@ impl CoreTlbs {
         }
     }
 
-    /// INVLPG: the page, and all cached upper levels.
+    /// The entries of a page go.
     pub fn forget_page(&mut self, va: u64) {
         self.l1i.forget(va);
         self.l1d.forget(va);
@@ -257,6 +231,5 @@ impl CoreTlbs {
         if let Some(l2i) = &mut self.l2i {
             l2i.forget(va);
         }
-        self.tables.iter_mut().for_each(Small::clear);
     }
 }

@@ -1,44 +1,41 @@
-//! The two-dimensional page walk: which table entries are read and written, and what comes out.
-//!
-//! It reads the tables themselves, so it depends on nothing that the processor under test found out.
+//! Page walks: what the walk caches spare of a walk from CR3, and a walk of our own to see that it is one.
 
 use sevlab_memctl::Domain;
 
 use crate::counts::Kind;
-use crate::tlb::{CoreTlbs, NestedPage, Page, Table, Want};
+use crate::tlb::CoreTlbs;
 
-const PRESENT: u64 = 1;
-const WRITABLE: u64 = 1 << 1;
-const USER: u64 = 1 << 2;
-const ACCESSED: u64 = 1 << 5;
-const DIRTY: u64 = 1 << 6;
-const LARGE: u64 = 1 << 7;
-const NO_EXECUTE: u64 = 1 << 63;
-const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
-
-/// What the reference may ask about the guest at the moment of an event.
-pub trait Guest {
-    /// CR3.
-    fn cr3(&self) -> u64;
-    /// The mask of the C-bit.
-    fn c_mask(&self) -> u64;
-    /// Root of the nested tables; `None`: guest physical is system physical.
-    fn ncr3(&self) -> Option<u64>;
-    /// The domain of the guest's private memory; shared for a guest without SEV.
-    fn private(&self) -> Domain;
-    /// CPL 3.
-    fn user(&self) -> bool;
-    /// CR0.WP.
-    fn write_protect(&self) -> bool;
-    /// Eight bytes of memory, changing nothing.
-    fn read(&self, domain: Domain, spa: u64) -> u64;
-    /// SNP: where the RMP entry of the page at `spa` is.
-    fn rmp_entry(&self, spa: u64) -> Option<u64>;
-    /// SNP: whether the RMP allows the access. True without SNP.
-    fn rmp_allows(&self, gpa: u64, spa: u64, shift: u32, private: bool, want: Want) -> bool;
+/// A table entry that a walk from CR3 reads if there are no walk caches.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Ref {
+    /// Level of the guest table, or of the one for whose address nested tables are read; 0: for the final address.
+    pub guest: u8,
+    /// Level of the nested table; 0: it is the guest's table.
+    pub nested: u8,
+    /// Guest physical address: of the guest's entry, or what nested tables translate.
+    pub gpa: u64,
+    /// System-physical address of the entry.
+    pub spa: u64,
+    /// Its accessed or dirty bit is set.
+    pub changes: bool,
 }
 
-/// An access that a walk makes.
+/// A walk, as it is told.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Walk<'a> {
+    /// For which address.
+    pub va: u64,
+    /// What is read.
+    pub refs: &'a [Ref],
+    /// The domain of guest tables.
+    pub guest: Domain,
+    /// Level of the guest's leaf.
+    pub leaf: u8,
+    /// Where the page's RMP entry is.
+    pub rmp: Option<u64>,
+}
+
+/// An access that is left of a walk.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Step {
     /// `Walk`, `WalkWrite` or `Rmp`.
@@ -49,214 +46,137 @@ pub struct Step {
     pub domain: Domain,
 }
 
-struct Walker<'a> {
-    guest: &'a dyn Guest,
-    steps: Vec<Step>,
+/// Bits of an address above the table that an entry of `level` leads to.
+fn prefix(va: u64, level: u8) -> u64 {
+    va >> (3 + 9 * u32::from(level))
 }
 
-/// Walks for an access to `va`. `None`: it faults, and then nothing of what it did counts: the caller puts `tlbs` back.
-pub fn walk(
-    guest: &dyn Guest,
-    tlbs: &mut CoreTlbs,
-    va: u64,
-    want: Want,
-) -> Option<(Page, Vec<Step>)> {
-    let mut w = Walker {
-        guest,
-        steps: Vec::new(),
-    };
-    let page = w.guest_dimension(tlbs, va, want)?;
-    Some((page, w.steps))
-}
-
-impl Walker<'_> {
-    fn push(&mut self, kind: Kind, spa: u64, domain: Domain) {
-        self.steps.push(Step { kind, spa, domain });
-    }
-
-    fn guest_dimension(&mut self, tlbs: &mut CoreTlbs, va: u64, want: Want) -> Option<Page> {
-        let g = self.guest;
-        if (va as i64) << 16 >> 16 != va as i64 {
-            return None;
+/// What is really accessed, given the walk caches, which learn.
+pub fn steps(tlbs: &mut CoreTlbs, walk: &Walk<'_>) -> Vec<Step> {
+    // The deepest table that is known.
+    let mut start = 4;
+    for level in [2, 3, 4] {
+        if tlbs.tables[usize::from(level) - 2].has(prefix(walk.va, level)) {
+            start = level - 1;
+            break;
         }
-        let address = ADDRESS & !g.c_mask();
-        let mut level = 4;
-        let mut table = Table {
-            gpa: g.cr3() & address,
-            write: true,
-            user: true,
-            exec: true,
-        };
-        for known in [2, 3, 4] {
-            if let Some(t) = tlbs.tables[known - 2].get(va >> (3 + 9 * known)) {
-                (level, table) = (known - 1, t);
-                break;
+    }
+    let mut steps = Vec::new();
+    for level in [4, 3, 2, 1, 0] {
+        let of_level: Vec<&Ref> = walk.refs.iter().filter(|r| r.guest == level).collect();
+        let skipped = level > start;
+        // Its address.
+        let nested: Vec<&Ref> = of_level.iter().filter(|r| r.nested != 0).copied().collect();
+        if let Some(first) = nested.first() {
+            let known = !skipped && tlbs.nested.has(first.gpa >> 12);
+            for r in &nested {
+                if r.changes || !(skipped || known) {
+                    steps.push(step(r, Domain::Shared));
+                }
+            }
+            if !skipped && !known && level != 0 {
+                tlbs.nested.put(first.gpa >> 12);
             }
         }
-        // Upper-level entries on the way: level, place, value, table below.
-        let mut passed: Vec<(usize, u64, u64, Table)> = Vec::new();
-        let (leaf_gpa, leaf_spa, leaf) = loop {
-            let entry_gpa = table.gpa + (va >> (3 + 9 * level) & 511) * 8;
-            let nested = self.table_page(tlbs, entry_gpa)?;
-            let entry_spa = nested.spa + entry_gpa % 4096;
-            self.push(Kind::Walk, entry_spa, g.private());
-            let entry = g.read(g.private(), entry_spa);
+        // The entry itself.
+        for r in of_level.iter().filter(|r| r.nested == 0) {
+            if r.changes || !skipped {
+                steps.push(step(r, walk.guest));
+            }
+            if !skipped && level >= 2 && level != walk.leaf {
+                tlbs.tables[usize::from(level) - 2].put(prefix(walk.va, level));
+            }
+        }
+    }
+    if let Some(spa) = walk.rmp {
+        steps.push(Step {
+            kind: Kind::Rmp,
+            spa,
+            domain: Domain::Shared,
+        });
+    }
+    steps
+}
+
+fn step(r: &Ref, domain: Domain) -> Step {
+    Step {
+        kind: if r.changes {
+            Kind::WalkWrite
+        } else {
+            Kind::Walk
+        },
+        spa: r.spa,
+        domain,
+    }
+}
+
+const PRESENT: u64 = 1;
+const LARGE: u64 = 1 << 7;
+const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+
+/// Where the tables begin, and how to read them.
+pub struct Tables<'a> {
+    /// CR3's address.
+    pub root: u64,
+    /// The mask of the C-bit.
+    pub c_mask: u64,
+    /// The nested tables' root; `None`: guest physical is system physical.
+    pub nested: Option<u64>,
+    /// The domain of guest tables.
+    pub guest: Domain,
+    /// Reads an entry, changing nothing.
+    pub read: &'a dyn Fn(Domain, u64) -> u64,
+}
+
+impl Tables<'_> {
+    fn address(&self, entry: u64) -> u64 {
+        entry & ADDRESS & !self.c_mask
+    }
+
+    /// The entries that lead to `va`, guest and nested, as (guest level, nested level, system-physical address). `None`:
+    /// something on the way is not present.
+    #[must_use]
+    pub fn walk(&self, va: u64) -> Option<Vec<(u8, u8, u64)>> {
+        let mut found = Vec::new();
+        let mut table = self.address(self.root);
+        let mut level = 4;
+        loop {
+            let gpa = table + (va >> (3 + 9 * level) & 511) * 8;
+            let spa = self.translate(gpa, level as u8, &mut found)?;
+            found.push((level as u8, 0, spa));
+            let entry = (self.read)(self.guest, spa);
             if entry & PRESENT == 0 {
                 return None;
             }
-            let below = Table {
-                gpa: entry & address,
-                write: table.write && entry & WRITABLE != 0,
-                user: table.user && entry & USER != 0,
-                exec: table.exec && entry & NO_EXECUTE == 0,
-            };
-            table = below;
             if level == 1 || (level < 4 && entry & LARGE != 0) {
-                break (below.gpa, entry_spa, entry);
+                let inside = (1u64 << (3 + 9 * level)) - 1;
+                let page = (self.address(entry) & !inside) | (va & inside);
+                self.translate(page, 0, &mut found)?;
+                return Some(found);
             }
-            passed.push((level, entry_spa, entry, below));
+            table = self.address(entry);
             level -= 1;
-        };
-        let rights = table;
-        let may_write = if g.user() {
-            rights.user && rights.write
-        } else {
-            rights.write || !g.write_protect()
-        };
-        let allowed = match want {
-            Want::Read => rights.user || !g.user(),
-            Want::Write => may_write,
-            Want::Exec => rights.exec && (rights.user || !g.user()),
-        };
-        if !allowed {
-            return None;
         }
-        for (_, spa, entry, _) in &passed {
-            if entry & ACCESSED == 0 {
-                self.push(Kind::WalkWrite, *spa, g.private());
-            }
-        }
-        let mut wanted = leaf | ACCESSED;
-        if want == Want::Write {
-            wanted |= DIRTY;
-        }
-        if wanted != leaf {
-            self.push(Kind::WalkWrite, leaf_spa, g.private());
-        }
-        for (level, _, _, below) in passed {
-            tlbs.tables[level - 2].put(va >> (3 + 9 * level), below);
-        }
-
-        // The page itself.
-        let guest_shift = 3 + 9 * level as u32;
-        let inside = (1u64 << guest_shift) - 1;
-        let gpa = (leaf_gpa & !inside) | (va & inside);
-        let data_private = leaf & g.c_mask() != 0 && g.private() != Domain::Shared;
-        let is_private = data_private || (want == Want::Exec && g.private() != Domain::Shared);
-        let nested = match tlbs.nested.get(gpa >> 12) {
-            Some(n) if n.allows(want) => n,
-            _ => self.nested_dimension(gpa, want)?,
-        };
-        let spa = nested.spa + gpa % 4096;
-        if !g.rmp_allows(gpa, spa, nested.shift, is_private, want) {
-            return None;
-        }
-        if let Some(entry) = g.rmp_entry(spa) {
-            self.push(Kind::Rmp, entry, Domain::Shared);
-        }
-        let shift = if guest_shift.min(nested.shift) >= 21 {
-            21
-        } else {
-            12
-        };
-        let ask = |want| g.rmp_allows(gpa, spa, nested.shift, is_private, want);
-        Some(Page {
-            shift,
-            spa: spa >> shift << shift,
-            data: if data_private {
-                g.private()
-            } else {
-                Domain::Shared
-            },
-            code: g.private(),
-            writable: may_write && wanted & DIRTY != 0 && nested.writable && ask(Want::Write),
-            executable: rights.exec
-                && (rights.user || !g.user())
-                && nested.executable
-                && ask(Want::Exec),
-        })
     }
 
-    /// Where the page of a guest table is. Tables are translated as for writing.
-    fn table_page(&mut self, tlbs: &mut CoreTlbs, gpa: u64) -> Option<NestedPage> {
-        if let Some(n) = tlbs.nested.get(gpa >> 12) {
-            return Some(n);
-        }
-        let n = self.nested_dimension(gpa, Want::Write)?;
-        if self.guest.ncr3().is_some() {
-            tlbs.nested.put(gpa >> 12, n);
-        }
-        Some(n)
-    }
-
-    fn nested_dimension(&mut self, gpa: u64, want: Want) -> Option<NestedPage> {
-        let g = self.guest;
-        let Some(root) = g.ncr3() else {
-            return Some(NestedPage {
-                shift: 30,
-                spa: gpa & !4095,
-                writable: true,
-                executable: true,
-            });
+    fn translate(&self, gpa: u64, guest: u8, found: &mut Vec<(u8, u8, u64)>) -> Option<u64> {
+        let Some(root) = self.nested else {
+            return Some(gpa);
         };
-        let address = ADDRESS & !g.c_mask();
-        let (mut table, mut level) = (root & address, 4u32);
-        let (mut write, mut exec) = (true, true);
+        let (mut table, mut level) = (self.address(root), 4);
         loop {
             let spa = table + (gpa >> (3 + 9 * level) & 511) * 8;
-            self.push(Kind::Walk, spa, Domain::Shared);
-            let entry = g.read(Domain::Shared, spa);
-            write &= entry & WRITABLE != 0;
-            exec &= entry & NO_EXECUTE == 0;
-            let allowed = match want {
-                Want::Read => true,
-                Want::Write => write,
-                Want::Exec => exec,
-            };
-            if entry & PRESENT == 0 || entry & USER == 0 || !allowed {
+            found.push((guest, level as u8, spa));
+            let entry = (self.read)(Domain::Shared, spa);
+            if entry & PRESENT == 0 {
                 return None;
             }
-            let leaf = level == 1 || (level < 4 && entry & LARGE != 0);
-            let mut wanted = entry | ACCESSED;
-            if leaf && want == Want::Write {
-                wanted |= DIRTY;
+            if level == 1 || (level < 4 && entry & LARGE != 0) {
+                let inside = (1u64 << (3 + 9 * level)) - 1;
+                return Some((self.address(entry) & !inside) | (gpa & inside));
             }
-            if wanted != entry {
-                self.push(Kind::WalkWrite, spa, Domain::Shared);
-            }
-            if leaf {
-                let shift = 3 + 9 * level;
-                let inside = (1u64 << shift) - 1;
-                let at = (entry & address & !inside) | (gpa & inside);
-                return Some(NestedPage {
-                    shift,
-                    spa: at & !4095,
-                    writable: write && wanted & DIRTY != 0,
-                    executable: exec,
-                });
-            }
-            table = entry & address;
+            table = self.address(entry);
             level -= 1;
-        }
-    }
-}
-
-impl NestedPage {
-    fn allows(&self, want: Want) -> bool {
-        match want {
-            Want::Read => true,
-            Want::Write => self.writable,
-            Want::Exec => self.executable,
         }
     }
 }

@@ -1,11 +1,11 @@
 //! Replacement policies, by hand: one set of four ways, a sequence of keys, and who is there afterwards.
 
 use sevlab_memctl::model::Policy;
-use sevlab_reference::array::Array;
+use sevlab_reference::array::{Array, Sequence};
 
 /// Uses keys in turn, filling what misses. Returns the ways of the one set, and the misses.
 fn run(policy: Policy, ways: usize, keys: &[u64]) -> (Vec<u64>, usize) {
-    let mut array = Array::new(1, ways, policy, 4);
+    let mut array = Array::new(1, ways, policy, Sequence::of_cache(4));
     let mut misses = 0;
     for (time, key) in keys.iter().enumerate() {
         let time = time as u64 + 1;
@@ -43,7 +43,7 @@ fn lru_takes_what_was_used_longest_ago() {
 
 #[test]
 fn of_equally_old_ways_the_lowest_goes() {
-    let mut array = Array::new(1, 4, Policy::Lru, 4);
+    let mut array = Array::new(1, 4, Policy::Lru, Sequence::of_cache(4));
     for key in 1..=4 {
         array.insert(0, key, (), 7);
     }
@@ -81,26 +81,57 @@ fn tree_plru_follows_its_bits() {
 
 #[test]
 fn random_takes_a_step_for_each_eviction() {
-    // By another program: xorshift64* from 4 * 0x9e3779b97f4a7c15, the upper half of each output modulo 4, is [0, 0, 2, 0, 2, 0].
+    // By another program: xorshift64* from 4 * 0x9e3779b97f4a7c15; four times the upper half of each output, divided by 2^32, is
+    // [1, 0, 2, 0, 0, 2]. From 3, the upper halves modulo 4 are [2, 2, 2, 2, 0, 1].
     let keys: Vec<u64> = (1..=10).collect();
-    assert_eq!(run(Policy::Random, 4, &keys).0, vec![10, 2, 9, 4]);
+    assert_eq!(run(Policy::Random, 4, &keys).0, vec![9, 5, 10, 4]);
+    let mut tlb = Array::new(1, 4, Policy::Random, Sequence::of_tlb(3));
+    for key in keys {
+        tlb.insert(0, key, (), 0);
+    }
+    assert_eq!(tlb.keys(0), [9, 10, 8, 4].map(Some));
 }
 
 #[test]
-fn an_invalidated_way_is_taken_first_and_forgets_its_use() {
-    let mut array = Array::new(1, 4, Policy::Nru, 4);
-    for key in 1..=3 {
-        array.insert(0, key, (), key);
-    }
-    let at = array.find(0, 2).expect("just inserted");
-    array.remove(at);
-    // Three bits were set, one was cleared: 4 in way 1 and 5 in way 3 make it four.
+fn an_invalidated_way_is_taken_first() {
+    let filled = || {
+        let mut array = Array::new(1, 4, Policy::Nru, Sequence::of_cache(4));
+        for key in 1..=3 {
+            array.insert(0, key, (), key);
+        }
+        let at = array.find(0, 2).expect("just inserted");
+        (array, at)
+    };
+    // It counts as used still: a use of 4 makes it all four, and the others' bits are cleared. So 1 goes, then 5.
+    let (mut array, at) = filled();
+    array.take(at);
     array.insert(0, 4, (), 4);
     array.insert(0, 5, (), 5);
     assert_eq!(array.keys(0), [1, 4, 3, 5].map(Some));
-    assert_eq!(
-        array.insert(0, 6, (), 6),
-        Some((1, ())),
-        "all others were cleared"
-    );
+    assert_eq!(array.insert(0, 6, (), 6), Some((1, ())));
+    // Or it does not: in way 3, the key 7 is used while way 1 is empty, and the bits of 1 and 3 stay.
+    for keeps in [true, false] {
+        let (mut array, at) = filled();
+        array.insert(0, 4, (), 4);
+        let first = array.find(0, 1).expect("still there");
+        let third = array.find(0, 3).expect("still there");
+        array.touch(first, 5);
+        array.touch(at, 5);
+        if keeps {
+            array.take(at);
+        } else {
+            array.remove(at);
+        }
+        // Keeping: all four would be set, so 3's alone is. Else 1, 3 and 4 have theirs.
+        array.touch(third, 6);
+        array.insert(0, 7, (), 7);
+        // Keeping: 3 and 7, in ways 2 and 1. Else all would be set: 7's alone is.
+        assert_eq!(array.keys(0), [1, 7, 3, 4].map(Some));
+        let fourth = array.find(0, 1).expect("still there");
+        array.touch(fourth, 8);
+        assert_eq!(
+            array.insert(0, 8, (), 9).map(|(k, ())| k),
+            Some(if keeps { 4 } else { 3 })
+        );
+    }
 }

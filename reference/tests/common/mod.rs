@@ -1,15 +1,10 @@
-//! A small machine, and a guest whose memory is a map.
+//! A small machine.
 #![allow(dead_code)] // not every test needs all of it
 
-use std::collections::BTreeMap;
-
-use sevlab_memctl::Domain;
 use sevlab_memctl::model::{
     Cache, Core, CoreModel, Costs, Dram, DramModel, ExitCosts, Inclusion, Latency, Model, Policy,
     Prefetch,
 };
-use sevlab_reference::tlb::Want;
-use sevlab_reference::walk::Guest;
 
 pub fn cache(lines: u64, ways: u32, policy: Policy) -> Cache {
     Cache {
@@ -66,44 +61,5 @@ pub fn model() -> Model {
         },
         cost: Costs::default(),
         exit: ExitCosts::default(),
-    }
-}
-
-/// Memory by address of eight bytes; the C-bit is bit 51.
-pub struct Memory {
-    pub words: BTreeMap<u64, u64>,
-    pub cr3: u64,
-    pub ncr3: Option<u64>,
-    pub private: Domain,
-    pub rmp: Option<u64>,
-}
-
-impl Guest for Memory {
-    fn cr3(&self) -> u64 {
-        self.cr3
-    }
-    fn c_mask(&self) -> u64 {
-        1 << 51
-    }
-    fn ncr3(&self) -> Option<u64> {
-        self.ncr3
-    }
-    fn private(&self) -> Domain {
-        self.private
-    }
-    fn user(&self) -> bool {
-        true
-    }
-    fn write_protect(&self) -> bool {
-        true
-    }
-    fn read(&self, _: Domain, spa: u64) -> u64 {
-        self.words.get(&spa).copied().unwrap_or(0)
-    }
-    fn rmp_entry(&self, spa: u64) -> Option<u64> {
-        self.rmp.map(|base| base + spa / 4096 * 16)
-    }
-    fn rmp_allows(&self, _: u64, _: u64, _: u32, _: bool, _: Want) -> bool {
-        true
     }
 }
