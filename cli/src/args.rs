@@ -60,6 +60,55 @@ pub enum Command {
     Run(Box<RunArgs>),
     /// Tell what this host offers, what is missing, and what that costs
     Doctor,
+    /// List, show and check what `--cache hierarchy` simulates
+    #[command(subcommand)]
+    Config(ConfigCommand),
+}
+
+const CONFIG_EXAMPLES: &str = "\
+Examples:
+  sevlab config show epyc-milan > mine.toml
+      A whole configuration, each figure with its source, to be edited.
+  sevlab config show epyc-milan --set l1d.ways=16 --set l1d.size=64KiB
+      What these settings make of it.
+  printf '%s\\n' 'base = \"epyc-milan\"' '[latency]' 'aes_ns = 30' > slow.toml
+  sevlab config check slow.toml && sevlab run --cache hierarchy --model slow.toml -- ls
+      A file of three lines that says only what differs.
+
+docs/model.md says what each key means.";
+
+/// `sevlab config`.
+#[derive(Subcommand, Debug)]
+#[command(after_help = CONFIG_EXAMPLES)]
+pub enum ConfigCommand {
+    /// List the presets
+    List,
+    /// Print a preset or a file as TOML, with every key, its value and the source of the figure
+    #[command(after_help = CONFIG_EXAMPLES)]
+    Show {
+        /// A preset (sevlab config list) or a TOML file
+        #[arg(value_name = "PRESET|FILE")]
+        model: String,
+
+        /// Change one key, such as latency.aes_ns=12 or l1d.size=64KiB; may be given more than once
+        #[arg(long, value_name = "KEY=VALUE")]
+        set: Vec<String>,
+
+        /// JSON instead of TOML: all values, no comments
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say what is wrong with a file, with its line; or what it changes
+    #[command(after_help = CONFIG_EXAMPLES)]
+    Check {
+        /// A TOML file, or a preset
+        #[arg(value_name = "FILE")]
+        model: String,
+
+        /// Change one key first; may be given more than once
+        #[arg(long, value_name = "KEY=VALUE")]
+        set: Vec<String>,
+    },
 }
 
 /// `sevlab run`.
@@ -319,7 +368,7 @@ mod tests {
             let words = ["sevlab", "run"].iter().chain(options).chain(&["ls"]);
             Cli::try_parse_from(words).map(|cli| match cli.command {
                 Command::Run(args) => args.strace,
-                Command::Doctor => panic!("not run"),
+                _ => panic!("not run"),
             })
         };
         assert_eq!(parse(&["--strace"]).expect("parses"), Some(None));

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use sevlab_machine::Error;
 use sevlab_machine::kernel;
+use sevlab_machine::presets::ConfigError;
 
 /// A failure of sevlab itself.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +29,9 @@ pub enum Failure {
     /// Options contradict each other.
     #[error("{0} (see sevlab run --help)")]
     Usage(String),
+    /// A configuration of the simulated machine is wrong.
+    #[error("{0}")]
+    Config(#[from] ConfigError),
     /// A result could not be written.
     #[error("{option} {}: {source}", path.display())]
     Output {
@@ -49,7 +53,7 @@ impl Failure {
         match self {
             Self::NotFound { .. } => 127,
             Self::NotRunnable { .. } => 126,
-            Self::Usage(_) => 2,
+            Self::Usage(_) | Self::Config(_) => 2,
             Self::Output { .. } | Self::Machine(_) => 125,
         }
     }

@@ -1,6 +1,7 @@
 //! The `sevlab` command: reads the command line, builds a machine from it, and passes on how the guest ended.
 
 mod args;
+mod config;
 mod doctor;
 mod failure;
 mod host;
@@ -26,6 +27,10 @@ fn main() -> ExitCode {
         Command::Doctor => {
             host::default_sigpipe();
             doctor::doctor()
+        }
+        Command::Config(command) => {
+            host::default_sigpipe();
+            config::config(&command)
         }
     };
     done.unwrap_or_else(|failure: Failure| {

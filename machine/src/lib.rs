@@ -17,6 +17,7 @@ pub mod hv;
 pub mod kernel;
 mod launch;
 mod layout;
+pub mod presets;
 mod report;
 mod stats;
 mod vm;

@@ -11,19 +11,20 @@
 //! Locks, in this order: the RMP's, the metadata's, the set of TLBs, a TLB's chains.
 
 use std::ptr::NonNull;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLockReadGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sevlab_arch::{Asid, PAGE_SHIFT, PAGE_SIZE, Spa};
 
 use crate::cipher::{BLOCK, CipherKind, PAGE, Path};
 use crate::dram::{Dram, page_parts};
 use crate::error::Error;
+use crate::hier::Hier;
 use crate::keys::KeySlots;
 use crate::model::Model;
 use crate::residency::{Residency, States};
 use crate::rmp::Rmp;
 use crate::stats::{Counters, MemStats};
-use crate::tlb::{FastTlb, Perms, TlbSet};
+use crate::tlb::{FastTlb, FrozenTlbs, Perms, TlbSet};
 use crate::uncached;
 
 /// The least [`Config::resident`] there is, pages.
@@ -94,6 +95,8 @@ impl Default for HostOptions {
 pub(crate) struct Meta {
     pub keys: KeySlots,
     pub residency: Residency,
+    /// Some exactly with [`CacheMode::Hierarchy`].
+    pub hier: Option<Box<Hier>>,
 }
 
 /// What becomes of a page that is brought in.
@@ -111,7 +114,7 @@ enum Fill<'a> {
 pub struct Frozen<'a> {
     _meta: MutexGuard<'a, Meta>,
     _rmp: MutexGuard<'a, ()>,
-    _tlbs: RwLockReadGuard<'a, Vec<Arc<FastTlb>>>,
+    _tlbs: FrozenTlbs<'a>,
 }
 
 /// The memory controller. See the crate's page.
@@ -160,7 +163,20 @@ impl MemCtl {
         if !window.is_multiple_of(PAGE_SIZE) {
             return bad_size("its window is not a multiple of 4 KiB");
         }
-        let cached = cfg.cache != CacheMode::None;
+        // Pages come in and go as a whole only there.
+        let cached = cfg.cache == CacheMode::Page;
+        let hier = match (&cfg.hierarchy, cfg.cache) {
+            (Some(model), CacheMode::Hierarchy) => {
+                Some(Box::new(Hier::new(model, size + window, cfg.cores)?))
+            }
+            (None, CacheMode::Page | CacheMode::None) => None,
+            _ => {
+                return Err(Error::Hierarchy {
+                    field: "hierarchy",
+                    why: "a model goes with the cache mode `hierarchy`, and with no other".into(),
+                });
+            }
+        };
         let limit = cfg.resident.filter(|_| cached);
         if let Some(limit) = limit.filter(|&l| l < MIN_RESIDENT) {
             return Err(Error::ResidentLimit {
@@ -170,7 +186,12 @@ impl MemCtl {
         }
         let pages = (size >> PAGE_SHIFT) as usize;
         let path = host.cipher_path.unwrap_or_else(Path::detect);
-        let dram = Arc::new(Dram::new(size, window, cached, host.huge_pages)?);
+        let dram = Arc::new(Dram::new(
+            size,
+            window,
+            cached || hier.is_some(),
+            host.huge_pages,
+        )?);
         let tlbs = Arc::new(TlbSet::default());
         Ok(Arc::new(Self {
             hits_without_lock: cached && limit.is_none(),
@@ -179,6 +200,7 @@ impl MemCtl {
             meta: Mutex::new(Meta {
                 keys: KeySlots::new(cfg.cipher, cfg.tweak_seed, path),
                 residency: Residency::new(if cached { pages } else { 0 }, limit),
+                hier,
             }),
             counters: Counters::default(),
             cfg,
@@ -214,7 +236,11 @@ impl MemCtl {
     /// The counters so far.
     #[must_use]
     pub fn stats(&self) -> MemStats {
-        self.counters.snapshot()
+        let mut stats = self.counters.snapshot();
+        if let Some([blocks, resident, peak]) = self.line_stats() {
+            (stats.aes_blocks, stats.resident, stats.peak_resident) = (blocks, resident, peak);
+        }
+        stats
     }
 
     /// From now on entries of this TLB are dropped when they would be wrong.
@@ -247,6 +273,9 @@ impl MemCtl {
                     uncached::read(engine, &self.dram, &self.counters, at, &mut out[r]);
                 }
             }
+            Domain::Private(asid) if self.cfg.cache == CacheMode::Hierarchy => {
+                self.read_lines(asid, a, out)?;
+            }
             Domain::Private(asid) => {
                 let mut meta = self.lock();
                 for (pfn, at, r) in page_parts(a, out.len()) {
@@ -278,6 +307,9 @@ impl MemCtl {
                 for (_, at, r) in page_parts(a, data.len()) {
                     uncached::write(engine, &self.dram, &self.counters, at, &data[r]);
                 }
+            }
+            Domain::Private(asid) if self.cfg.cache == CacheMode::Hierarchy => {
+                self.write_lines(asid, a, data)?;
             }
             Domain::Private(asid) => {
                 let mut meta = self.lock();
@@ -369,6 +401,9 @@ impl MemCtl {
                 let bytes = word.to_le_bytes();
                 uncached::write(engine, &self.dram, &self.counters, a, &bytes);
             }
+            Domain::Private(asid) if self.cfg.cache == CacheMode::Hierarchy => {
+                self.or_line(asid, a, bits)?;
+            }
             Domain::Private(asid) => {
                 let mut meta = self.lock();
                 self.bring_in(&mut meta, a.pfn(), asid, true, Fill::Decrypt)?;
@@ -410,7 +445,7 @@ impl MemCtl {
                 self.dram.raw.zero(page.0, PAGE);
                 Ok(())
             }
-            Domain::Private(_) if self.cfg.cache == CacheMode::None => {
+            Domain::Private(_) if self.cfg.cache != CacheMode::Page => {
                 self.write(d, page, &[0; PAGE])
             }
             Domain::Private(asid) => {
@@ -423,7 +458,8 @@ impl MemCtl {
     /// The host address of the page's 4096 bytes as `d` sees them: in DRAM for [`Domain::Shared`], in `plain` for
     /// [`Domain::Private`], made resident. `write` says that the caller may change them: without it, it must not.
     ///
-    /// None for private pages with [`CacheMode::None`]: use [`MemCtl::read`] and [`MemCtl::write`].
+    /// None for private pages with [`CacheMode::None`] and [`CacheMode::Hierarchy`]: use [`MemCtl::read`] and
+    /// [`MemCtl::write`], or [`MemCtl::line`].
     ///
     /// The address is good until the page is evicted: by an access from another domain, by `bus_write`, by a change of key, or
     /// by the `resident` limit, which spares the 8 pages handed out last. After a write-back (`bus_read`, `dump`) the page is
@@ -480,13 +516,16 @@ impl MemCtl {
                 self.dram.mark(pfn);
                 self.dram.raw.ptr(page.0)
             }
-            Domain::Private(_) if self.cfg.cache == CacheMode::None => return Ok(None),
+            Domain::Private(_) if self.cfg.cache != CacheMode::Page => return Ok(None),
             Domain::Private(asid) => {
                 self.bring_in(&mut meta, pfn, asid, write, Fill::Decrypt)?;
                 self.dram.plain().ptr(page.0)
             }
         };
-        if let Some((tlb, va, perms)) = insert {
+        // Whoever goes around the simulated caches would be seen by nobody.
+        if let Some((tlb, va, perms)) = insert
+            && meta.hier.is_none()
+        {
             tlb.insert(va, host, perms);
         }
         Ok(Some(host))
@@ -598,6 +637,10 @@ impl MemCtl {
 
     /// Pushes the page's plaintext out, if it is resident: no fast-TLB entry for it is left, and DRAM is its only copy.
     pub(crate) fn evict(&self, meta: &mut Meta, pfn: u64) {
+        if meta.hier.is_some() {
+            self.evict_lines(meta, pfn);
+            return;
+        }
         // Beyond DRAM there are no states, and no owners.
         let Some(state) = self.states.get(pfn) else {
             return;
@@ -615,7 +658,11 @@ impl MemCtl {
     }
 
     /// Makes DRAM current and keeps the page resident, clean.
-    pub(crate) fn write_back(&self, meta: &Meta, pfn: u64) {
+    pub(crate) fn write_back(&self, meta: &mut Meta, pfn: u64) {
+        if meta.hier.is_some() {
+            self.sync_lines(meta, pfn);
+            return;
+        }
         let state = self.states.of(pfn);
         let Some(owner) = state.owner().filter(|_| state.is_dirty()) else {
             return;

@@ -34,6 +34,10 @@ impl MemCtl {
     /// For a guest that is over and whose memory nobody will look at.
     pub fn discard(&self, a: Asid) {
         let mut meta = self.lock();
+        if meta.hier.is_some() {
+            self.evict_lines_of(&mut meta, a, true);
+            return;
+        }
         for pfn in self.owned(&meta, a) {
             self.states.set_dirty(pfn, false);
             self.evict(&mut meta, pfn);
@@ -41,6 +45,10 @@ impl MemCtl {
     }
 
     fn evict_owned(&self, meta: &mut crate::ctl::Meta, a: Asid) {
+        if meta.hier.is_some() {
+            self.evict_lines_of(meta, a, false);
+            return;
+        }
         for pfn in self.owned(meta, a) {
             self.evict(meta, pfn);
         }
@@ -78,10 +86,11 @@ impl MemCtl {
     /// [`Error::OutOfRange`], [`Error::NoKey`].
     pub fn decrypt_for_firmware(&self, a: Asid, spa: Spa, out: &mut [u8]) -> Result<(), Error> {
         self.check_range(spa, out.len() as u64)?;
-        let meta = self.lock();
-        let engine = meta.keys.engine(a, spa)?;
+        let mut meta = self.lock();
+        meta.keys.engine(a, spa)?;
         for (pfn, at, r) in page_parts(spa, out.len()) {
-            self.write_back(&meta, pfn);
+            self.write_back(&mut meta, pfn);
+            let engine = meta.keys.engine(a, spa)?;
             uncached::read(engine, &self.dram, &self.counters, at, &mut out[r]);
         }
         Ok(())
@@ -115,7 +124,7 @@ impl MemCtl {
                 Some(_) if at < a => out.fill(0xff),
                 Some(state) => {
                     if state.is_dirty() {
-                        self.write_back(&self.lock(), pfn);
+                        self.write_back(&mut self.lock(), pfn);
                     }
                     self.dram.raw.read(at.0, out);
                 }
@@ -141,9 +150,14 @@ impl MemCtl {
     /// # Errors
     /// None today; a controller with DRAM beyond this process may have some.
     pub fn write_back_all(&self) -> Result<(), Error> {
-        let meta = self.lock();
-        for pfn in meta.residency.iter() {
-            self.write_back(&meta, pfn);
+        let mut meta = self.lock();
+        if meta.hier.is_some() {
+            self.sync_all_lines(&mut meta);
+            return Ok(());
+        }
+        let resident: Vec<u64> = meta.residency.iter().collect();
+        for pfn in resident {
+            self.write_back(&mut meta, pfn);
         }
         Ok(())
     }

@@ -2,7 +2,8 @@
 //!
 //! DRAM holds what a bus probe would see: ciphertext in private pages, plaintext in shared ones. [`MemCtl`] is the one way to it.
 //! A private page that software uses is decrypted into a second mapping, `plain`, on first touch, and encrypted back when it is
-//! evicted or when anyone outside its key domain looks ([`CacheMode::Page`]); or nothing is ever kept and every access runs AES
+//! evicted or when anyone outside its key domain looks ([`CacheMode::Page`]); or its lines are, as they come into simulated caches and
+//! leave them ([`CacheMode::Hierarchy`], [`hier`]); or nothing is ever kept and every access runs AES
 //! on its 16-byte blocks ([`CacheMode::None`]). The [`FastTlb`] is what translated code probes inline; the controller takes
 //! entries out of it, before it returns, whenever they would be wrong. The [`Rmp`] is SNP's page-ownership table, in DRAM itself.
 //!

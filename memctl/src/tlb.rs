@@ -22,6 +22,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 use sevlab_arch::{PAGE_SHIFT, PAGE_SIZE, Va};
 
+use crate::hier::{FetchFilter, LineFilter};
+
 /// What a fast-TLB entry covers: the one parameter in which the cache models' probes differ.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Granule(u32);
@@ -440,13 +442,29 @@ impl FastTlb {
     }
 }
 
-/// The TLBs that a memory controller keeps true.
+/// The filters of a core of a simulated hierarchy.
+pub(crate) struct Filters {
+    core: usize,
+    data: Arc<LineFilter>,
+    fetch: Arc<FetchFilter>,
+}
+
+/// The TLBs and filters that a memory controller keeps true.
 #[derive(Default)]
-pub(crate) struct TlbSet(RwLock<Vec<Arc<FastTlb>>>);
+pub(crate) struct TlbSet {
+    tlbs: RwLock<Vec<Arc<FastTlb>>>,
+    filters: RwLock<Vec<Filters>>,
+}
+
+/// See [`TlbSet::freeze`].
+pub(crate) struct FrozenTlbs<'a> {
+    _tlbs: RwLockReadGuard<'a, Vec<Arc<FastTlb>>>,
+    _filters: RwLockReadGuard<'a, Vec<Filters>>,
+}
 
 impl TlbSet {
     pub(crate) fn attach(&self, tlb: Arc<FastTlb>) {
-        let mut set = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut set = self.tlbs.write().unwrap_or_else(PoisonError::into_inner);
         if !set.iter().any(|t| Arc::ptr_eq(t, &tlb)) {
             set.push(tlb);
         }
@@ -454,36 +472,77 @@ impl TlbSet {
 
     /// Flushes it too: nobody would keep it true any more.
     pub(crate) fn detach(&self, tlb: &Arc<FastTlb>) {
-        let mut set = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut set = self.tlbs.write().unwrap_or_else(PoisonError::into_inner);
         set.retain(|t| !Arc::ptr_eq(t, tlb));
         tlb.flush();
     }
 
     /// Forgets all others, without touching them: their owners are gone, in the middle of whatever they did.
     pub(crate) fn keep_only(&self, tlb: &Arc<FastTlb>) {
-        let mut set = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut set = self.tlbs.write().unwrap_or_else(PoisonError::into_inner);
         set.retain(|t| Arc::ptr_eq(t, tlb));
     }
 
+    /// These are the core's filters now.
+    pub(crate) fn attach_filters(
+        &self,
+        core: usize,
+        data: &Arc<LineFilter>,
+        fetch: &Arc<FetchFilter>,
+    ) {
+        let mut set = self.filters.write().unwrap_or_else(PoisonError::into_inner);
+        set.retain(|f| f.core != core);
+        set.push(Filters {
+            core,
+            data: Arc::clone(data),
+            fetch: Arc::clone(fetch),
+        });
+    }
+
+    /// Forgets the filters of these cores.
+    pub(crate) fn detach_filters(&self, which: impl Fn(usize) -> bool) {
+        let mut set = self.filters.write().unwrap_or_else(PoisonError::into_inner);
+        set.retain(|f| !which(f.core));
+    }
+
     /// Keeps the set as it is as long as the result lives.
-    pub(crate) fn freeze(&self) -> RwLockReadGuard<'_, Vec<Arc<FastTlb>>> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn freeze(&self) -> FrozenTlbs<'_> {
+        FrozenTlbs {
+            _tlbs: self.tlbs.read().unwrap_or_else(PoisonError::into_inner),
+            _filters: self.filters.read().unwrap_or_else(PoisonError::into_inner),
+        }
     }
 
     pub(crate) fn drop_host(&self, host: NonNull<u8>) {
         self.each(|t| t.drop_host(host));
+        self.each_filter(host, 1, false);
     }
 
     pub(crate) fn drop_host_range(&self, host: NonNull<u8>, pages: u64) {
         self.each(|t| t.drop_host_range(host, pages));
+        self.each_filter(host, pages, false);
     }
 
     pub(crate) fn drop_write_host(&self, host: NonNull<u8>) {
         self.each(|t| t.drop_write_host(host));
+        self.each_filter(host, 1, true);
     }
 
     fn each(&self, f: impl Fn(&FastTlb)) {
-        let set = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let set = self.tlbs.read().unwrap_or_else(PoisonError::into_inner);
         set.iter().for_each(|t| f(t));
+    }
+
+    /// Takes tags of lines in `pages` host pages from the one of `host` on out of the filters.
+    fn each_filter(&self, host: NonNull<u8>, pages: u64, writes_only: bool) {
+        let set = self.filters.read().unwrap_or_else(PoisonError::into_inner);
+        let first = host.addr().get() as u64 & !(PAGE_SIZE - 1);
+        let hosts = first..first + pages * PAGE_SIZE;
+        for f in set.iter() {
+            f.data.drop_hosts(&hosts, writes_only);
+            if !writes_only {
+                f.fetch.drop_hosts(&hosts);
+            }
+        }
     }
 }

@@ -113,7 +113,9 @@ impl MemCtl {
         len: u64,
         change: impl FnOnce() -> Result<(), Error>,
     ) -> Result<(), Error> {
-        let _meta = self.lock(); // no entry is made meanwhile
+        let mut meta = self.lock(); // no entry is made meanwhile
+        let first = (target.addr().get() - self.dram.raw.ptr(0).addr().get()) as u64 / PAGE_SIZE;
+        self.evict_range(&mut meta, first..first + len / PAGE_SIZE);
         self.tlbs.drop_host_range(target, len / PAGE_SIZE);
         change()
     }

@@ -2,14 +2,17 @@
 
 use std::sync::Arc;
 
-use sevlab_arch::Spa;
+use sevlab_arch::{PAGE_SIZE, Spa};
 
-use super::{FetchFilter, HierCounters, Line, LineFilter, Served};
-use crate::ctl::MemCtl;
+use super::data::Env;
+use super::{Core, FetchFilter, Hier, HierCounters, Line, LineFilter, Served};
+use crate::ctl::{Domain, MemCtl, Meta};
 use crate::error::Error;
+use crate::keys::KeySlots;
 
 impl MemCtl {
-    /// Gives a core its caches, cold the first time, and keeps the tags of its filters true from now on.
+    /// Gives a core its caches, cold the first time, and keeps the tags of its filters true from now on. What its caches hold
+    /// from an earlier stay counts as used before all that comes: the new stay's clock begins again.
     ///
     /// # Errors
     /// [`Error::NoCore`] for a number that is not below [`Config::cores`](crate::Config::cores).
@@ -19,18 +22,49 @@ impl MemCtl {
         data: Arc<LineFilter>,
         fetch: Arc<FetchFilter>,
     ) -> Result<(), Error> {
-        let _ = (data, fetch);
-        Err(Error::NoCore { core })
+        let mut meta = self.lock();
+        let hier = meta.hier.as_mut().ok_or(Error::NoCore { core })?;
+        let place = hier.places.get_mut(core).ok_or(Error::NoCore { core })?;
+        let at = match *place {
+            Some(at) => at as usize,
+            None => {
+                *place = Some(hier.cores.len() as u32);
+                hier.cores.push(Core::new(&hier.model, &hier.dram));
+                hier.cores.len() - 1
+            }
+        };
+        let c = &mut hier.cores[at];
+        data.flush();
+        fetch.flush();
+        self.tlbs.attach_filters(core, &data, &fetch);
+        c.l1d.attach(data);
+        c.l1i.attach(fetch);
+        Ok(())
     }
 
     /// The opposite: the filters' tags are gone. What the core's caches hold stays there.
     pub fn detach_core(&self, core: usize) {
-        let _ = core;
+        let mut meta = self.lock();
+        if let Some(hier) = &mut meta.hier
+            && let Ok(at) = hier.place(core)
+        {
+            hier.cores[at].l1d.detach();
+            hier.cores[at].l1i.detach();
+            self.tlbs.detach_filters(|n| n == core);
+        }
     }
 
     /// In a clone of the host process: of the attached cores only this one has an owner here.
     pub fn keep_only_core(&self, core: usize) {
-        let _ = core;
+        let mut meta = self.lock();
+        let Some(hier) = &mut meta.hier else { return };
+        for (number, place) in hier.places.iter().enumerate() {
+            if let Some(at) = place.filter(|_| number != core) {
+                hier.cores[at as usize].l1d.detach();
+                hier.cores[at as usize].l1i.detach();
+            }
+        }
+        self.tlbs.detach_filters(|n| n != core);
     }
 
     /// Accesses a line: looks the caches up, brings the line in, and enters it into the core's filter.
@@ -38,25 +72,116 @@ impl MemCtl {
     /// # Errors
     /// [`Error::NoCore`], [`Error::OutOfRange`], [`Error::NoKey`].
     pub fn line(&self, core: usize, line: &Line) -> Result<Served, Error> {
-        let _ = line;
-        Err(Error::NoCore { core })
+        let end = match line.domain {
+            Domain::Shared => self.span(),
+            Domain::Private(_) => self.size(),
+        };
+        if line.spa.0 >= end {
+            return Err(Error::OutOfRange {
+                spa: line.spa,
+                len: 1,
+                size: end,
+            });
+        }
+        let mut meta = self.lock();
+        let Meta { keys, hier, .. } = &mut *meta;
+        let hier = hier.as_mut().ok_or(Error::NoCore { core })?;
+        let at = hier.place(core)?;
+        hier.access(&self.env(keys), at, line)
     }
 
     /// Takes the write tags of every core's filter for lines of the frame at `page` away: it holds decoded code now.
     pub fn drop_line_writes(&self, page: Spa) {
-        let _ = page;
+        if page.0 < self.span() {
+            self.tlbs.drop_write_host(self.dram.raw.ptr(page.page().0));
+        }
+        if let Some(plain) = self.dram.plain_of().filter(|_| page.0 < self.size()) {
+            self.tlbs.drop_write_host(plain.ptr(page.page().0));
+        }
     }
 
     /// What `core` has caused so far; zeroes if it never was attached.
     #[must_use]
     pub fn hier_counters(&self, core: usize) -> HierCounters {
-        let _ = core;
-        HierCounters::default()
+        let meta = self.lock();
+        let Some(hier) = &meta.hier else {
+            return HierCounters::default();
+        };
+        hier.place(core)
+            .map_or_else(|_| HierCounters::default(), |at| hier.cores[at].counters)
     }
 
     /// What all cores have caused.
     #[must_use]
     pub fn hier_totals(&self) -> HierCounters {
-        HierCounters::default()
+        let mut all = HierCounters::default();
+        if let Some(hier) = &self.lock().hier {
+            hier.cores.iter().for_each(|c| all.add(&c.counters));
+        }
+        all
+    }
+
+    /// The lines in caches now, each once, by address, with whether a copy is dirty: for tests and for who wants to see.
+    #[must_use]
+    pub fn cached_lines(&self) -> Vec<(Spa, bool)> {
+        let meta = self.lock();
+        let Some(hier) = &meta.hier else {
+            return Vec::new();
+        };
+        let mut all: Vec<(u64, bool)> = hier.llc.lines().collect();
+        for c in &hier.cores {
+            all.extend(c.l1d.cache.lines().chain(c.l1i.cache.lines()));
+            all.extend(c.l2.iter().flat_map(|l2| l2.lines()));
+        }
+        all.sort_unstable();
+        all.dedup_by(|next, first| {
+            let same = next.0 == first.0;
+            first.1 |= same && next.1;
+            same
+        });
+        all.into_iter()
+            .map(|(l, dirty)| (Spa(l << super::data::LINE_SHIFT), dirty))
+            .collect()
+    }
+
+    /// Whether the plaintext (or, of a shared page, the data) of a line counts as in the caches.
+    #[must_use]
+    pub fn is_line_cached(&self, spa: Spa) -> bool {
+        let line = spa.0 >> super::data::LINE_SHIFT;
+        match &self.lock().hier {
+            Some(hier) if spa.0 < self.span() => {
+                hier.pages.of(line).cached >> (spa.0 % PAGE_SIZE / 64) & 1 != 0
+            }
+            _ => false,
+        }
+    }
+
+    /// What the memory modules hold now, without what dirty lines in caches would add: nothing is written back for it. Nothing is
+    /// read beyond DRAM.
+    pub fn dram_now(&self, a: Spa, out: &mut [u8]) {
+        let mut meta = self.lock();
+        self.with_hier(&mut meta, |h, env| h.pages.settle(env));
+        if self.check_range(a, out.len() as u64).is_ok() {
+            self.dram.raw.read(a.0, out);
+        }
+    }
+
+    pub(super) fn env<'a>(&'a self, keys: &'a KeySlots) -> Env<'a> {
+        Env {
+            dram: &self.dram,
+            states: &self.states,
+            keys,
+        }
+    }
+
+    /// Runs `f` on the hierarchy, if there is one.
+    pub(super) fn with_hier<R>(
+        &self,
+        meta: &mut Meta,
+        f: impl FnOnce(&mut Hier, &Env<'_>) -> R,
+    ) -> Option<R> {
+        let Meta { keys, hier, .. } = meta;
+        let env = self.env(keys);
+        hier.as_mut().map(|hier| f(hier, &env))
     }
 }

@@ -109,6 +109,15 @@ pub struct HierCounters {
 }
 
 impl HierCounters {
+    #[inline]
+    pub(super) fn row(&mut self, hit: Option<bool>) {
+        match hit {
+            Some(true) => self.row_hits += 1,
+            Some(false) => self.row_misses += 1,
+            None => {}
+        }
+    }
+
     /// Adds another core's.
     pub fn add(&mut self, o: &Self) {
         self.l1i.add(&o.l1i);

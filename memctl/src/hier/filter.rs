@@ -13,6 +13,7 @@
 //! 3. Tags are set by the controller alone, in a call of the core that the filter belongs to. Anybody may take them away.
 //! 4. The stamp stays when tags go: it is the line's last use until the controller gives the entry to another line.
 
+use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -126,6 +127,23 @@ impl LineFilter {
 
     // ---- the controller's side ----
 
+    /// Takes the tags (or only the write tags) of lines in this range of host addresses away.
+    pub(crate) fn drop_hosts(&self, hosts: &Range<u64>, writes_only: bool) {
+        for (word, entries) in self.used.iter().zip(self.entries.chunks(64)) {
+            each_bit(word.load(Relaxed), |i| {
+                let e = &entries[i];
+                // A write tag never is without a read tag.
+                let host = e.read.load(Relaxed).wrapping_add(e.addend.load(Relaxed));
+                if hosts.contains(&host) {
+                    e.write.store(TlbEntry::NEVER, Relaxed);
+                    if !writes_only {
+                        e.read.store(TlbEntry::NEVER, Relaxed);
+                    }
+                }
+            });
+        }
+    }
+
     /// Makes entry `i` the line's at `va`, with the host address of its first byte.
     #[inline]
     pub(super) fn set(&self, i: usize, va: u64, host: NonNull<u8>, write: bool, stamp: u64) {
@@ -180,6 +198,8 @@ impl FetchEntry {
 /// `(va >> 6) % ENTRIES`; a hit stores the fetch's stamp.
 pub struct FetchFilter {
     entries: Box<[FetchEntry]>,
+    /// Host addresses of the lines: by which the controller finds those of a frame.
+    hosts: Box<[AtomicU64]>,
 }
 
 impl FetchFilter {
@@ -196,6 +216,7 @@ impl FetchFilter {
         };
         Arc::new(Self {
             entries: (0..Self::ENTRIES).map(none).collect(),
+            hosts: (0..Self::ENTRIES).map(|_| AtomicU64::new(0)).collect(),
         })
     }
 
@@ -251,8 +272,18 @@ impl FetchFilter {
 
     // ---- the controller's side ----
 
+    /// Takes the tags of lines in this range of host addresses away.
+    pub(crate) fn drop_hosts(&self, hosts: &Range<u64>) {
+        for (e, host) in self.entries.iter().zip(&self.hosts) {
+            if hosts.contains(&host.load(Relaxed)) {
+                e.tag.store(FetchEntry::NEVER, Relaxed);
+            }
+        }
+    }
+
     #[inline]
-    pub(super) fn set(&self, i: usize, va: u64, stamp: u64) {
+    pub(super) fn set(&self, i: usize, va: u64, host: NonNull<u8>, stamp: u64) {
+        self.hosts[i].store(host.addr().get() as u64, Relaxed);
         self.entries[i].stamp.store(stamp, Relaxed);
         self.entries[i].tag.store(va, Relaxed);
     }

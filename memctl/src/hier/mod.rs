@@ -4,15 +4,35 @@
 //! What is modelled is `docs/model.md`'s to define. A core's accesses arrive at [`MemCtl::line`](crate::MemCtl::line) when its
 //! filter ([`filter`]) does not know the line.
 
+mod access;
 mod api;
+mod cache;
+mod coherence;
 mod counters;
+mod data;
+mod dram;
+mod fill;
 mod filter;
+mod geometry;
+mod host;
+mod kernel;
+mod l1;
+mod prefetch;
 
 use std::ptr::NonNull;
 
-use sevlab_arch::{Spa, Va};
+use sevlab_arch::{PAGE_SHIFT, Spa, Va};
+
+use access::NOTHING;
+use cache::Cache;
+use data::Pages;
+use dram::{Busy, DramTimes};
+use l1::L1;
+use prefetch::Strides;
 
 use crate::ctl::Domain;
+use crate::error::Error;
+use crate::model::{Inclusion, Model};
 
 pub use counters::{CacheCounters, CountKind, HierCounters};
 pub use filter::{FetchEntry, FetchFilter, LineFilter};
@@ -124,3 +144,90 @@ pub struct Served {
 
 /// Lines that left the caches last and whose encryption waits, so that stores under way are not lost.
 pub const KEPT: usize = 16;
+
+/// A core's own caches.
+struct Core {
+    l1d: L1<LineFilter>,
+    l1i: L1<FetchFilter>,
+    l2: Option<Cache>,
+    strides: Strides,
+    busy: Busy,
+    counters: HierCounters,
+}
+
+impl Core {
+    fn new(m: &Model, dram: &DramTimes) -> Self {
+        Self {
+            l1i: L1::new(&m.l1i, 0),
+            l1d: L1::new(&m.l1d, 1),
+            l2: m.l2.as_ref().map(|l2| Cache::new(l2, false, 2)),
+            strides: Strides::new(),
+            busy: dram.busy(),
+            counters: HierCounters::default(),
+        }
+    }
+}
+
+/// All caches of the machine. Under the controller's metadata lock.
+pub(crate) struct Hier {
+    model: std::sync::Arc<Model>,
+    /// Those that were ever attached, in that order.
+    cores: Vec<Core>,
+    /// Their places in `cores`, by number.
+    places: Vec<Option<u32>>,
+    llc: Cache,
+    pages: Pages,
+    dram: DramTimes,
+    inclusion: Inclusion,
+    /// Lines on their way: the one that is demanded or prefetched, the victim of an L1, the victim of an L2.
+    in_flight: [u64; 3],
+    prefetches: bool,
+    next_line: bool,
+    /// Of the stride prefetcher; 0: there is none.
+    degree: i64,
+    l2_cycles: u32,
+    llc_cycles: u32,
+    remote_cycles: u32,
+    upgrade_cycles: u32,
+}
+
+impl Hier {
+    /// Cold caches in front of `span` bytes of memory, for at most `cores` cores.
+    ///
+    /// # Errors
+    /// [`Error::Hierarchy`].
+    pub(crate) fn new(m: &std::sync::Arc<Model>, span: u64, cores: usize) -> Result<Self, Error> {
+        geometry::check(m, span >> data::LINE_SHIFT)?;
+        let degree = if m.prefetch.stride {
+            i64::from(m.prefetch.degree)
+        } else {
+            0
+        };
+        Ok(Self {
+            cores: Vec::new(),
+            places: vec![None; cores],
+            llc: Cache::new(&m.llc, false, 3),
+            pages: Pages::new(span >> PAGE_SHIFT),
+            dram: DramTimes::new(m),
+            inclusion: m.llc_inclusion,
+            in_flight: [NOTHING; 3],
+            prefetches: m.prefetch.next_line || degree > 0,
+            next_line: m.prefetch.next_line,
+            degree,
+            l2_cycles: m.latency.l2_cycles,
+            llc_cycles: m.latency.llc_cycles,
+            remote_cycles: m.latency.remote_cycles,
+            upgrade_cycles: m.latency.upgrade_cycles,
+            model: std::sync::Arc::clone(m),
+        })
+    }
+
+    /// Where a core that was ever attached is in `cores`.
+    #[inline]
+    fn place(&self, core: usize) -> Result<usize, Error> {
+        match self.places.get(core) {
+            Some(&Some(at)) => Ok(at as usize),
+            _ => Err(Error::NoCore { core }),
+        }
+    }
+}

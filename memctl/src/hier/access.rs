@@ -1,0 +1,251 @@
+//! One access: look-ups, the fills of a miss, the filter's entry.
+//!
+//! The order is the model's definition (docs/model.md): look-ups from the first level down, each touching what it hits; then other
+//! cores; then the fills from the LLC up, each with its victim's handling before the line goes in; then prefetches.
+
+use super::counters::CountKind;
+use super::data::{Env, LINE_SHIFT, PAGE_LINES_SHIFT};
+use super::filter::{FetchFilter, LineFilter};
+use super::{Hier, Level, Line, LineKind, Served, Stalls};
+use crate::ctl::Domain;
+use crate::error::Error;
+
+/// Who causes what happens now, and what it has cost so far.
+pub(super) struct Cause {
+    pub core: usize,
+    pub now: u64,
+    pub stalls: Stalls,
+}
+
+impl Hier {
+    /// [`MemCtl::line`](crate::MemCtl::line) for a core that is attached (by its index in `cores`) and an address that exists.
+    pub(super) fn access(&mut self, env: &Env<'_>, core: usize, a: &Line) -> Result<Served, Error> {
+        let line = a.spa.0 >> LINE_SHIFT;
+        let mut cause = Cause {
+            core,
+            now: a.now,
+            stalls: Stalls::default(),
+        };
+        let page = self.pages.of(line);
+        if page.cached == 0 {
+            let pfn = line >> PAGE_LINES_SHIFT;
+            if self.pages.lingers(env, pfn, a.domain) {
+                self.pages.settle(env);
+            }
+            if let Domain::Private(asid) = a.domain {
+                env.keys.engine(asid, a.spa)?;
+            }
+        } else if page.domain() != a.domain {
+            self.flush_page(env, line >> PAGE_LINES_SHIFT, Some(&mut cause));
+        }
+        let level = match a.kind {
+            LineKind::Load => self.data(env, &mut cause, line, a, false),
+            LineKind::Store => self.data(env, &mut cause, line, a, true),
+            LineKind::Fetch => self.fetch(env, &mut cause, line, a),
+            LineKind::Walk | LineKind::WalkWrite | LineKind::Rmp => {
+                let write = a.kind == LineKind::WalkWrite;
+                let level = self.below(env, &mut cause, line, a, write);
+                if write {
+                    self.dirty_below(core, line);
+                }
+                level
+            }
+        };
+        Ok(Served {
+            host: env.host(line, a.domain),
+            level,
+            stalls: cause.stalls,
+        })
+    }
+
+    fn data(
+        &mut self,
+        env: &Env<'_>,
+        cause: &mut Cause,
+        line: u64,
+        a: &Line,
+        write: bool,
+    ) -> Level {
+        let core = cause.core;
+        if let Some(slot) = self.cores[core].l1d.cache.find(line) {
+            if write && !self.cores[core].l1d.cache.dirty(slot) {
+                self.claim_line(cause, line);
+                self.cores[core].l1d.cache.set_dirty(slot, true);
+            }
+            self.cores[core].l1d.hit(slot, line, a.stamp);
+            self.enter_data(env, core, slot, line, a);
+            return Level::L1;
+        }
+        let kind = if write {
+            CountKind::Write
+        } else {
+            CountKind::Read
+        };
+        self.cores[core].counters.l1d.misses[kind as usize] += 1;
+        let level = self.below(env, cause, line, a, write);
+        let c = &mut self.cores[core];
+        let (slot, victim) = c.l1d.make_room(line);
+        if let Some(v) = victim {
+            self.l1_victim(env, cause, v);
+        }
+        self.pages.note_core(line, core);
+        self.cores[core].l1d.insert(slot, line, write, a.stamp);
+        self.enter_data(env, core, slot, line, a);
+        self.in_flight = [NOTHING; 3];
+        if self.prefetches {
+            self.after_miss(env, cause, line, a.domain);
+        }
+        level
+    }
+
+    fn fetch(&mut self, env: &Env<'_>, cause: &mut Cause, line: u64, a: &Line) -> Level {
+        let core = cause.core;
+        if let Some(slot) = self.cores[core].l1i.cache.find(line) {
+            self.cores[core].l1i.hit(slot, line, a.stamp);
+            self.enter_fetch(env, core, slot, line, a);
+            return Level::L1;
+        }
+        self.cores[core].counters.l1i.misses[CountKind::Fetch as usize] += 1;
+        let level = self.below(env, cause, line, a, false);
+        let (slot, victim) = self.cores[core].l1i.make_room(line);
+        if let Some(v) = victim {
+            self.l1_victim(env, cause, v);
+        }
+        self.pages.note_core(line, core);
+        self.cores[core].l1i.insert(slot, line, false, a.stamp);
+        self.enter_fetch(env, core, slot, line, a);
+        self.in_flight = [NOTHING; 3];
+        level
+    }
+
+    /// Everything below the first level: afterwards the line is in L2 and LLC, as far as those are there and keep it.
+    fn below(
+        &mut self,
+        env: &Env<'_>,
+        cause: &mut Cause,
+        line: u64,
+        a: &Line,
+        write: bool,
+    ) -> Level {
+        let core = cause.core;
+        let kind = CountKind::of(a.kind) as usize;
+        let c = &mut self.cores[core];
+        let mut owned = false;
+        if let Some(l2) = &mut c.l2 {
+            if let Some(slot) = l2.find(line) {
+                l2.hit(slot, line);
+                c.counters.l2.hits[kind] += 1;
+                cause.stalls.cache = self.l2_cycles;
+                owned = l2.dirty(slot);
+                if write && !owned {
+                    self.claim_line(cause, line);
+                }
+                self.in_flight[0] = line;
+                return Level::L2;
+            }
+            c.counters.l2.misses[kind] += 1;
+        }
+        // The host's own misses overlap with the look-ups.
+        super::host::prefetch(env.dram.raw.ptr(line << LINE_SHIFT).as_ptr());
+        let in_llc = self.llc.find(line);
+        if let Some(slot) = in_llc {
+            self.llc.hit(slot, line);
+        }
+        let remote = self.pages.of(line).others(core) && self.clean_others(core, line);
+        if write && !owned {
+            self.claim_line(cause, line);
+        }
+        let c = &mut self.cores[core];
+        let level = if remote {
+            c.counters.llc.hits[kind] += 1;
+            c.counters.remote += 1;
+            cause.stalls.cache = self.remote_cycles;
+            Level::Remote
+        } else if in_llc.is_some() {
+            c.counters.llc.hits[kind] += 1;
+            cause.stalls.cache = self.llc_cycles;
+            Level::Llc
+        } else {
+            c.counters.llc.misses[kind] += 1;
+            cause.stalls.cache = self.llc_cycles;
+            Level::Dram
+        };
+        self.in_flight[0] = line;
+        match in_llc {
+            Some(slot) if remote => self.llc.set_dirty(slot, true),
+            Some(_) => {}
+            None => self.fill_llc(env, cause, line, remote),
+        }
+        if level == Level::Dram {
+            self.pages.arrive(env, line, a.domain);
+            self.read_dram(cause, line, a.domain, true);
+        }
+        if self.cores[core].l2.is_some() {
+            self.fill_l2(env, cause, line, false);
+        }
+        level
+    }
+
+    /// A line is read from DRAM; `demand`: somebody waits for it.
+    pub(super) fn read_dram(&mut self, cause: &mut Cause, line: u64, d: Domain, demand: bool) {
+        let encrypted = d != Domain::Shared;
+        let c = &mut self.cores[cause.core];
+        let took = self.dram.read(&mut c.busy, line, encrypted, cause.now);
+        c.counters.row(took.row);
+        if encrypted {
+            c.counters.dram_reads_encrypted += 1;
+        } else {
+            c.counters.dram_reads_plain += 1;
+        }
+        if demand {
+            cause.stalls.dram += took.dram;
+            cause.stalls.aes += took.aes;
+        }
+    }
+
+    /// A walk's write: the first level it looks at has the line dirty.
+    fn dirty_below(&mut self, core: usize, line: u64) {
+        self.in_flight = [NOTHING; 3];
+        let at = match &mut self.cores[core].l2 {
+            Some(l2) => l2,
+            None => &mut self.llc,
+        };
+        if let Some(slot) = at.find(line) {
+            at.set_dirty(slot, true);
+        }
+    }
+
+    // ---- the filter's entries ----
+
+    #[inline]
+    fn enter_data(&mut self, env: &Env<'_>, core: usize, slot: usize, line: u64, a: &Line) {
+        let l1d = &mut self.cores[core].l1d;
+        let write = a.grant.write && l1d.cache.dirty(slot);
+        if !a.grant.read || l1d.filter().is_none() {
+            l1d.leave_filter(slot, a.stamp);
+            return;
+        }
+        let i = LineFilter::index(a.va);
+        l1d.claim(slot, i);
+        if let Some(f) = l1d.filter() {
+            f.set(i, a.va.0 & !63, env.host(line, a.domain), write, a.stamp);
+        }
+    }
+
+    #[inline]
+    fn enter_fetch(&mut self, env: &Env<'_>, core: usize, slot: usize, line: u64, a: &Line) {
+        let l1i = &mut self.cores[core].l1i;
+        if l1i.filter().is_none() {
+            l1i.leave_filter(slot, a.stamp);
+            return;
+        }
+        let i = FetchFilter::index(a.va);
+        l1i.claim(slot, i);
+        if let Some(f) = l1i.filter() {
+            f.set(i, a.va.0 & !63, env.host(line, a.domain), a.stamp);
+        }
+    }
+}
+
+/// No line.
+pub(super) const NOTHING: u64 = u64::MAX;

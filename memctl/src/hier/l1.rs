@@ -1,0 +1,190 @@
+//! A first-level cache and the filter in front of it.
+//!
+//! Invariants:
+//! 1. `entry` and `owner` are inverse: slot s has filter entry i exactly if entry i is slot s's.
+//! 2. The last use of a line is its filter entry's stamp if it has an entry, else `stamps`. (LRU; other orders use neither.)
+//! 3. A slot has an entry with a tag only while a hit on it would change nothing but the stamp.
+
+use std::sync::Arc;
+
+use super::cache::{Cache, Victim};
+use super::filter::{FetchFilter, LineFilter};
+use crate::model;
+
+/// What both filters do for the controller.
+pub(super) trait Filter {
+    const ENTRIES: usize;
+    fn stamp(&self, i: usize) -> u64;
+    fn clear(&self, i: usize);
+}
+
+impl Filter for LineFilter {
+    const ENTRIES: usize = LineFilter::ENTRIES;
+    #[inline]
+    fn stamp(&self, i: usize) -> u64 {
+        LineFilter::stamp(self, i)
+    }
+    #[inline]
+    fn clear(&self, i: usize) {
+        LineFilter::clear(self, i);
+    }
+}
+
+impl Filter for FetchFilter {
+    const ENTRIES: usize = FetchFilter::ENTRIES;
+    #[inline]
+    fn stamp(&self, i: usize) -> u64 {
+        FetchFilter::stamp(self, i)
+    }
+    #[inline]
+    fn clear(&self, i: usize) {
+        FetchFilter::clear(self, i);
+    }
+}
+
+const NO_ENTRY: u16 = u16::MAX;
+const NO_SLOT: u32 = u32::MAX;
+
+/// The cache.
+pub(super) struct L1<F> {
+    pub cache: Cache,
+    /// Last uses, as the owner's clock has them; compared as signed numbers, see [`L1::attach`].
+    stamps: Box<[u64]>,
+    entry: Box<[u16]>,
+    owner: Box<[u32]>,
+    filter: Option<Arc<F>>,
+}
+
+impl<F: Filter> L1<F> {
+    pub(super) fn new(cfg: &model::Cache, instance: u64) -> Self {
+        let cache = Cache::new(cfg, true, instance);
+        Self {
+            stamps: vec![0; cache.slots()].into(),
+            entry: vec![NO_ENTRY; cache.slots()].into(),
+            owner: vec![NO_SLOT; F::ENTRIES].into(),
+            filter: None,
+            cache,
+        }
+    }
+
+    /// A filter without tags, for a core whose clock begins again: what the lines were used at moves before its zero.
+    pub(super) fn attach(&mut self, filter: Arc<F>) {
+        self.detach();
+        let newest = self.stamps.iter().map(|&s| s as i64).max().unwrap_or(0);
+        for s in &mut self.stamps {
+            *s = s.wrapping_sub(newest as u64).wrapping_sub(1);
+        }
+        self.filter = Some(filter);
+    }
+
+    pub(super) fn detach(&mut self) {
+        for slot in 0..self.entry.len() {
+            self.forget(slot);
+        }
+        self.filter = None;
+    }
+
+    pub(super) fn filter(&self) -> Option<&Arc<F>> {
+        self.filter.as_ref()
+    }
+
+    /// The filter entry of a slot.
+    #[inline]
+    pub(super) fn entry(&self, slot: usize) -> Option<usize> {
+        let i = self.entry[slot];
+        (i != NO_ENTRY).then_some(usize::from(i))
+    }
+
+    /// Takes the slot's filter entry away.
+    #[inline]
+    pub(super) fn forget(&mut self, slot: usize) {
+        let Some(i) = self.entry(slot) else { return };
+        if let Some(f) = &self.filter {
+            self.stamps[slot] = f.stamp(i);
+            f.clear(i);
+        }
+        self.entry[slot] = NO_ENTRY;
+        self.owner[i] = NO_SLOT;
+    }
+
+    /// Takes the slot's filter entry away from a line that was used just now.
+    #[inline]
+    pub(super) fn leave_filter(&mut self, slot: usize, stamp: u64) {
+        self.forget(slot);
+        self.stamps[slot] = stamp;
+    }
+
+    /// Makes filter entry `i` the slot's. The caller writes it.
+    #[inline]
+    pub(super) fn claim(&mut self, slot: usize, i: usize) {
+        if self.owner[i] == slot as u32 {
+            return;
+        }
+        if self.owner[i] != NO_SLOT {
+            self.forget(self.owner[i] as usize);
+        }
+        self.forget(slot);
+        self.owner[i] = slot as u32;
+        self.entry[slot] = i as u16;
+    }
+
+    /// Notes a use of the line in `slot`, which may end what other lines of its set were entered for.
+    #[inline]
+    pub(super) fn hit(&mut self, slot: usize, line: u64, stamp: u64) {
+        self.cache.hit(slot, line);
+        self.used(slot, line, stamp);
+    }
+
+    /// Puts the line into a free slot.
+    #[inline]
+    pub(super) fn insert(&mut self, slot: usize, line: u64, dirty: bool, stamp: u64) {
+        self.cache.insert(slot, line, dirty);
+        self.used(slot, line, stamp);
+    }
+
+    #[inline]
+    fn used(&mut self, slot: usize, line: u64, stamp: u64) {
+        if self.cache.touches_matter() {
+            self.unsettle(line);
+        }
+        // What is in the slot's entry, if it has one, is older: the caller writes it anew or takes it away.
+        self.stamps[slot] = stamp;
+    }
+
+    fn unsettle(&mut self, line: u64) {
+        for slot in self.cache.slots_of(line) {
+            if self.entry[slot] != NO_ENTRY && !self.cache.settled(slot, line) {
+                self.forget(slot);
+            }
+        }
+    }
+
+    /// A slot for the line; the victim has no filter entry any more.
+    #[inline]
+    pub(super) fn make_room(&mut self, line: u64) -> (usize, Option<Victim>) {
+        let (stamps, entry, filter) = (&self.stamps, &self.entry, &self.filter);
+        let (slot, victim) = match filter {
+            Some(f) => self.cache.make_room(line, |s| {
+                let i = entry[s];
+                if i == NO_ENTRY {
+                    stamps[s] as i64
+                } else {
+                    f.stamp(usize::from(i)) as i64
+                }
+            }),
+            None => self.cache.make_room(line, |s| stamps[s] as i64),
+        };
+        self.forget(slot);
+        (slot, victim)
+    }
+
+    /// Takes the line out, if it is there; the result says whether it was, and dirty.
+    #[inline]
+    pub(super) fn remove(&mut self, line: u64) -> Option<bool> {
+        let slot = self.cache.find(line)?;
+        self.forget(slot);
+        let dirty = self.cache.dirty(slot);
+        self.cache.clear(slot);
+        Some(dirty)
+    }
+}

@@ -1,0 +1,109 @@
+//! Prefetchers: trained by demand misses of L1D, filling L2 (the LLC where there is none). They charge nothing.
+
+use super::Hier;
+use super::Stalls;
+use super::access::{Cause, NOTHING};
+use super::data::{Env, PAGE_LINES_SHIFT};
+use crate::ctl::Domain;
+
+/// Pages that the stride prefetcher follows at a time.
+const PAGES: u64 = 16;
+const LAST: i64 = 63;
+
+/// What a core's stride prefetcher knows of one page.
+#[derive(Clone, Copy)]
+struct Stream {
+    page: u64,
+    last: i64,
+    stride: i64,
+    confident: bool,
+}
+
+/// A core's stride prefetcher.
+pub(super) struct Strides([Stream; PAGES as usize]);
+
+impl Strides {
+    pub(super) fn new() -> Self {
+        Self(
+            [Stream {
+                page: u64::MAX,
+                last: 0,
+                stride: 0,
+                confident: false,
+            }; PAGES as usize],
+        )
+    }
+
+    /// A miss; the distance at which the next ones are expected.
+    fn train(&mut self, line: u64) -> Option<i64> {
+        let (page, at) = (line >> PAGE_LINES_SHIFT, (line & 63) as i64);
+        let s = &mut self.0[(page % PAGES) as usize];
+        if s.page != page {
+            *s = Stream {
+                page,
+                last: at,
+                stride: 0,
+                confident: false,
+            };
+            return None;
+        }
+        let distance = at - s.last;
+        if distance == 0 {
+            return None;
+        }
+        s.confident = distance == s.stride;
+        s.stride = distance;
+        s.last = at;
+        s.confident.then_some(distance)
+    }
+}
+
+impl Hier {
+    /// A load or a store missed L1D, and is done.
+    pub(super) fn after_miss(&mut self, env: &Env<'_>, cause: &mut Cause, line: u64, d: Domain) {
+        let mut free = Cause {
+            core: cause.core,
+            now: cause.now,
+            stalls: Stalls::default(),
+        };
+        let at = (line & 63) as i64;
+        if self.next_line && at < LAST {
+            self.prefetch(env, &mut free, line + 1, d);
+        }
+        if self.degree > 0
+            && let Some(stride) = self.cores[cause.core].strides.train(line)
+        {
+            for n in 1..=self.degree {
+                let to = at + stride * n;
+                if !(0..=LAST).contains(&to) {
+                    break;
+                }
+                self.prefetch(env, &mut free, line & !63 | to as u64, d);
+            }
+        }
+    }
+
+    fn prefetch(&mut self, env: &Env<'_>, cause: &mut Cause, line: u64, d: Domain) {
+        let core = cause.core;
+        let in_llc = self.llc.find(line).is_some();
+        let there = match &self.cores[core].l2 {
+            Some(l2) => l2.find(line).is_some(),
+            None => in_llc,
+        };
+        if there || self.dirty_elsewhere(core, line) {
+            return;
+        }
+        self.in_flight[0] = line;
+        if !in_llc {
+            self.fill_llc(env, cause, line, false);
+            self.pages.arrive(env, line, d);
+            self.read_dram(cause, line, d, false);
+            self.cores[core].counters.llc.prefetched += 1;
+        }
+        if self.cores[core].l2.is_some() {
+            self.fill_l2(env, cause, line, false);
+            self.cores[core].counters.l2.prefetched += 1;
+        }
+        self.in_flight[0] = NOTHING;
+    }
+}
