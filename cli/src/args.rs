@@ -24,6 +24,8 @@ Examples:
       Which files the guest asks for, as strace would print it.
   sevlab run --sev sev --cache none -- true
       The worst case: AES on every access to encrypted memory.
+  sevlab run --sev snp --cache hierarchy --model epyc-genoa --set latency.aes_ns=12 --stats -- sort FILE
+      Simulated caches: what encryption costs this program, in cycles that every run repeats.
   sevlab run --sev snp --resident 4096 --stats -- sort FILE
       At most 16 MiB of plaintext at any time, so that encryption traffic never ends.
 
@@ -138,15 +140,20 @@ pub struct RunArgs {
     )]
     pub cache: Cache,
 
+    /// With --cache hierarchy: the simulated caches, TLBs, latencies and core: a preset (`sevlab config list`) or a TOML
+    /// file; without it: epyc-milan
+    #[arg(long, value_name = "PRESET|FILE", help_heading = "Machine")]
+    pub model: Option<String>,
+
+    /// Change one key of the model, as latency.aes_ns=12; may be given more than once
+    #[arg(long, value_name = "KEY=VALUE", help_heading = "Machine")]
+    pub set: Vec<String>,
+
     /// The processor that the guest is shown: epyc-rome (Zen 2), epyc-milan (Zen 3), epyc-genoa (Zen 4, without AVX-512),
-    /// or host, everything that this host and sevlab can run. An instruction that it lacks is an invalid opcode
-    #[arg(
-        long,
-        value_name = "PRESET",
-        default_value = "host",
-        help_heading = "Machine"
-    )]
-    pub cpu: CpuPreset,
+    /// or host, everything that this host and sevlab can run. An instruction that it lacks is an invalid opcode.
+    /// Without it: host, or with --cache hierarchy the model's or epyc-milan
+    #[arg(long, value_name = "PRESET", help_heading = "Machine")]
+    pub cpu: Option<CpuPreset>,
 
     /// Guest memory: bytes, or with a suffix K, M, G or T (powers of 1024)
     #[arg(long, value_name = "SIZE", default_value = "4G", value_parser = size, help_heading = "Machine")]
@@ -158,7 +165,7 @@ pub struct RunArgs {
     pub resident: Option<usize>,
 
     /// Make keys, nonces and tweaks from this number, so that a run's ciphertext can be repeated. Without it they
-    /// are random
+    /// are random. With --cache hierarchy all that is random in the guest comes from it, and it is 1 without the option
     #[arg(long, value_name = "NUMBER", help_heading = "Machine")]
     pub seed: Option<u64>,
 
@@ -248,6 +255,9 @@ pub enum Cache {
     Page,
     /// Nothing: AES on every access to encrypted memory
     None,
+    /// Lines, in simulated caches: their misses and what encryption costs are counted in cycles, and the guest lives in
+    /// simulated time
+    Hierarchy,
 }
 
 impl From<Cache> for CacheMode {
@@ -255,6 +265,7 @@ impl From<Cache> for CacheMode {
         match cache {
             Cache::Page => Self::Page,
             Cache::None => Self::None,
+            Cache::Hierarchy => Self::Hierarchy,
         }
     }
 }

@@ -6,9 +6,16 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use sevlab_machine::kernel::syscall::strace;
-use sevlab_machine::{Engine, GuestEnd, Machine, MachineConfig, RunOutcome, exit_like, mode_name};
+use sevlab_machine::{
+    CpuPreset, Engine, GuestEnd, Machine, MachineConfig, RunOutcome, cache_name, exit_like,
+    mode_name,
+};
+
+use sevlab_machine::presets;
+use sevlab_memctl::model::Model;
 
 use crate::args::{Cache, RunArgs, Switch};
 use crate::failure::Failure;
@@ -118,12 +125,14 @@ fn stats(config: &MachineConfig, outcome: &RunOutcome) -> String {
         Engine::Interpreter => "interpreter",
         Engine::Jit(_) => "translator",
     };
-    let cache = match config.cache {
-        sevlab_machine::CacheMode::Page => "page",
-        sevlab_machine::CacheMode::Hierarchy => "hierarchy",
-        sevlab_machine::CacheMode::None => "none",
+    let cache = match &config.model {
+        Some(model) => format!("{} {}", cache_name(config.cache), model.name),
+        None => cache_name(config.cache).to_owned(),
     };
     let how = match config.sev {
+        sevlab_machine::SevMode::Off if config.model.is_some() => {
+            format!("no encryption, cache {cache}, {engine}")
+        }
         sevlab_machine::SevMode::Off => format!("no encryption, {engine}"),
         mode => format!(
             "{}, {}, cache {cache}, {engine}",
@@ -139,17 +148,36 @@ fn stats(config: &MachineConfig, outcome: &RunOutcome) -> String {
 }
 
 fn config(args: &RunArgs) -> Result<MachineConfig, Failure> {
-    if args.resident.is_some() && args.cache == Cache::None {
-        let why = "--resident limits what --cache page keeps; with --cache none nothing is kept";
+    if args.resident.is_some() && args.cache != Cache::Page {
+        let why = match args.cache {
+            Cache::Hierarchy => {
+                "--resident limits what --cache page keeps; the model says what --cache hierarchy keeps"
+            }
+            _ => "--resident limits what --cache page keeps; with --cache none nothing is kept",
+        };
         return Err(Failure::Usage(why.to_owned()));
     }
+    let hierarchy = args.cache == Cache::Hierarchy;
+    if !hierarchy && (args.model.is_some() || !args.set.is_empty()) {
+        let why = "--model and --set have no effect without --cache hierarchy";
+        return Err(Failure::Usage(why.to_owned()));
+    }
+    let model = match hierarchy {
+        true => Some(Arc::new(model(args)?)),
+        false => None,
+    };
+    // So that a count does not depend on the host's processor.
+    let cpu = args.cpu.unwrap_or_else(|| match &model {
+        None => CpuPreset::Host,
+        Some(model) => model.name.parse().unwrap_or(CpuPreset::EpycMilan),
+    });
     if args.jit == Switch::Off && !args.jit_opt.is_empty() {
         return Err(Failure::Usage(
             "--jit-opt has no effect with --jit off".to_owned(),
         ));
     }
-    if !args.cpu.offers(args.sev.into()) {
-        let name = args.cpu.name();
+    if !cpu.offers(args.sev.into()) {
+        let name = cpu.name();
         return Err(Failure::Usage(format!(
             "--cpu {name} has no SEV-SNP: use epyc-milan or a later one, or --sev es"
         )));
@@ -164,7 +192,8 @@ fn config(args: &RunArgs) -> Result<MachineConfig, Failure> {
     Ok(MachineConfig {
         sev: args.sev.into(),
         cipher: args.cipher,
-        cpu: args.cpu,
+        cpu,
+        model,
         cache: args.cache.into(),
         memory: args.memory,
         resident: args.resident,
@@ -176,6 +205,12 @@ fn config(args: &RunArgs) -> Result<MachineConfig, Failure> {
         envp: environment(),
         ..MachineConfig::new(program::find(name, env::var_os("PATH"))?)
     })
+}
+
+/// The model that the options ask for.
+fn model(args: &RunArgs) -> Result<Model, Failure> {
+    let name = args.model.as_deref().unwrap_or(presets::DEFAULT);
+    Ok(presets::load(name, &args.set)?)
 }
 
 /// The guest's environment: ours.

@@ -54,6 +54,10 @@ pub(crate) struct Seat {
     mail: Mutex<Vec<Mail>>,
     /// The vCPU's `exit_request`, null once it is gone.
     request: std::sync::atomic::AtomicPtr<AtomicU32>,
+    /// In turns: of those who wait, the one with the least of these is next; of equals, who came first.
+    key: Arc<AtomicU64>,
+    /// In turns: it only waits for a look at something that others may have changed.
+    looks: AtomicBool,
 }
 
 impl Seat {
@@ -88,12 +92,22 @@ impl Seat {
 #[derive(Default)]
 struct State {
     seats: Vec<Arc<Seat>>,
-    /// In turns: whose it is, and who waits, in order.
+    /// In turns: whose it is, and who waits, in order of their coming.
     turn: Option<u16>,
-    queue: VecDeque<u16>,
+    queue: VecDeque<Arc<Seat>>,
     /// Who has, or waits for, the exclusive section.
     owner: Option<u16>,
     next: u16,
+}
+
+impl State {
+    /// Who of the queue is next.
+    fn next(&self) -> Option<usize> {
+        let keys = self.queue.iter().map(|s| s.key.load(Ordering::SeqCst));
+        keys.enumerate()
+            .min_by_key(|(_, key)| *key)
+            .map(|(at, _)| at)
+    }
 }
 
 /// More than one vCPU may have a write tag of a frame.
@@ -144,6 +158,8 @@ impl Cluster {
     pub(crate) fn join(&self) -> Arc<Seat> {
         let mut state = lock(&self.state);
         let seat = Arc::new(Seat {
+            key: Arc::default(),
+            looks: AtomicBool::new(false),
             id: state.next,
             active: AtomicBool::new(false),
             has_mail: AtomicBool::new(false),
@@ -161,7 +177,7 @@ impl Cluster {
         seat.request.store(std::ptr::null_mut(), Ordering::SeqCst);
         seat.active.store(false, Ordering::SeqCst);
         state.seats.retain(|s| s.id != seat.id);
-        state.queue.retain(|id| *id != seat.id);
+        state.queue.retain(|s| s.id != seat.id);
         if state.turn == Some(seat.id) {
             state.turn = None;
         }
@@ -197,19 +213,22 @@ impl Cluster {
     }
 
     /// Joins the queue, unless `seat` is in it or has the turn.
-    fn enqueue(&self, state: &mut State, id: u16) {
-        if state.turn != Some(id) && !state.queue.contains(&id) {
-            state.queue.push_back(id);
+    fn enqueue(&self, state: &mut State, seat: &Arc<Seat>) {
+        if state.turn != Some(seat.id) && !state.queue.iter().any(|s| s.id == seat.id) {
+            state.queue.push_back(Arc::clone(seat));
         }
     }
 
     /// Waits for `seat`'s turn.
-    fn take_turn(&self, seat: &Seat) {
+    fn take_turn(&self, seat: &Arc<Seat>) {
         let mut state = lock(&self.state);
-        self.enqueue(&mut state, seat.id);
+        self.enqueue(&mut state, seat);
         while state.turn != Some(seat.id) {
-            if state.turn.is_none() && state.queue.front() == Some(&seat.id) {
-                state.queue.pop_front();
+            if state.turn.is_none()
+                && let Some(at) = state.next()
+                && state.queue[at].id == seat.id
+            {
+                state.queue.remove(at);
                 state.turn = Some(seat.id);
                 break;
             }
@@ -221,19 +240,19 @@ impl Cluster {
     }
 
     /// `seat` gives its turn up; with `again` it joins the end of the queue.
-    fn give_turn(&self, seat: &Seat, again: bool) {
+    fn give_turn(&self, seat: &Arc<Seat>, again: bool) {
         let mut state = lock(&self.state);
         if state.turn == Some(seat.id) {
             state.turn = None;
         }
         if again {
-            self.enqueue(&mut state, seat.id);
+            self.enqueue(&mut state, seat);
         }
         drop(state);
         self.changed.notify_all();
     }
 
-    fn resume(&self, seat: &Seat) {
+    fn resume(&self, seat: &Arc<Seat>) {
         if self.in_turns() {
             self.take_turn(seat);
         }
@@ -468,7 +487,7 @@ impl Vcpu {
     pub fn join_queue(&self) {
         if self.cluster.in_turns() {
             let mut state = lock(&self.cluster.state);
-            self.cluster.enqueue(&mut state, self.seat.id);
+            self.cluster.enqueue(&mut state, &self.seat);
             drop(state);
             self.cluster.changed.notify_all();
         }
@@ -486,6 +505,45 @@ impl Vcpu {
         }
         if self.model.is_some() {
             self.state.stop_at = self.state.clock() + crate::model::TURN;
+        }
+    }
+
+    /// In turns: of those who wait, the one with the least key is next, and of equals who came first. All keys are 0
+    /// at first.
+    pub fn set_turn_key(&self, key: u64) {
+        self.seat.key.store(key, Ordering::SeqCst);
+    }
+
+    /// The key, for others to lower while this vCPU waits and they have their turn.
+    #[must_use]
+    pub fn turn_key(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.seat.key)
+    }
+
+    /// In turns: the least key of those who wait for their turn, but not only to look at something.
+    #[must_use]
+    pub fn next_key(&self) -> Option<u64> {
+        let state = lock(&self.cluster.state);
+        let who = state.queue.iter();
+        who.filter(|s| !s.looks.load(Ordering::SeqCst))
+            .map(|s| s.key.load(Ordering::SeqCst))
+            .min()
+    }
+
+    /// In turns: gives the turn up and waits for the next one, which `key` decides on. With `looks` that is only to look
+    /// at something that others may have changed. The vCPU is not active.
+    pub fn wait_turn(&self, key: u64, looks: bool) {
+        self.set_turn_key(key);
+        self.seat.looks.store(looks, Ordering::SeqCst);
+        self.cluster.give_turn(&self.seat, true);
+        self.cluster.take_turn(&self.seat);
+        self.seat.looks.store(false, Ordering::SeqCst);
+    }
+
+    /// In turns: waits for this vCPU's turn. It is not active.
+    pub fn take_turn(&self) {
+        if self.cluster.in_turns() {
+            self.cluster.take_turn(&self.seat);
         }
     }
 

@@ -130,6 +130,8 @@ pub struct Vcpu {
     pub vmpl: u8,
     /// The instructions that its processor has. To be set before anything is decoded.
     pub profile: crate::profile::Profile,
+    /// Where RDRAND and RDSEED get their numbers: a seed that every number changes. `None`: from the host.
+    pub random: Option<u64>,
     /// Root of the nested page tables, if nested paging is on.
     pub ncr3: Option<Spa>,
     /// Event counts.
@@ -190,6 +192,7 @@ impl Vcpu {
             mode: config.mode,
             vmpl: config.vmpl,
             profile: crate::profile::Profile::ALL,
+            random: None,
             ncr3: config.ncr3,
             counters: Counters::default(),
             dropped_code: Vec::new(),

@@ -2,9 +2,11 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use sevlab_arch::psp::{SevPolicy, SnpPolicy};
 use sevlab_jit::JitOptions;
+use sevlab_memctl::model::Model;
 
 use crate::hv::cpuid::CpuPreset;
 
@@ -21,7 +23,7 @@ pub enum Engine {
 }
 
 /// A machine's configuration.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub struct MachineConfig {
     /// Which SEV technology protects the guest.
     pub sev: SevMode,
@@ -29,6 +31,10 @@ pub struct MachineConfig {
     pub cipher: CipherKind,
     /// What of encrypted memory is kept as plaintext.
     pub cache: CacheMode,
+    /// The simulated caches, TLBs and latencies of [`CacheMode::Hierarchy`]; there must be one then. With a model the
+    /// guest lives in simulated time ([`crate::simtime`]), its vCPUs run in turns, and all that is random comes from
+    /// [`MachineConfig::seed`].
+    pub model: Option<Arc<Model>>,
     /// The processor that the guest is shown.
     pub cpu: CpuPreset,
     /// Guest memory in bytes; rounded up to 2 MiB.
@@ -70,11 +76,25 @@ impl MachineConfig {
     /// Default bounce area.
     pub const BOUNCE: u64 = 1 << 20;
 
+    /// Seed of a machine with a model for which none is given.
+    pub const SEED: u64 = 1;
+
     /// Whether vCPUs run one at a time: because that is asked for, or because pages are pushed out of the
     /// simulated caches, which a vCPU that runs at that moment must not be using.
     #[must_use]
     pub fn in_turns(&self) -> bool {
-        self.deterministic || self.resident.is_some()
+        self.deterministic || self.resident.is_some() || self.model.is_some()
+    }
+
+    /// The configuration with what a model brings along: [`CacheMode::Hierarchy`] and a seed.
+    #[must_use]
+    pub(crate) fn completed(mut self) -> Self {
+        if self.model.is_some() {
+            self.cache = CacheMode::Hierarchy;
+            self.deterministic = true;
+            self.seed.get_or_insert(Self::SEED);
+        }
+        self
     }
 
     /// A machine that runs `program` without arguments, environment or protection.
@@ -85,6 +105,7 @@ impl MachineConfig {
             sev: SevMode::Off,
             cipher: CipherKind::Aes128Xex,
             cache: CacheMode::Page,
+            model: None,
             cpu: CpuPreset::Host,
             memory: Self::MEMORY,
             resident: None,
@@ -112,5 +133,15 @@ pub fn mode_name(mode: SevMode) -> &'static str {
         SevMode::Sev => "sev",
         SevMode::Es => "sev-es",
         SevMode::Snp => "sev-snp",
+    }
+}
+
+/// The name that the command line and reports use for a cache mode.
+#[must_use]
+pub fn cache_name(mode: CacheMode) -> &'static str {
+    match mode {
+        CacheMode::Page => "page",
+        CacheMode::None => "none",
+        CacheMode::Hierarchy => "hierarchy",
     }
 }

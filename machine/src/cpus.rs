@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use sevlab_arch::{Asid, Spa};
+use sevlab_cpu::model::CoreCounters;
 use sevlab_cpu::vcpu::Counters;
 use sevlab_cpu::{Vcpu, VcpuConfig, svm};
 use sevlab_memctl::{Domain, MemCtl, MemStats};
@@ -27,11 +28,27 @@ use crate::hv::{Exits, GuestMemory, Hypervisor};
 use crate::kernel::signal::SIGKILL;
 use crate::kernel::{GuestEnd, Process, TaskEnd};
 use crate::launch;
+use crate::simtime::{Random, advance};
 use crate::stats::Translated;
 use crate::world::{Half, world};
 
 /// Stack of a vCPU's host thread: the hypervisor half's.
 const STACK: usize = 1 << 20;
+
+/// How a new vCPU begins.
+struct Begin {
+    cluster: Arc<sevlab_cpu::smp::Cluster>,
+    /// In simulated time: when.
+    at: u64,
+    /// Its [`Vcpu::random`].
+    random: Option<u64>,
+}
+
+/// A seed for a vCPU that comes from this one.
+fn another(vcpu: &Vcpu) -> Option<u64> {
+    let seed = vcpu.random?;
+    Some(Random::new(seed, vcpu.state.clock()).number())
+}
 
 /// What the vCPUs that have ended counted.
 #[derive(Clone, Debug, Default)]
@@ -41,6 +58,10 @@ pub(crate) struct Totals {
     pub(crate) vcpu: Counters,
     pub(crate) exits: Exits,
     pub(crate) host_calls: u64,
+    /// Of a machine with a model: the latest time, how many threads there were, and what their cores counted.
+    pub(crate) cycles: u64,
+    pub(crate) threads: u64,
+    pub(crate) core: CoreCounters,
 }
 
 /// The vCPUs of one machine, and what they share.
@@ -117,6 +138,11 @@ impl Cpus {
         hv: &mut Hypervisor,
         exec: Exec,
     ) -> Result<TaskEnd, Error> {
+        if let Some(time) = self.process.time() {
+            time.sit(cpu, vcpu);
+            hv.time = Some(Arc::clone(time));
+            hv.calls.pids = self.process.pids().cloned();
+        }
         let bell = self.process.bell(cpu);
         bell.attach(&vcpu.state.exit_request);
         let reported = Cpu::new(cpu, &vcpu.state.exit_request);
@@ -147,6 +173,10 @@ impl Cpus {
         {
             // Whoever rings holds this lock.
             let mut kernel = self.process.kernel();
+            if let Some(time) = self.process.time() {
+                vcpu.drain();
+                time.stand(cpu, vcpu);
+            }
             bell.detach();
             kernel.vcpu_gone(cpu);
         }
@@ -171,6 +201,11 @@ impl Cpus {
         t.vcpu.add(&vcpu.counters);
         t.exits.add(&hv.exits);
         t.host_calls += hv.calls.executed;
+        t.threads += 1;
+        if let Some(model) = &vcpu.model {
+            t.cycles = t.cycles.max(vcpu.cycles());
+            t.core.add(&model.counters);
+        }
     }
 
     /// The machine can't go on: every vCPU leaves.
@@ -213,7 +248,15 @@ impl Cpus {
             let syscalls = self.process.kernel().stats().syscalls;
             let (before, now) = (*lock(&self.before), self.mem.stats());
             let counts = family::of(&self.totals(), syscalls, &before, &now);
-            self.family.add(&counts);
+            let time = self.process.time().map(|time| time.process());
+            let (busy_cycles, system) = time.unwrap_or_default();
+            self.family.add(&Children {
+                busy_cycles,
+                ..counts
+            });
+            if let Some(pids) = self.process.pids() {
+                pids.end([self.totals().cycles, busy_cycles, system]);
+            }
             host::clone_exit_like(end);
         }
         drop(signals);
@@ -224,14 +267,8 @@ impl Cpus {
     }
 
     /// What a host thread does for vCPU `cpu`, from its making to its end.
-    fn thread(
-        self: &Arc<Self>,
-        cpu: usize,
-        start: Start,
-        cluster: Arc<sevlab_cpu::smp::Cluster>,
-        ready: impl FnOnce(i64),
-    ) {
-        let made = AssertUnwindSafe(|| self.make(cpu, start, cluster));
+    fn thread(self: &Arc<Self>, cpu: usize, start: Start, begin: Begin, ready: impl FnOnce(i64)) {
+        let made = AssertUnwindSafe(|| self.make(cpu, start, begin));
         let (mut vcpu, mut hv, exec) = match std::panic::catch_unwind(made) {
             Ok(Ok(made)) => made,
             Ok(Err(e)) => {
@@ -262,14 +299,14 @@ impl Cpus {
         self: &Arc<Self>,
         cpu: usize,
         start: Start,
-        cluster: Arc<sevlab_cpu::smp::Cluster>,
+        begin: Begin,
     ) -> Result<(Box<Vcpu>, Hypervisor, Exec), Error> {
         let mut hv = Hypervisor::for_cpu(Arc::clone(&self.memory), Arc::clone(&self.cpuid), cpu)?;
         hv.board = Some(Arc::<Self>::clone(self));
         let root = hv.memory().npt.root();
         let mut vcpu = Vcpu::in_cluster(
             Arc::clone(&self.mem),
-            cluster,
+            begin.cluster,
             VcpuConfig {
                 asid: self.asid,
                 mode: self.config.sev,
@@ -278,12 +315,18 @@ impl Cpus {
                 ..VcpuConfig::default()
             },
         );
+        if let Some(model) = &self.config.model {
+            vcpu.set_model(cpu, Arc::clone(model))?;
+            vcpu.random = begin.random;
+            advance(&mut vcpu, begin.at);
+            vcpu.set_turn_key(begin.at);
+        }
         vcpu.profile = self.cpuid.profile();
         let vmsa = match &start {
             Start::SaveArea(spa) => *spa,
             Start::Registers(_) => Spa(0),
         };
-        let control = launch::control(self.config.sev, self.asid, root, vmsa);
+        let control = launch::control(&self.config, self.asid, root, vmsa);
         let vmcb = hv.vmcb();
         self.mem.write(Domain::Shared, vmcb, control.as_bytes())?;
         match start {
@@ -302,14 +345,18 @@ impl Cpus {
 
 impl Board for Cpus {
     fn start(self: Arc<Self>, vcpu: &Vcpu, cpu: usize, start: Start) -> i64 {
-        let cluster = Arc::clone(vcpu.cluster());
+        let begin = Begin {
+            cluster: Arc::clone(vcpu.cluster()),
+            at: vcpu.cycles(),
+            random: another(vcpu),
+        };
         let (tell, told) = sync_channel(1);
         let board = Arc::clone(&self);
         let spawned = std::thread::Builder::new()
             .name(format!("vcpu{cpu}"))
             .stack_size(STACK)
             .spawn(move || {
-                board.thread(cpu, start, cluster, |tid| {
+                board.thread(cpu, start, begin, |tid| {
                     let _ = tell.send(tid);
                 });
             });
@@ -357,6 +404,10 @@ impl Board for Cpus {
             self.process.inbox().take();
             self.process.bell(cpu).attach(&vcpu.state.exit_request);
             vcpu.forked();
+            vcpu.random = another(vcpu);
+            if let Some(time) = self.process.time() {
+                time.forked(cpu, vcpu);
+            }
         }
         drop(signals);
         i64::from(pid)

@@ -68,6 +68,17 @@ pub(crate) unsafe fn interruptible(request: &AtomicU32, nr: i64, args: &[u64; 6]
     unsafe { sevlab_interruptible_syscall(request, nr, args.as_ptr()) }
 }
 
+/// The host's `CLOCK_MONOTONIC`.
+pub(crate) fn host_now() -> Duration {
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: a live local.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
+}
+
 /// When a halted vCPU goes on by itself.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Deadline {
@@ -201,6 +212,36 @@ impl Doorbell {
         // SAFETY: the word and the time are live.
         let ret = self.asleep(|| unsafe { interruptible(request, libc::SYS_futex, &args) });
         ret != -i64::from(libc::ETIMEDOUT)
+    }
+
+    /// Sleeps until a descriptor is ready, it has rung, a signal comes, or the time is up (then false).
+    pub(crate) fn wait_at(
+        &self,
+        request: &AtomicU32,
+        fd: i32,
+        events: i16,
+        until: Deadline,
+    ) -> bool {
+        let left = match until {
+            Deadline::Monotonic(at) => Some(at.saturating_sub(host_now())),
+            _ => None,
+        };
+        let mut poll = libc::pollfd {
+            fd,
+            events,
+            revents: 0,
+        };
+        let time = left.map(|d| [d.as_secs() as i64, i64::from(d.subsec_nanos())]);
+        let args = [
+            (&raw mut poll) as u64,
+            1,
+            time.as_ref().map_or(0, |t| t.as_ptr() as u64),
+            0,
+            0,
+            0,
+        ];
+        // SAFETY: the entry and the time are live.
+        self.asleep(|| unsafe { interruptible(request, libc::SYS_ppoll, &args) }) != 0
     }
 
     /// Runs `f`, which may sleep in the host kernel, so that a ring is noticed.

@@ -23,9 +23,13 @@ impl Exec {
     /// The engine that the configuration asks for.
     pub(crate) fn new(config: &MachineConfig) -> Result<Self, Error> {
         let uncached = config.cache == CacheMode::None && config.sev.encrypted();
-        let (engine, budget) = (&config.engine, config.in_turns());
+        let modelled = config.model.is_some();
+        // With a model a turn ends at an instruction count, which needs no budget.
+        let (engine, budget) = (&config.engine, config.in_turns() && !modelled);
         Ok(match engine {
             Engine::Interpreter => Self::Interpreter,
+            // Translated code does not go through a model's lines yet.
+            Engine::Jit(_) if modelled => Self::Interpreter,
             Engine::Jit(options) => {
                 let options = sevlab_jit::JitOptions {
                     uncached,
@@ -48,6 +52,11 @@ impl Exec {
 
     fn run_guest(&mut self, vcpu: &mut Vcpu) -> Stop {
         with_guest_mxcsr(vcpu, |vcpu| match self {
+            Self::Interpreter if vcpu.model.is_some() => loop {
+                if let Err(stop) = interp::run_block(vcpu) {
+                    break stop;
+                }
+            },
             Self::Interpreter => loop {
                 vcpu.state.budget = vcpu.state.budget.wrapping_sub(1);
                 if vcpu.state.budget < 0 {

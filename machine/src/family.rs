@@ -24,9 +24,11 @@ pub struct Children {
     pub pages_encrypted: u64,
     /// AES blocks, both directions.
     pub aes_blocks: u64,
+    /// In simulated time: cycles that they were not waiting.
+    pub busy_cycles: u64,
 }
 
-const COUNTS: usize = 7;
+const COUNTS: usize = 8;
 
 /// The shared page.
 pub(crate) struct Family(Option<NonNull<[AtomicU64; COUNTS]>>);
@@ -68,6 +70,7 @@ impl Family {
             c.pages_decrypted,
             c.pages_encrypted,
             c.aes_blocks,
+            c.busy_cycles,
         ];
         for (sum, n) in self.counts().into_iter().flatten().zip(counts) {
             sum.fetch_add(n, Ordering::Relaxed);
@@ -88,6 +91,7 @@ impl Family {
             pages_decrypted,
             pages_encrypted,
             aes_blocks,
+            busy_cycles,
         ] = c;
         Children {
             processes,
@@ -97,6 +101,7 @@ impl Family {
             pages_decrypted,
             pages_encrypted,
             aes_blocks,
+            busy_cycles,
         }
     }
 }
@@ -116,5 +121,6 @@ pub(crate) fn of(
         pages_decrypted: now.pages_decrypted - before.pages_decrypted,
         pages_encrypted: now.pages_encrypted - before.pages_encrypted,
         aes_blocks: now.aes_blocks - before.aes_blocks,
+        busy_cycles: 0,
     }
 }

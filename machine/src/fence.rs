@@ -13,6 +13,7 @@ use sevlab_arch::rmp::{RmpStatus, VmplPerms};
 use sevlab_arch::vmsa::SevFeatures;
 use sevlab_arch::{Asid, Gpa, PAGE_SIZE, Spa};
 use sevlab_cpu::mmu::npf;
+use sevlab_cpu::model::Cause;
 use sevlab_cpu::svm::VmExit;
 use sevlab_cpu::{Access, SevMode, Stop, Vcpu};
 use sevlab_ghcb::guest::{self, Session};
@@ -24,6 +25,7 @@ use sevlab_ghcb::{
 use sevlab_memctl::{PageSize, Rmp, RmpAdjust, RmpFault};
 use zerocopy::{FromZeros, IntoBytes};
 
+use crate::hv::cost::charge;
 use crate::hv::cpuid::C_BIT;
 use crate::hv::hostcall;
 use crate::kernel::Error;
@@ -299,8 +301,15 @@ impl<'y> Fence<'y> {
                 }
             };
             let mem = vcpu.mem.clone();
+            let cause = match instruction {
+                "PVALIDATE" => Cause::Pvalidate,
+                _ => Cause::Rmpadjust,
+            };
             match run(mem.rmp(), spa) {
-                Ok(result) => return Ok(result),
+                Ok(result) => {
+                    charge(vcpu, cause, 1);
+                    return Ok(result);
+                }
                 Err(fault) => self.port.nested_fault(vcpu, gpa, fault.npf_bits()),
             }
         }

@@ -301,7 +301,7 @@ impl Launch<'_> {
     fn vmcb(&self, image: &Image) -> Result<(), Error> {
         let vmsa = self.layout.vmsa();
         let root = self.hv.memory().npt.root();
-        let control = control(self.config.sev, self.asid, root, vmsa);
+        let control = control(self.config, self.asid, root, vmsa);
         let at = self.layout.vmcb();
         self.mem.write(Domain::Shared, at, control.as_bytes())?;
         if !self.config.sev.encrypted_state() {
@@ -317,21 +317,28 @@ impl Launch<'_> {
 }
 
 /// The VMCB's control area of a vCPU that has not run yet.
-pub(crate) fn control(mode: SevMode, asid: Asid, nested_root: Spa, vmsa: Spa) -> Control {
+pub(crate) fn control(config: &MachineConfig, asid: Asid, nested_root: Spa, vmsa: Spa) -> Control {
+    let mode = config.sev;
     let nested = match mode {
         SevMode::Off => 0,
         SevMode::Sev => Control::NESTED_SEV,
         SevMode::Es | SevMode::Snp => Control::NESTED_SEV | Control::NESTED_SEV_ES,
     };
+    let mut misc1 = Intercepts1::CPUID
+        | Intercepts1::RDTSC
+        | Intercepts1::HLT
+        | Intercepts1::IOIO
+        | Intercepts1::MSR
+        | Intercepts1::SHUTDOWN;
+    let mut misc2 = Intercepts2::VMRUN | Intercepts2::VMMCALL | Intercepts2::RDTSCP;
+    if config.model.is_some() {
+        // The TSC is the vCPU's own, and read without an exit, as under KVM.
+        misc1 -= Intercepts1::RDTSC;
+        misc2 -= Intercepts2::RDTSCP;
+    }
     Control {
-        intercept_misc1: (Intercepts1::CPUID
-            | Intercepts1::RDTSC
-            | Intercepts1::HLT
-            | Intercepts1::IOIO
-            | Intercepts1::MSR
-            | Intercepts1::SHUTDOWN)
-            .bits(),
-        intercept_misc2: (Intercepts2::VMRUN | Intercepts2::VMMCALL | Intercepts2::RDTSCP).bits(),
+        intercept_misc1: misc1.bits(),
+        intercept_misc2: misc2.bits(),
         asid: asid.0,
         tlb_control: Control::TLB_FLUSH_ASID,
         nested_control: Control::NESTED_PAGING | nested,

@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 use sevlab_arch::exit::ExitCode;
+use sevlab_memctl::model::Model;
 use sevlab_psp::driver::LogEntry;
 
-use crate::config::{CacheMode, Engine, MachineConfig, mode_name};
+use crate::config::{Engine, MachineConfig, cache_name, mode_name};
 use crate::launch::Launched;
+use crate::simulation::{Simulation, SimulationReport};
 use crate::stats::{Stats, event_name, hex};
 
 /// Version of the report's format.
@@ -37,8 +39,10 @@ pub struct ConfigReport {
     pub cipher: String,
     /// The processor that the guest is shown.
     pub cpu: String,
-    /// page or none.
+    /// page, none or hierarchy.
     pub cache: String,
+    /// Of hierarchy: the simulated machine.
+    pub model: Option<Model>,
     /// Guest memory in bytes.
     pub memory: u64,
     /// Limit on resident pages.
@@ -102,6 +106,8 @@ pub struct StatsReport {
     pub syscalls: u64,
     pub host_calls: u64,
     pub unknown_syscalls: BTreeMap<String, u64>,
+    /// What the simulated caches counted.
+    pub simulation: Option<SimulationReport>,
     /// Of the guest's child processes, by name; in none of the other counts.
     pub children: BTreeMap<&'static str, u64>,
 }
@@ -144,12 +150,8 @@ fn config_report(config: &MachineConfig) -> ConfigReport {
         sev: mode_name(config.sev).to_owned(),
         cipher: config.cipher.to_string(),
         cpu: config.cpu.name().to_owned(),
-        cache: match config.cache {
-            CacheMode::Page => "page",
-            CacheMode::Hierarchy => "hierarchy",
-            CacheMode::None => "none",
-        }
-        .to_owned(),
+        cache: cache_name(config.cache).to_owned(),
+        model: config.model.as_deref().cloned(),
         memory: config.memory,
         resident: config.resident,
         engine: match config.engine {
@@ -205,6 +207,7 @@ fn stats_report(s: &Stats) -> StatsReport {
         syscalls: s.syscalls,
         host_calls: s.host_calls,
         unknown_syscalls: s.unknown.iter().map(|(k, v)| (k.to_string(), *v)).collect(),
+        simulation: s.simulation.as_ref().map(Simulation::report),
         children: [
             ("processes", s.children.processes),
             ("instructions", s.children.instructions),
@@ -213,6 +216,7 @@ fn stats_report(s: &Stats) -> StatsReport {
             ("pages_decrypted", s.children.pages_decrypted),
             ("pages_encrypted", s.children.pages_encrypted),
             ("aes_blocks", s.children.aes_blocks),
+            ("busy_cycles", s.children.busy_cycles),
         ]
         .into(),
     }

@@ -11,6 +11,7 @@ use sevlab_memctl::MemStats;
 use crate::family::Children;
 use crate::hv::Exits;
 use crate::kernel::syscall::table;
+use crate::simulation::Simulation;
 
 /// What the translator did.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -50,6 +51,8 @@ pub struct Stats {
     pub refused: BTreeMap<i64, u64>,
     /// What the guest's child processes counted, which is in none of the other counts.
     pub children: Children,
+    /// What the simulated caches counted, if there were any.
+    pub simulation: Option<Simulation>,
     /// The launch measurement.
     pub measurement: Vec<u8>,
 }
@@ -94,16 +97,18 @@ pub fn hex(bytes: &[u8]) -> String {
     })
 }
 
+/// A count with its name, and what there is to say of it.
+pub(crate) fn line(f: &mut fmt::Formatter<'_>, n: u64, what: &str, note: &str) -> fmt::Result {
+    let note = if note.is_empty() {
+        String::new()
+    } else {
+        format!("  # {note}")
+    };
+    writeln!(f, "{:>20}      {what:<28}{note}", Count(n))
+}
+
 impl fmt::Display for Stats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let line = |f: &mut fmt::Formatter<'_>, n: u64, what: &str, note: &str| {
-            let note = if note.is_empty() {
-                String::new()
-            } else {
-                format!("  # {note}")
-            };
-            writeln!(f, "{:>20}      {what:<28}{note}", Count(n))
-        };
         let share = |part: u64| {
             format!(
                 "{:6.2} % of all",
@@ -119,6 +124,9 @@ impl fmt::Display for Stats {
             let time = format!("{:.1} ms compiling", t.compile_time.as_secs_f64() * 1e3);
             line(f, t.regions, "regions compiled", &time)?;
             line(f, t.code_bytes, "bytes of host code", "")?;
+        }
+        if let Some(simulation) = &self.simulation {
+            write!(f, "{simulation}")?;
         }
         line(f, self.vcpu.tlb_fills, "TLB fills", "")?;
         line(
@@ -157,6 +165,9 @@ impl fmt::Display for Stats {
             line(f, c.pages_decrypted, "their pages decrypted", "")?;
             line(f, c.pages_encrypted, "their pages encrypted", "")?;
             line(f, c.aes_blocks, "their AES blocks", "")?;
+            if self.simulation.is_some() {
+                line(f, c.busy_cycles, "their busy cycles", "")?;
+            }
         }
         if !self.measurement.is_empty() {
             writeln!(f, "{:>20}      {}", "measurement", hex(&self.measurement))?;

@@ -25,10 +25,14 @@ use crate::host::{self, Forwarding, catch_kicks};
 use crate::hv::cpuid::{C_BIT, CpuModel};
 use crate::hv::{self, Hypervisor};
 use crate::kernel::image::{self, ImageConfig};
+use crate::kernel::simulated::purpose;
 use crate::kernel::{GuestEnd, Kernel, Process};
 use crate::launch::{Launch, Launched};
-use crate::layout::Layout;
+use crate::layout::{Layout, MAX_CPUS};
+use crate::pids::Pids;
 use crate::report::Report;
+use crate::simtime::{Random, SimTime};
+use crate::simulation::Simulation;
 use crate::stats::Stats;
 #[cfg(test)]
 use crate::world::Half;
@@ -71,6 +75,7 @@ impl Machine {
     /// # Errors
     /// The program can't be loaded, memory can't be had, or the secure processor refuses.
     pub fn new(config: MachineConfig) -> Result<Self, Error> {
+        let config = config.completed();
         host::raise_descriptor_limit();
         let snp = config.sev == SevMode::Snp;
         let layout = Layout::new(config.memory, config.bounce, snp);
@@ -80,8 +85,8 @@ impl Machine {
             cache: config.cache,
             resident: config.resident,
             tweak_seed: config.seed.unwrap_or_else(random_u64),
-            hierarchy: None,
-            cores: 1,
+            hierarchy: config.model.clone(),
+            cores: MAX_CPUS,
             snp,
         };
         let mem = MemCtl::with_window(dram, &HostOptions::default(), layout.files_len)?;
@@ -90,12 +95,11 @@ impl Machine {
             entropy: entropy(config.seed, "firmware"),
             ..PspConfig::default()
         };
-        let cpuid = Arc::new(CpuModel::new(
-            config.cpu,
-            config.sev,
-            psp.max_asid,
-            psp.min_sev_asid,
-        ));
+        let mut cpuid = CpuModel::new(config.cpu, config.sev, psp.max_asid, psp.min_sev_asid);
+        if let Some(model) = &config.model {
+            cpuid.set_tsc_mhz(model.core.clock_mhz);
+        }
+        let cpuid = Arc::new(cpuid);
         let policy = Arc::clone(&cpuid);
         psp.cpuid = Some(Arc::new(move |leaf| policy.leaf(leaf.leaf, leaf.subleaf)));
         let asid = match config.sev {
@@ -123,6 +127,11 @@ impl Machine {
         );
         if config.in_turns() {
             vcpu.cluster().run_in_turns();
+        }
+        if let Some(model) = &config.model {
+            vcpu.set_model(0, Arc::clone(model))?;
+            let seed = config.seed.unwrap_or(MachineConfig::SEED);
+            vcpu.random = Some(Random::new(seed, purpose::VCPU).number());
         }
         vcpu.profile = cpuid.profile();
         vcpu.state.sys.xcr0 = cpuid.xcr0();
@@ -171,6 +180,12 @@ impl Machine {
             regions,
         } = self.guest.take().ok_or(Error::Used)?;
         kernel.in_turns = self.config.in_turns();
+        if let Some(model) = &self.config.model {
+            let seed = self.config.seed.unwrap_or(MachineConfig::SEED);
+            let pids = Pids::new(seed).map(Arc::new);
+            kernel.simulate(Arc::new(SimTime::new(model, seed)), pids);
+            self.hv.memory().take_updates(); // the launch's
+        }
         if kernel.in_turns {
             self.vcpu.state.budget = sevlab_cpu::smp::TURN;
         }
@@ -263,10 +278,29 @@ impl Machine {
             syscalls: k.syscalls,
             host_calls: totals.host_calls,
             children: crate::family::Children::default(),
+            simulation: self.simulation(totals),
             unknown: k.unknown.clone(),
             refused: k.refused.clone(),
             measurement: self.launched.measurement.clone(),
         }
+    }
+
+    fn simulation(&self, totals: &Totals) -> Option<Simulation> {
+        let model = self.config.model.as_ref()?;
+        let launch_pages = if self.config.sev.encrypted() {
+            self.launched.pages
+        } else {
+            0
+        };
+        Some(Simulation {
+            model: Arc::clone(model),
+            cycles: totals.cycles,
+            instructions: totals.instructions,
+            threads: totals.threads,
+            core: totals.core.clone(),
+            memory: self.mem.hier_totals(),
+            launch_pages,
+        })
     }
 
     /// The configuration.

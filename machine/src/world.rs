@@ -63,7 +63,9 @@ pub(crate) fn world<R: 'static>(
         // SAFETY: the coroutine is suspended (or has not begun), and `vcpu` is the pointer that it
         // lent last.
         let v = unsafe { vcpu.as_mut() };
+        hv.resumes(v);
         v.resume_guest();
+        hv.resumed(v);
         if let Err(e) = svm::enter(v, vmcb) {
             v.pause_guest();
             return Err(e.into());
@@ -78,6 +80,7 @@ pub(crate) fn world<R: 'static>(
                 let left = svm::leave(v, vmcb, &exit);
                 v.pause_guest();
                 left?;
+                hv.charge_exit(v, ExitCode(exit.code));
                 answer(hv, v)?;
             }
             CoroutineResult::Return(result) => {

@@ -339,17 +339,31 @@ impl Interp<'_> {
     }
 
     fn random(&mut self, i: &Insn) -> Result<(), Halt> {
-        let mut b = [0; 8];
-        // SAFETY: fills eight bytes of a live local.
-        let n = unsafe { libc::getrandom(b.as_mut_ptr().cast(), b.len(), 0) };
-        let ok = n == 8;
-        let v = if ok {
-            u64::from_le_bytes(b) & i.width.mask()
-        } else {
-            0
+        let number = match &mut self.v.random {
+            Some(seed) => Some(seeded(seed)),
+            None => from_host(),
         };
+        let ok = number.is_some();
+        let v = number.unwrap_or(0) & i.width.mask();
         sem::write_op(self, i, 0, i.width, v)?;
         self.set_flags(ARITH, FlagOp::Explicit, B8, 0, 0, u64::from(ok));
         Ok(())
     }
+}
+
+/// A number from the host.
+fn from_host() -> Option<u64> {
+    let mut b = [0; 8];
+    // SAFETY: fills eight bytes of a live local.
+    let n = unsafe { libc::getrandom(b.as_mut_ptr().cast(), b.len(), 0) };
+    (n == 8).then(|| u64::from_le_bytes(b))
+}
+
+/// The next number after `seed` (SplitMix64).
+fn seeded(seed: &mut u64) -> u64 {
+    *seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut z = *seed;
+    z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ z >> 31
 }

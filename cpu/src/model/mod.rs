@@ -164,6 +164,8 @@ pub struct CoreCounters {
     pub stalls: StallCycles,
     /// Cycles by [`Cause`].
     pub exits: [u64; Cause::COUNT],
+    /// Events by [`Cause`].
+    pub events: [u64; Cause::COUNT],
     /// TLBs, for data.
     pub data_tlb: TlbCounters,
     /// TLBs, for fetches.
@@ -185,6 +187,9 @@ impl CoreCounters {
         self.fetches += o.fetches;
         self.stalls.add(&o.stalls);
         for (a, b) in self.exits.iter_mut().zip(o.exits) {
+            *a += b;
+        }
+        for (a, b) in self.events.iter_mut().zip(o.events) {
             *a += b;
         }
         self.data_tlb.add(&o.data_tlb);
@@ -405,6 +410,14 @@ impl Vcpu {
     /// Lets time pass: `cycles` for `cause`. Nothing without a model.
     pub fn charge(&mut self, cycles: u64, cause: Cause) {
         if let Some(m) = &mut self.model {
+            m.counters.exits[cause as usize] += cycles;
+        }
+    }
+
+    /// As [`Vcpu::charge`], for so many events.
+    pub fn charge_events(&mut self, events: u64, cycles: u64, cause: Cause) {
+        if let Some(m) = &mut self.model {
+            m.counters.events[cause as usize] += events;
             m.counters.exits[cause as usize] += cycles;
         }
     }

@@ -150,6 +150,9 @@ const FEATURES: &[Row] = {
     ]
 };
 
+/// The hypervisor's leaf whose EAX is the TSC's rate in kHz (VMware's, which QEMU has too).
+const TSC_LEAF: u32 = 0x4000_0010;
+
 /// The processor that a guest is shown: `--cpu`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum CpuPreset {
@@ -257,6 +260,8 @@ pub struct CpuModel {
     min_sev_asid: u32,
     words: [u32; Word::COUNT],
     profile: Profile,
+    /// Rate of the TSC, if the hypervisor tells it.
+    tsc_mhz: u32,
 }
 
 impl CpuModel {
@@ -289,7 +294,13 @@ impl CpuModel {
             min_sev_asid,
             words,
             profile,
+            tsc_mhz: 0,
         }
+    }
+
+    /// The hypervisor tells the rate of the TSC, in the leaf that others use for that.
+    pub fn set_tsc_mhz(&mut self, mhz: u32) {
+        self.tsc_mhz = mhz;
     }
 
     /// The instructions that go with what CPUID shows.
@@ -332,6 +343,10 @@ impl CpuModel {
                 2 if avx => [256, 576, 0, 0],
                 _ => [0; 4],
             },
+            TSC_LEAF if self.tsc_mhz > 0 => [self.tsc_mhz.saturating_mul(1000), 0, 0, 0],
+            0x4000_0000 if self.tsc_mhz > 0 => {
+                [TSC_LEAF, text(b"SEVL"), text(b"ABSE"), text(b"VLAB")]
+            }
             0x4000_0000 => [0x4000_0000, text(b"SEVL"), text(b"ABSE"), text(b"VLAB")],
             0x8000_0000 => [0x8000_0021, text(b"Auth"), text(b"cAMD"), text(b"enti")],
             0x8000_0001 => [

@@ -15,14 +15,17 @@ use sevlab_cpu::{SevMode, Vcpu};
 use sevlab_memctl::{Domain, Error as MemError, MemCtl};
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::{Hypervisor, window};
+use super::{Hypervisor, ids, window};
 use crate::doorbell::{Deadline, Doorbell, interruptible};
 use crate::error::Error;
 use crate::host;
-use crate::kernel::outside::{HostCall, INTERRUPTIBLE, WindowCall, machine_call};
+use crate::kernel::outside::{
+    AT_ONCE, HostCall, INTERRUPTIBLE, WOULD_SLEEP, WindowCall, machine_call,
+};
 use crate::kernel::signal::STOP_SIGNALS;
 use crate::kernel::syscall::marshal;
 use crate::layout::Layout;
+use crate::pids::Pids;
 
 /// RAX of the hypercall.
 pub const NUMBER: u64 = 0x5eb1;
@@ -44,6 +47,8 @@ pub struct HostCalls {
     bounce_len: usize,
     /// What ends a call that sleeps.
     doorbell: Arc<Doorbell>,
+    /// What the guest calls processes and threads, if that is not what the host calls them.
+    pub(crate) pids: Option<Arc<Pids>>,
     /// Calls executed.
     pub executed: u64,
     /// Calls refused by the table.
@@ -72,6 +77,7 @@ impl HostCalls {
             bounce,
             bounce_len: len as usize,
             doorbell: Arc::default(),
+            pids: None,
             executed: 0,
             refused: 0,
         })
@@ -122,7 +128,12 @@ impl HostCalls {
         // is, alive as long as `self.mem`; its vCPU does not run meanwhile, and no other reference
         // into DRAM exists (the memory controller works with raw pointers).
         let bounce = unsafe { std::slice::from_raw_parts_mut(area.as_ptr(), len) };
-        let host = match marshal::check(call, bounce) {
+        let mut outer = *call;
+        let call = &mut outer;
+        if let Some(pids) = &self.pids {
+            ids::outward(pids, call, bounce);
+        }
+        let host = match marshal::check_for(call, bounce, self.pids.as_deref()) {
             Ok(host) => host,
             Err(errno) => {
                 self.refused += 1;
@@ -139,7 +150,7 @@ impl HostCalls {
             if ret >= 0 {
                 host.complete(bounce);
             }
-            return ret;
+            return self.inward(call, ret, bounce);
         }
         // SAFETY: the table admitted the call and its arguments: pointers are null, or lie inside
         // the bounce area (or `host`) for as many bytes as the host kernel may touch, and none of the
@@ -150,7 +161,14 @@ impl HostCalls {
             return -i64::from(errno.unwrap_or(libc::EIO));
         }
         host.complete(bounce);
-        ret
+        self.inward(call, ret, bounce)
+    }
+
+    fn inward(&self, call: &HostCall, ret: i64, bounce: &mut [u8]) -> i64 {
+        match &self.pids {
+            Some(pids) => ids::inward(pids, call, ret, bounce),
+            None => ret,
+        }
     }
 }
 
@@ -199,6 +217,95 @@ pub fn sleeps(nr: i64) -> bool {
     )
 }
 
+/// Longest write to a pipe or socket with room that does not sleep half-way (`PIPE_BUF`).
+const WRITE_AT_ONCE: u64 = 4096;
+
+/// Whether a call that may sleep was told not to, or works on files alone.
+fn never_sleeps(call: &HostCall) -> bool {
+    let flags = |fd: u64| {
+        // SAFETY: no memory.
+        unsafe { libc::fcntl(fd as i32, libc::F_GETFL) }
+    };
+    let dont_wait = match call.nr {
+        44 | 45 | 299 | 307 => call.args[3],
+        46 | 47 => call.args[2],
+        _ => 0,
+    };
+    if dont_wait & libc::MSG_DONTWAIT as u64 != 0 {
+        return true;
+    }
+    match call.nr {
+        0 | 1 | 17..=20 | 42..=47 | 288 | 295 | 296 | 299 | 307 => {
+            let flags = flags(call.args[0]);
+            // An error comes at once, too.
+            flags < 0 || flags & libc::O_NONBLOCK != 0
+        }
+        73 => call.args[1] & libc::LOCK_NB as u64 != 0,
+        40 => [call.args[0], call.args[1]].iter().all(|fd| is_file(*fd)),
+        326 => true,
+        _ => false,
+    }
+}
+
+/// Whether a descriptor is that of a regular file.
+fn is_file(fd: u64) -> bool {
+    // SAFETY: zeroed is a value of `stat`, and it is live.
+    unsafe {
+        let mut stat: libc::stat = std::mem::zeroed();
+        let known = libc::fstat(fd as i32, &raw mut stat) == 0;
+        known && stat.st_mode & libc::S_IFMT == libc::S_IFREG
+    }
+}
+
+/// Whether a write is so long that it may sleep although there is room.
+fn may_stop_half_way(call: &HostCall) -> bool {
+    if call.nr != 1 || call.args[2] <= WRITE_AT_ONCE {
+        return false;
+    }
+    // SAFETY: zeroed is a value of `stat`, and it is live.
+    unsafe {
+        let mut stat: libc::stat = std::mem::zeroed();
+        let known = libc::fstat(call.args[0] as i32, &raw mut stat) == 0;
+        known && matches!(stat.st_mode & libc::S_IFMT, libc::S_IFIFO | libc::S_IFSOCK)
+    }
+}
+
+impl HostCalls {
+    /// Whether a child's state can be had at once: `wait4` or `waitid`.
+    fn child_ready(&self, mut call: HostCall) -> bool {
+        if let Some(pids) = &self.pids {
+            ids::outward(pids, &mut call, &mut []);
+        }
+        child_ready(&call)
+    }
+}
+
+/// Whether a child's state can be had at once: `wait4` or `waitid`.
+fn child_ready(call: &HostCall) -> bool {
+    let [kind, id, options] = match (call.nr, call.args[0] as i32) {
+        (61, -1) => [libc::P_ALL as u64, 0, call.args[2]],
+        (61, 0) => [libc::P_PGID as u64, 0, call.args[2]],
+        (61, n @ 1..) => [libc::P_PID as u64, n as u64, call.args[2]],
+        (61, n) => [
+            libc::P_PGID as u64,
+            u64::from(n.unsigned_abs()),
+            call.args[2],
+        ],
+        _ => [call.args[0], call.args[1], call.args[3]],
+    };
+    let mut options = options as i32;
+    if call.nr == 61 {
+        options |= libc::WEXITED;
+    }
+    // SAFETY: zeroed is a value of `siginfo_t`, and it is live.
+    unsafe {
+        let mut info: libc::siginfo_t = std::mem::zeroed();
+        let look = options | libc::WNOHANG | libc::WNOWAIT;
+        let ret = libc::waitid(kind as libc::idtype_t, id as u32, &raw mut info, look);
+        ret != 0 || options & libc::WNOHANG != 0 || info.si_pid() != 0
+    }
+}
+
 /// Whether a call that may sleep will not: the descriptor that it reads or writes is ready, or is a file.
 /// In turns a vCPU keeps its turn then.
 fn ready(call: &HostCall) -> bool {
@@ -230,16 +337,33 @@ impl Hypervisor {
             self.machine_call(vcpu, &call)?
         } else {
             let sleeper = call.nr & INTERRUPTIBLE != 0;
+            let at_once = call.nr & AT_ONCE != 0;
             let call = HostCall {
-                nr: call.nr & !INTERRUPTIBLE,
+                nr: call.nr & !(INTERRUPTIBLE | AT_ONCE),
                 ..call
             };
-            if sleeper && vcpu.cluster().in_turns() && !ready(&call) {
+            if self.time.is_some() && sleeper {
+                let sleeps = match call.nr {
+                    61 | 247 => !self.calls.child_ready(call),
+                    _ => !never_sleeps(&call) && !ready(&call),
+                };
+                if sleeps && at_once {
+                    return self.answer_call(at, WOULD_SLEEP);
+                }
+                if sleeps || may_stop_half_way(&call) {
+                    vcpu.give_turn();
+                    self.waited = true;
+                }
+            } else if sleeper && vcpu.cluster().in_turns() && !ready(&call) {
                 vcpu.give_turn();
             }
             let request = Some(&vcpu.state.exit_request).filter(|_| sleeper);
             self.calls.call(request, &call)
         };
+        self.answer_call(at, result)
+    }
+
+    fn answer_call(&self, at: Spa, result: i64) -> Result<u64, Error> {
         self.mem
             .write(Domain::Shared, at.plus(RESULT), &result.to_le_bytes())?;
         Ok(DONE)
@@ -259,6 +383,10 @@ impl Hypervisor {
                 bell.halt(false);
                 i64::from(rung)
             }
+            machine_call::HALT => match self.time.clone() {
+                Some(time) => self.halt(vcpu, &time, a),
+                None => -i64::from(libc::ENOSYS),
+            },
             machine_call::START => {
                 let Some(board) = self.board.clone() else {
                     return Ok(-i64::from(libc::EAGAIN));
@@ -279,7 +407,11 @@ impl Hypervisor {
                         None => return Ok(-i64::from(libc::EINVAL)),
                     },
                 };
-                board.start(vcpu, cpu, start)
+                let tid = board.start(vcpu, cpu, start);
+                match &self.calls.pids {
+                    Some(pids) => pids.made(tid),
+                    None => tid,
+                }
             }
             machine_call::FORK => match self.board.clone() {
                 Some(board) => self.fork(&*board, vcpu, a[0] != 0),
@@ -291,6 +423,7 @@ impl Hypervisor {
             machine_call::STOP => host::stop(a[0] as i32),
             machine_call::VFORK_WAIT => {
                 vcpu.give_turn();
+                self.waited = true;
                 self.vfork_wait()
             }
             machine_call::VFORK_GIVE => self.vfork_give(a[0]),
@@ -315,7 +448,7 @@ const FUTEX_CLOCK: u64 = 256;
 
 impl Hypervisor {
     /// futex(2) on words of the file window, which other processes may map too.
-    fn futex(&self, vcpu: &Vcpu, a: [u64; 6]) -> i64 {
+    fn futex(&mut self, vcpu: &Vcpu, a: [u64; 6]) -> i64 {
         let word = |gpa: u64| {
             let found = window::host_ptr(&self.mem, &self.layout, Gpa(gpa), 4);
             found.filter(|_| gpa.is_multiple_of(4))
@@ -353,6 +486,7 @@ impl Hypervisor {
             return unsafe { interruptible(&never, libc::SYS_futex, &args) };
         }
         vcpu.give_turn();
+        self.waited = true;
         let request = &vcpu.state.exit_request;
         let bell = self.calls.doorbell();
         // SAFETY: the words lie in the window, the time here; the commands touch nothing else.

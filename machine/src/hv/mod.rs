@@ -3,9 +3,12 @@
 //! It sees what a real one sees: the VMCB in plain DRAM, the shared window, and, for guests without
 //! encrypted state, the registers. Under SEV-ES and SNP it learns only what the GHCB page says.
 
+pub(crate) mod cost;
 pub mod cpuid;
 mod ghcb;
+mod halt;
 pub mod hostcall;
+pub mod ids;
 pub mod npt;
 mod vfork;
 pub mod window;
@@ -25,8 +28,10 @@ use sevlab_memctl::{Domain, MemCtl, PageSize};
 
 use crate::error::Error;
 use crate::layout::{LARGE_PAGE, Layout};
+use crate::simtime::SimTime;
 use cpuid::CpuModel;
 use ghcb::GhcbState;
+pub use halt::halted;
 use hostcall::HostCalls;
 use npt::Npt;
 
@@ -71,6 +76,8 @@ pub struct GuestMemory {
     /// SNP: which 2 MiB regions of private memory have been given to the guest. The others are, when it
     /// first asks for them.
     given: Vec<bool>,
+    /// RMPUPDATEs since they were asked for.
+    updates: u64,
 }
 
 /// The hypervisor's side of one vCPU.
@@ -95,6 +102,10 @@ pub struct Hypervisor {
     pub board: Option<Arc<dyn hostcall::Board>>,
     /// What happened so far.
     pub exits: Exits,
+    /// The guest's clocks, where they are simulated.
+    pub(crate) time: Option<Arc<SimTime>>,
+    /// The vCPU has waited, and others may have run.
+    pub(super) waited: bool,
 }
 
 impl Hypervisor {
@@ -123,6 +134,7 @@ impl Hypervisor {
             asid,
             npt,
             given: vec![false; regions as usize],
+            updates: 0,
         };
         Self::for_cpu(Arc::new(Mutex::new(memory)), cpuid, 0)
     }
@@ -155,6 +167,8 @@ impl Hypervisor {
             clone_pipe: None,
             spurious: (Gpa(0), 0),
             created: BTreeMap::new(),
+            time: None,
+            waited: false,
         })
     }
 
@@ -450,7 +464,13 @@ impl GuestMemory {
             reserved: 0,
             asid: if assigned { self.asid.0 } else { 0 },
         };
+        self.updates += 1;
         rmp_result(instruction, gpa, self.mem.rmp().rmpupdate(spa, &update))
+    }
+
+    /// How many pages have been given or taken since this was asked last.
+    pub(crate) fn take_updates(&mut self) -> u64 {
+        std::mem::take(&mut self.updates)
     }
 
     /// A 4 KiB page is about to differ from its neighbours.

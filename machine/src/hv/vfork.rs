@@ -27,7 +27,13 @@ impl Hypervisor {
         } else {
             None
         };
-        let pid = board.fork(vcpu, self.cpu);
+        let mut pid = board.fork(vcpu, self.cpu);
+        if let Some(pids) = &self.calls.pids {
+            match pid {
+                0 => pids.forked(),
+                made => pid = pids.made(made),
+            }
+        }
         self.clone_pipe = ends.map(|(read, write)| if pid == 0 { write } else { read });
         if pid == 0 {
             self.calls.executed = 0;

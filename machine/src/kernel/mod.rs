@@ -14,6 +14,7 @@ pub mod outside;
 pub mod process;
 pub mod sigframe;
 pub mod signal;
+pub mod simulated;
 pub mod stack;
 pub mod syscall;
 #[cfg(test)]
@@ -25,6 +26,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use sevlab_cpu::model::Cause;
 use sevlab_cpu::state::gpr;
 use sevlab_cpu::stop::InterceptKind;
 use sevlab_cpu::{Exception, Stop, Vcpu};
@@ -37,12 +39,16 @@ pub use process::{Locked, Process, Task, TaskEnd};
 
 use crate::doorbell::Doorbell;
 use crate::host::Inbox;
+use crate::hv::cost::charge;
 use crate::layout::MAX_CPUS;
+use crate::pids::Pids;
+use crate::simtime::SimTime;
 use mm::{AddressSpace, Cx, Fault};
 use signal::{
     AltStack, DefaultAction, SA_NODEFER, SA_ONSTACK, SA_RESETHAND, SA_RESTART, SIG_DFL, SIG_IGN,
     SIGBUS, SIGILL, SIGKILL, SIGSEGV, SigInfo, Signals, bit,
 };
+use simulated::Simulated;
 use syscall::futex::Waiter;
 use syscall::limits::{Limits, initial_limits};
 use syscall::memory::CachedFile;
@@ -124,6 +130,8 @@ pub struct Kernel {
     futexes: HashMap<u64, VecDeque<Waiter>>,
     /// The vCPUs run in turns.
     pub(crate) in_turns: bool,
+    /// Time is simulated.
+    pub(crate) sim: Option<Box<Simulated>>,
     /// The process has just been cloned, and this is the clone.
     cloned: bool,
     /// The clone shares its memory with a parent that waits for it (vfork).
@@ -175,6 +183,7 @@ impl Kernel {
             spare_vmsas: vec![None; MAX_CPUS],
             futexes: HashMap::new(),
             in_turns: false,
+            sim: None,
             cloned: false,
             vforked: false,
             template,
@@ -244,6 +253,17 @@ impl Kernel {
         self.signals.set_action(signo, action);
     }
 
+    /// From now on time is simulated, and what is random comes from its seed.
+    pub fn simulate(&mut self, time: Arc<SimTime>, pids: Option<Arc<Pids>>) {
+        self.sim = Some(Box::new(Simulated::new(time, pids)));
+    }
+
+    /// The clocks, if they are simulated.
+    #[must_use]
+    pub fn time(&self) -> Option<&Arc<SimTime>> {
+        self.sim.as_ref().map(|sim| &sim.time)
+    }
+
     /// How the process ended, once that is settled.
     #[must_use]
     pub fn ended(&self) -> Option<GuestEnd> {
@@ -263,7 +283,10 @@ impl Kernel {
         stop: Stop,
     ) -> Result<Option<TaskEnd>, Error> {
         match stop {
-            Stop::Syscall => return syscall::dispatch(locked, vcpu, out),
+            Stop::Syscall => {
+                charge(vcpu, Cause::Syscall, 1);
+                return syscall::dispatch(locked, vcpu, out);
+            }
             Stop::Exception(e) => {
                 let end = locked.exception(vcpu, out, &e)?;
                 return Ok(end.map(|end| TaskEnd::Process(locked.end_process(end))));
@@ -288,7 +311,10 @@ impl Kernel {
         let info = if e.vector == 14 {
             let (write, exec) = (error & 2 != 0, error & 16 != 0);
             match self.mm.fault(&mut Cx { vcpu, out }, va, write, exec)? {
-                Fault::Fixed => return Ok(None),
+                Fault::Fixed => {
+                    charge(vcpu, Cause::Fault, 1);
+                    return Ok(None);
+                }
                 Fault::Segv(code) => SigInfo::fault(SIGSEGV, code, va),
                 Fault::Bus => SigInfo::fault(SIGBUS, 2, va), // BUS_ADRERR
                 Fault::OutOfMemory => {
@@ -339,6 +365,9 @@ impl Kernel {
         };
         match kind {
             InterceptKind::Cpuid => {
+                if vcpu.mode.encrypted_state() {
+                    charge(vcpu, Cause::Vc, 1);
+                }
                 let leaf = vcpu.state.gpr[gpr::RAX as usize] as u32;
                 let subleaf = vcpu.state.gpr[gpr::RCX as usize] as u32;
                 let [a, b, c, d] = out.cpuid(vcpu, leaf, subleaf)?;
@@ -349,7 +378,11 @@ impl Kernel {
             }
             InterceptKind::Rdtsc | InterceptKind::Rdtscp => {
                 let rdtscp = kind == InterceptKind::Rdtscp;
-                let (tsc, aux) = out.rdtsc(vcpu, rdtscp)?;
+                let (tsc, aux) = match self.time() {
+                    // The processor's own answer: nobody intercepts it (launch::control).
+                    Some(_) => (vcpu.cycles(), 0),
+                    None => out.rdtsc(vcpu, rdtscp)?,
+                };
                 set(vcpu, gpr::RAX, tsc as u32);
                 set(vcpu, gpr::RDX, (tsc >> 32) as u32);
                 if rdtscp {
@@ -515,7 +548,7 @@ impl Process {
             vcpu.state.exit_request.store(0, Ordering::SeqCst);
             vcpu.checkpoint();
             if stop == Stop::Budget {
-                vcpu.next_turn();
+                self.turn_is_over(slot, vcpu);
             }
             locked = self.lock(slot, vcpu);
             let mut next = Some(stop);
@@ -535,6 +568,22 @@ impl Process {
                 runner.forked(vcpu);
             }
         }
+    }
+}
+
+impl Process {
+    /// The vCPU has used its turn up.
+    fn turn_is_over(&self, slot: usize, vcpu: &mut Vcpu) {
+        let Some(time) = self.time() else {
+            return vcpu.next_turn();
+        };
+        vcpu.drain();
+        time.enter(slot, vcpu);
+        vcpu.set_turn_key(vcpu.cycles());
+        if vcpu.cluster().vcpus() > 1 {
+            vcpu.next_turn();
+        }
+        vcpu.state.stop_at = vcpu.state.clock() + sevlab_cpu::model::TURN;
     }
 }
 

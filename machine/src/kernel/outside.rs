@@ -36,11 +36,21 @@ pub fn pager_part(bounce: usize) -> usize {
 /// kernel's own calls are not ended so.
 pub const INTERRUPTIBLE: i64 = 1 << 32;
 
+/// Added to a system call's number with [`INTERRUPTIBLE`]: it is not made if it would sleep, and the result is
+/// [`WOULD_SLEEP`] then.
+pub const AT_ONCE: i64 = 1 << 33;
+/// See [`AT_ONCE`]. No system call returns it.
+pub const WOULD_SLEEP: i64 = -512;
+
 /// Numbers of a [`HostCall`] that are no system calls: what a guest asks of the machine itself.
 pub mod machine_call {
     /// Halts until the vCPU's doorbell has rung more often than argument 0 says, a signal comes (1), or the
     /// [`Deadline`](crate::doorbell::Deadline) in arguments 1 and 2 has passed (0).
     pub const IDLE: i64 = -1;
+    /// In simulated time: halts until the vCPU's doorbell has rung more often than argument 0 says or a signal comes (1), or
+    /// until the TSC is at argument 1 (0). With argument 2 something outside may end the wait too; with argument 3 only
+    /// others of the machine can, and then the result is 2 when others have run, and 3 when none can.
+    pub const HALT: i64 = -11;
     /// Starts vCPU number argument 0. Its registers are a VMSA image at the start of the bounce area, or
     /// (SEV-ES) in the save area at the guest physical address in argument 1, or (SNP) in the one that AP
     /// creation named. The result is the host's thread id.

@@ -18,6 +18,8 @@ use super::{GuestEnd, Kernel};
 use crate::doorbell::{Deadline, Doorbell};
 use crate::host::Inbox;
 use crate::layout::MAX_CPUS;
+use crate::pids::Pids;
+use crate::simtime::SimTime;
 
 /// A thread.
 #[derive(Clone, Debug, Default)]
@@ -56,6 +58,8 @@ pub struct Process {
     kernel: Mutex<Kernel>,
     bells: Arc<[Arc<Doorbell>]>,
     inbox: Arc<Inbox>,
+    time: Option<Arc<SimTime>>,
+    pids: Option<Arc<Pids>>,
 }
 
 impl Process {
@@ -65,8 +69,22 @@ impl Process {
         Self {
             bells: Arc::clone(&kernel.bells),
             inbox: Arc::clone(&kernel.inbox),
+            time: kernel.time().cloned(),
+            pids: kernel.sim.as_ref().and_then(|sim| sim.pids.clone()),
             kernel: Mutex::new(kernel),
         }
+    }
+
+    /// The clocks, if they are simulated.
+    #[must_use]
+    pub fn time(&self) -> Option<&Arc<SimTime>> {
+        self.time.as_ref()
+    }
+
+    /// The numbers of processes and threads, if they are the guest's own.
+    #[must_use]
+    pub fn pids(&self) -> Option<&Arc<Pids>> {
+        self.pids.as_ref()
     }
 
     /// The kernel's state, for whoever is no vCPU.
@@ -115,6 +133,10 @@ impl Process {
             }
         };
         guard.current = slot;
+        if let Some(time) = &self.time {
+            vcpu.drain();
+            time.enter(slot, vcpu);
+        }
         Locked {
             process: self,
             guard: Some(guard),
@@ -198,6 +220,9 @@ impl Kernel {
 
     /// Has the vCPU of a task look up.
     pub fn ring(&self, slot: usize) {
+        if let Some(time) = self.time() {
+            time.ring(slot);
+        }
         if self.in_turns && slot != self.current {
             self.bells[slot].ring_in_turn();
         } else {
@@ -292,7 +317,12 @@ impl Kernel {
 
     /// Takes in what came from outside.
     pub fn collect(&mut self) {
+        self.look_at_timers();
         for info in self.inbox.take() {
+            let info = match &self.sim {
+                Some(sim) => sim.received(info),
+                None => info,
+            };
             if !timers::expired(self, &info) {
                 self.raise(info);
             }

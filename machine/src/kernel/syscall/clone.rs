@@ -259,6 +259,10 @@ impl Locked<'_> {
             return Ok(TaskEnd::Process(self.end_process(end)));
         }
         self.forget_task(slot);
+        if self.sim.as_ref().is_some_and(|s| !s.armed.is_empty()) {
+            // Somebody must wait for the timers.
+            self.ring_others();
+        }
         Ok(TaskEnd::Thread)
     }
 
@@ -335,6 +339,9 @@ impl Kernel {
         self.pid = Some(pid);
         self.futexes.clear();
         self.services = self.services.forked();
+        if let Some(sim) = &mut self.sim {
+            sim.forked(pid);
+        }
         self.signals.pending = Pending::default();
         self.only = None;
         self.stats = super::super::KernelStats::default();
@@ -366,6 +373,11 @@ fn process(call: &mut Call<'_, '_>, w: &Wanted) -> SysResult {
     }
     strace::another();
     if pid > 0 {
+        if let Some(sim) = &mut call.kernel.sim {
+            // What was this process's own has another end there.
+            sim.inside.clear();
+            sim.children += 1;
+        }
         if w.flags & CLONE_PARENT_SETTID != 0 {
             call.write_user(w.parent_tid, &(pid as u32).to_le_bytes())?;
         }

@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use sevlab_cpu::Vcpu;
 
-use super::{Call, Sys, SysResult};
+use super::marshal::LIMIT_ROOM;
+use super::{Call, Sys, SysResult, clocks};
 use crate::doorbell::Deadline;
 use crate::kernel::Kernel;
 use crate::kernel::error::{Errno, Error, Fail};
@@ -54,6 +55,9 @@ pub fn signalfd(call: &mut Call<'_, '_>) -> SysResult {
     let ret = call.host(290, [0, flags, 0, 0, 0, 0])?;
     let ret = call.adopt(ret)?;
     if ret >= 0 {
+        if let Some(sim) = &mut call.kernel.sim {
+            sim.inside.insert(ret as i32);
+        }
         let file = SignalFd {
             set: AtomicU64::new(set),
             ..SignalFd::default()
@@ -69,6 +73,7 @@ pub fn signalfd(call: &mut Call<'_, '_>) -> SysResult {
 /// # Errors
 /// The exit failed.
 pub fn refresh(kernel: &mut Kernel, vcpu: &mut Vcpu, out: &mut dyn Outside) -> Result<(), Error> {
+    clocks::refresh(kernel, vcpu, out)?;
     if kernel.services.signalfds.is_empty() {
         return Ok(());
     }
@@ -81,27 +86,31 @@ pub fn refresh(kernel: &mut Kernel, vcpu: &mut Vcpu, out: &mut dyn Outside) -> R
         .collect();
     for (fd, file) in all {
         let ready = pending & file.set.load(Ordering::Relaxed) != 0;
-        if ready != file.ready.load(Ordering::Relaxed) && count(kernel, vcpu, out, fd, ready)? {
+        if ready != file.ready.load(Ordering::Relaxed)
+            && count(kernel, vcpu, out, fd, u64::from(ready))?
+        {
             file.ready.store(ready, Ordering::Relaxed);
         }
     }
     Ok(())
 }
 
-/// Adds one to the counter behind a descriptor, or sets it to nothing. False if that could not be done now.
-fn count(
+/// Adds `by` to the counter behind a descriptor, or sets it to nothing (0). False if that could not be done now.
+pub(super) fn count(
     kernel: &mut Kernel,
     vcpu: &mut Vcpu,
     out: &mut dyn Outside,
     fd: i32,
-    up: bool,
+    by: u64,
 ) -> Result<bool, Error> {
     for _ in 0..TRIES {
         // The host begins nothing that may sleep while the vCPU is asked to look up, and it does so soon.
         vcpu.state.exit_request.store(0, Ordering::SeqCst);
-        out.bounce_write(vcpu, 0, &1u64.to_le_bytes())?;
-        let nr = i64::from(up);
-        let args = [fd as u64, 0, 8, 0, 0, 0];
+        // Not where a call that waits has its arguments.
+        let at = out.bounce_len() - LIMIT_ROOM;
+        out.bounce_write(vcpu, at, &by.to_le_bytes())?;
+        let nr = i64::from(by != 0);
+        let args = [fd as u64, at as u64, 8, 0, 0, 0];
         kernel.stats.host_calls += 1;
         if out.host_call(vcpu, &HostCall { nr, args })? != Errno::EINTR.ret() {
             return Ok(true);

@@ -184,6 +184,11 @@ fn end_other_threads(call: &mut Call<'_, '_>) -> Result<(), Fail> {
         if call.kernel.ending.is_some() {
             return Err(Errno::EAGAIN.into());
         }
+        if call.kernel.in_turns {
+            call.let_others_run();
+            call.kernel.ring_others();
+            continue;
+        }
         let yield_cpu = HostCall {
             nr: 24,
             args: [0; 6],
@@ -317,6 +322,11 @@ fn open(hw: &mut dyn Hw, path: &Path) -> Result<Result<Source, Errno>, Error> {
 impl Call<'_, '_> {
     /// Sixteen random bytes for a new program, as the host gives them.
     fn random_bytes(&mut self) -> Result<[u8; 16], Fail> {
+        if let Some(sim) = &mut self.kernel.sim {
+            let mut bytes = [0; 16];
+            sim.random.fill(&mut bytes);
+            return Ok(bytes);
+        }
         self.host(318, [0, 16, 0, 0, 0, 0])?;
         let mut bytes = [0; 16];
         self.out.bounce_read(self.vcpu, 0, &mut bytes)?;

@@ -248,6 +248,10 @@ pub fn read(call: &mut Call<'_, '_>) -> SysResult {
         call.write_user(buffer, &records)?;
         return Ok(Sys::Ret(records.len() as i64));
     }
+    if let Some(bytes) = call.random_device(fd, len) {
+        call.write_user(buffer, &bytes)?;
+        return Ok(Sys::Ret(bytes.len() as i64));
+    }
     call.transfer()
 }
 /// write(2).
@@ -262,6 +266,11 @@ pub fn write(call: &mut Call<'_, '_>) -> SysResult {
 /// # Errors
 /// As Linux.
 pub fn pread64(call: &mut Call<'_, '_>) -> SysResult {
+    let [fd, buffer, len, ..] = call.args;
+    if let Some(bytes) = call.random_device(fd, len) {
+        call.write_user(buffer, &bytes)?;
+        return Ok(Sys::Ret(bytes.len() as i64));
+    }
     call.transfer()
 }
 /// pwrite(2).
@@ -346,6 +355,10 @@ pub fn readv(call: &mut Call<'_, '_>) -> SysResult {
     if let Some(records) = events::read(call, fd as i32, total)? {
         call.scatter(iov, n, &records)?;
         return Ok(Sys::Ret(records.len() as i64));
+    }
+    if let Some(bytes) = call.random_device(fd, total) {
+        call.scatter(iov, n, &bytes)?;
+        return Ok(Sys::Ret(bytes.len() as i64));
     }
     let chunk = call.out.bounce_len() as u64;
     let mut data = Vec::new();
@@ -467,7 +480,15 @@ fn open_path(call: &mut Call<'_, '_>, dir: Option<u64>, path: u64, flags: u64) -
     let text = call.read_str(path)?;
     match procfs::open(call, dir, &text, flags)? {
         Some(done) => Ok(done),
-        None => new_fd(call),
+        None => {
+            let done = new_fd(call)?;
+            if let (Sys::Ret(fd @ 0..), b"/dev/urandom\0" | b"/dev/random\0", Some(sim)) =
+                (done, text.as_slice(), &mut call.kernel.sim)
+            {
+                sim.randoms.insert(fd as i32);
+            }
+            Ok(done)
+        }
     }
 }
 
@@ -558,6 +579,9 @@ pub fn dup(call: &mut Call<'_, '_>) -> SysResult {
     if let Sys::Ret(fd @ 0..) = done {
         let from = call.args[0] as i32;
         call.kernel.services.copy(from, fd as i32);
+        if let Some(sim) = &mut call.kernel.sim {
+            sim.copy(from, fd as i32);
+        }
     }
     Ok(done)
 }
@@ -575,6 +599,9 @@ pub fn dup2(call: &mut Call<'_, '_>) -> SysResult {
     if ret >= 0 && from != to {
         call.kernel.files.remove(&to);
         call.kernel.services.copy(from, to);
+        if let Some(sim) = &mut call.kernel.sim {
+            sim.copy(from, to);
+        }
     }
     Ok(Sys::Ret(ret))
 }
@@ -615,6 +642,9 @@ pub fn pipe(call: &mut Call<'_, '_>) -> SysResult {
     }
     for fd in fds {
         call.forget_fd(fd as i32);
+        if let Some(sim) = &mut call.kernel.sim {
+            sim.inside.insert(fd as i32);
+        }
     }
     Ok(Sys::Ret(ret))
 }
@@ -634,6 +664,15 @@ fn read_link(
         let exe = call.kernel.exe_bytes().to_vec();
         let n = exe.len().min(len as usize);
         call.write_user(buffer, &exe[..n])?;
+        return Ok(Sys::Ret(n as i64));
+    }
+    if call.kernel.sim.is_some() && matches!(&text[..], b"/proc/self\0" | b"/proc/thread-self\0") {
+        let mut name = call.pid()?.to_string();
+        if text.len() > b"/proc/self\0".len() {
+            name = format!("{name}/task/{}", call.tid()?);
+        }
+        let n = name.len().min(len as usize);
+        call.write_user(buffer, &name.as_bytes()[..n])?;
         return Ok(Sys::Ret(n as i64));
     }
     let at = if call.row.nr == 89 { 2 } else { 3 };

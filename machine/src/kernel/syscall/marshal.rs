@@ -19,6 +19,7 @@ use super::timers::{SIGEV_NONE, SIGEV_SIGNAL, SIGEVENT, WAKE};
 use crate::hv::hostcall::sleeps;
 use crate::kernel::error::{Errno, Error, Fail};
 use crate::kernel::outside::{HostCall, INTERRUPTIBLE, NULL, machine_call};
+use crate::pids::Pids;
 
 /// Longest path with its NUL.
 pub const PATH_MAX: usize = 4096;
@@ -27,6 +28,8 @@ pub const GUEST_FDS: i32 = 1000;
 /// Descriptors from [`GUEST_FDS`] up to this are the guest kernel's (files behind mappings). The
 /// host keeps its own at or above this number.
 pub const KERNEL_FDS_END: i32 = 9000;
+/// Bytes at the end of the bounce area for a time limit that is not the guest's own.
+pub const LIMIT_ROOM: usize = 16;
 /// Largest control area of a message.
 const CONTROL_MAX: u64 = 16 << 10;
 /// Largest `socklen_t` the kernel passes on.
@@ -253,6 +256,9 @@ pub fn stage(call: &mut Call<'_, '_>, row: &Row, args: &[u64; 6]) -> Result<Stag
         next: 0,
         len: call.out.bounce_len(),
     };
+    if call.kernel.sim.is_some() {
+        room.len -= LIMIT_ROOM;
+    }
     let mut staged = Staged {
         call: HostCall {
             nr: row.nr,
@@ -481,6 +487,8 @@ pub struct HostArgs {
     /// What to pass to the host kernel.
     pub args: [u64; 6],
     message: Option<Box<HostMsg>>,
+    /// Paths that are not the guest's own words.
+    paths: Vec<Box<[u8]>>,
 }
 
 struct HostMsg {
@@ -533,10 +541,22 @@ fn word_at(bounce: &[u8], off: u64) -> Result<u32, Errno> {
 /// ENOSYS for a call that the host does not execute, EBADF for a descriptor that is not the guest's,
 /// EFAULT for a pointer that leaves the bounce area, EACCES for a path into this process.
 pub fn check(call: &HostCall, bounce: &mut [u8]) -> Result<HostArgs, Errno> {
+    check_for(call, bounce, None)
+}
+
+/// As [`check`], where the guest has other numbers for processes than the host: in paths into `/proc`.
+///
+/// # Errors
+/// As [`check`].
+pub fn check_for(
+    call: &HostCall,
+    bounce: &mut [u8],
+    pids: Option<&Pids>,
+) -> Result<HostArgs, Errno> {
     let row = row(call.nr)
         .filter(|r| r.host_may_run())
         .ok_or(Errno::ENOSYS)?;
-    row.check(call, bounce)
+    row.check_for(call, bounce, pids)
 }
 
 impl Row {
@@ -545,12 +565,22 @@ impl Row {
     /// # Errors
     /// As [`check`].
     pub fn check(&self, call: &HostCall, bounce: &mut [u8]) -> Result<HostArgs, Errno> {
+        self.check_for(call, bounce, None)
+    }
+
+    fn check_for(
+        &self,
+        call: &HostCall,
+        bounce: &mut [u8],
+        pids: Option<&Pids>,
+    ) -> Result<HostArgs, Errno> {
         if call.nr != self.nr || !self.host_may_run() {
             return Err(Errno::ENOSYS);
         }
         let mut host = HostArgs {
             args: call.args,
             message: None,
+            paths: Vec::new(),
         };
         for i in 0..6 {
             let value = call.args[i];
@@ -565,7 +595,11 @@ impl Row {
                 Shape::Null if value == NULL => host.args[i] = 0,
                 Shape::Null => return Err(Errno::EFAULT),
                 _ if value == NULL => host.args[i] = 0,
-                Shape::Path => host.args[i] = host_path(bounce, value)?,
+                Shape::Path => {
+                    let (path, own) = host_path(bounce, value, pids)?;
+                    host.args[i] = path;
+                    host.paths.extend(own);
+                }
                 Shape::Buf(_, len) => {
                     let n = length(len, &call.args, |off| word_at(bounce, off))?
                         .ok_or(Errno::EINVAL)?;
@@ -595,7 +629,12 @@ fn is_wake_event(bounce: &[u8], off: u64) -> bool {
     }
 }
 
-fn host_path(bounce: &mut [u8], off: u64) -> Result<u64, Errno> {
+/// Where a path is, and the path itself if it is not in the bounce area.
+fn host_path(
+    bounce: &mut [u8],
+    off: u64,
+    pids: Option<&Pids>,
+) -> Result<(u64, Option<Box<[u8]>>), Errno> {
     let start = usize::try_from(off).map_err(|_| Errno::EFAULT)?;
     let rest = bounce.get(start..).ok_or(Errno::EFAULT)?;
     let rest = &rest[..rest.len().min(PATH_MAX)];
@@ -603,10 +642,18 @@ fn host_path(bounce: &mut [u8], off: u64) -> Result<u64, Errno> {
         .iter()
         .position(|&b| b == 0)
         .ok_or(Errno::ENAMETOOLONG)?;
-    if names_this_process(&rest[..end]) {
+    let translated = pids.and_then(|pids| pids.path(&rest[..end]));
+    if names_this_process(translated.as_deref().unwrap_or(&rest[..end])) {
         return Err(Errno::EACCES);
     }
-    Ok(rest.as_ptr() as u64)
+    Ok(match translated {
+        None => (rest.as_ptr() as u64, None),
+        Some(mut path) => {
+            path.push(0);
+            let path = path.into_boxed_slice();
+            (path.as_ptr() as u64, Some(path))
+        }
+    })
 }
 
 /// Whether a path names this host process's own memory or one of the host's own descriptors. The
@@ -704,12 +751,22 @@ impl Call<'_, '_> {
 
     fn proxy_as(&mut self, row: &Row, args: &[u64; 6]) -> Result<i64, Fail> {
         let staged = stage(self, row, args)?;
+        self.ask(row, &staged, sleeps(row.nr))
+    }
+
+    /// Asks the host for a call that is staged, and finishes it.
+    ///
+    /// # Errors
+    /// As [`Call::proxy`].
+    pub fn ask(&mut self, row: &Row, staged: &Staged, may_sleep: bool) -> Result<i64, Fail> {
         self.kernel.stats.host_calls += 1;
         if let Some(set) = self.kernel.host_mask_changed() {
             self.host(machine_call::BLOCK, [set, 0, 0, 0, 0, 0])?;
         }
         let out = &mut *self.out;
-        let ret = if sleeps(row.nr) {
+        let ret = if may_sleep && self.kernel.sim.is_some() {
+            self.wait_for_outside(&staged.call)?
+        } else if may_sleep {
             // What may have asked for a look before is looked at now.
             self.vcpu.state.exit_request.store(0, Ordering::SeqCst);
             if self.kernel.interrupted() {
@@ -728,6 +785,6 @@ impl Call<'_, '_> {
             let what = format!("{} returned {ret}", row.name);
             return Err(Error::Protocol { what }.into());
         }
-        finish(self, &staged, ret)
+        finish(self, staged, ret)
     }
 }

@@ -3,6 +3,7 @@
 //! [`table`] says who answers; [`marshal`] carries pointer arguments across the fence; the other
 //! modules are the handlers of the guest kernel's own.
 
+pub mod clocks;
 pub mod clone;
 pub mod events;
 pub mod exec;
@@ -17,6 +18,7 @@ pub mod openat2;
 pub mod proc;
 pub mod procfs;
 pub mod proctext;
+pub mod ready;
 pub mod services;
 pub mod signals;
 pub mod sleep;

@@ -2,7 +2,7 @@
 
 use sevlab_cpu::state::seg;
 
-use super::{Call, DONE, Sys, SysResult};
+use super::{Call, DONE, Sys, SysResult, clocks};
 use crate::kernel::GuestEnd;
 use crate::kernel::error::{Errno, Fail};
 
@@ -94,9 +94,17 @@ pub fn sysinfo(call: &mut Call<'_, '_>) -> SysResult {
         let frames = call.kernel.mm.frames();
         let (total, free) = (frames.total() * 4096, frames.free() * 4096);
         let mut memory = [0; 48]; // totalram, freeram, sharedram, bufferram, totalswap, freeswap
+        if let Some(up) = clocks::uptime(call) {
+            let mut head = [0; 32]; // uptime, loads
+            head[..8].copy_from_slice(&up.as_secs().to_le_bytes());
+            call.write_user(call.args[0], &head)?;
+        }
         memory[..8].copy_from_slice(&total.to_le_bytes());
         memory[8..16].copy_from_slice(&free.to_le_bytes());
         call.write_user(call.args[0].wrapping_add(32), &memory)?;
+        if call.kernel.sim.is_some() {
+            call.write_user(call.args[0].wrapping_add(80), &1u16.to_le_bytes())?; // procs
+        }
         call.write_user(call.args[0].wrapping_add(88), &[0; 16])?;
         call.write_user(call.args[0].wrapping_add(104), &1u32.to_le_bytes())?;
     }

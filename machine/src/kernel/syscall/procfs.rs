@@ -27,7 +27,7 @@ pub enum Directory {
 }
 
 /// Last parts of the names that are the guest's. Other paths are passed on without another look.
-const LAST: [&[u8]; 20] = [
+const LAST: [&[u8]; 22] = [
     b"maps",
     b"smaps",
     b"smaps_rollup",
@@ -48,6 +48,8 @@ const LAST: [&[u8]; 20] = [
     b"clear_refs",
     b"cpuinfo",
     b"meminfo",
+    b"uptime",
+    b"loadavg",
 ];
 const AT_FDCWD: i32 = -100;
 
@@ -105,7 +107,8 @@ impl Call<'_, '_> {
             return Ok(None);
         };
         if rest.is_empty() {
-            let machine = matches!(*who, "cpuinfo" | "meminfo");
+            let simulated = self.kernel.sim.is_some() && matches!(*who, "uptime" | "loadavg");
+            let machine = simulated || matches!(*who, "cpuinfo" | "meminfo");
             return Ok(machine.then(|| Name::Machine((*who).to_owned())));
         }
         let own = match *who {
@@ -180,6 +183,14 @@ pub fn open(
     }
 }
 
+/// Puts another name into an entry, if there is room.
+fn rename(place: &mut [u8], name: &str) {
+    if name.len() < place.len() {
+        place[..name.len()].copy_from_slice(name.as_bytes());
+        place[name.len()] = 0;
+    }
+}
+
 /// getdents(2), getdents64(2): what is the host's is left out of the lists of `/proc/self/fd` and `task`.
 ///
 /// # Errors
@@ -211,10 +222,17 @@ pub fn getdents(call: &mut Call<'_, '_>) -> SysResult {
             let shown = match (number, kind) {
                 (None, _) => true,
                 (Some(n), Directory::Descriptors) => n < GUEST_FDS,
-                (Some(n), Directory::Threads) => call.is_thread(n)?,
+                (Some(n), Directory::Threads) => {
+                    let n = call.own_number(n);
+                    call.is_thread(n)?
+                }
             };
             if shown {
+                let from = kept.len();
                 kept.extend_from_slice(&list[at..end]);
+                if let (Some(n), Directory::Threads) = (number, kind) {
+                    rename(&mut kept[from + name_at..], &call.own_number(n).to_string());
+                }
             }
             at = end;
         }

@@ -3,7 +3,7 @@
 //! Where the host's file is right but for some fields (times, session, parent), it is read and those are replaced.
 
 use super::procfs::Name;
-use super::{Call, limits};
+use super::{Call, clocks, limits};
 use crate::kernel::error::Fail;
 use crate::kernel::mm::{Backing, Cx, Vma};
 use crate::kernel::signal::{SIG_DFL, SIG_IGN, SIG_MAX, bit};
@@ -15,6 +15,15 @@ use crate::kernel::signal::{SIG_DFL, SIG_IGN, SIG_MAX, bit};
 pub fn contents(call: &mut Call<'_, '_>, name: &Name) -> Result<Option<Vec<u8>>, Fail> {
     let name = match name {
         Name::Machine(name) if name == "cpuinfo" => return Ok(Some(cpuinfo(call)?)),
+        Name::Machine(name) if name == "uptime" => {
+            return Ok(clocks::uptime(call).map(|up| {
+                let up = format!("{}.{:02}", up.as_secs(), up.subsec_millis() / 10);
+                format!("{up} 0.00\n").into_bytes()
+            }));
+        }
+        Name::Machine(name) if name == "loadavg" => {
+            return Ok(Some(b"0.00 0.00 0.00 1/1 1\n".to_vec()));
+        }
         Name::Machine(_) => return Ok(Some(meminfo(call).into_bytes())),
         Name::Own(name) => name.as_str(),
     };
@@ -409,6 +418,30 @@ fn stat(call: &mut Call<'_, '_>) -> Result<Vec<u8>, Fail> {
             *f = value.to_string();
         }
     }
+    if let Some(pids) = call.kernel.sim.as_ref().and_then(|sim| sim.pids.as_ref()) {
+        // parent, group, session, the terminal's group
+        for field in [4, 5, 6, 8] {
+            if let Some(f) = fields.get_mut(field - 3) {
+                let id = f.parse().unwrap_or(0);
+                *f = pids.inward(id).to_string();
+            }
+        }
+    }
+    if let Some(time) = call.kernel.time() {
+        // faults of the host's, times, start, processor
+        let [user, system, cuser, csystem] = clocks::ticks(time);
+        let of_host = [(11, 0), (13, 0), (22, 0), (39, call.kernel.slot() as u64)];
+        let times = [(14, user), (15, system), (16, cuser), (17, csystem)];
+        for (field, value) in of_host
+            .into_iter()
+            .chain(times)
+            .chain([(42, 0), (43, 0), (44, 0)])
+        {
+            if let Some(f) = fields.get_mut(field - 3) {
+                *f = value.to_string();
+            }
+        }
+    }
     let comm = call.kernel.comm_line();
     let comm = String::from_utf8_lossy(&comm[..comm.len() - 1]).into_owned();
     Ok(format!("{pid} ({comm}) {}\n", fields.join(" ")).into_bytes())
@@ -441,6 +474,17 @@ fn status(call: &mut Call<'_, '_>) -> Result<Vec<u8>, Fail> {
     for line in host.lines() {
         let key = line.split(':').next().unwrap_or("");
         let value = match key {
+            "Tgid" | "Pid" | "PPid" | "TracerPid" | "NStgid" | "NSpid" | "NSpgid" | "NSsid"
+                if call.kernel.sim.is_some() =>
+            {
+                let id = line.rsplit('\t').next().and_then(|n| n.trim().parse().ok());
+                call.own_number(id.unwrap_or(0)).to_string()
+            }
+            "voluntary_ctxt_switches" | "nonvoluntary_ctxt_switches"
+                if call.kernel.sim.is_some() =>
+            {
+                "0".to_owned()
+            }
             "Name" => comm.clone(),
             "FDSize" => "256".to_owned(),
             "VmPeak" | "VmSize" => kib(s.all),
@@ -471,6 +515,13 @@ fn status(call: &mut Call<'_, '_>) -> Result<Vec<u8>, Fail> {
 }
 
 impl Call<'_, '_> {
+    /// The guest's number of a process that the host names.
+    #[must_use]
+    pub fn own_number(&self, id: i32) -> i32 {
+        let pids = self.kernel.sim.as_ref().and_then(|sim| sim.pids.as_ref());
+        pids.map_or(id, |pids| pids.inward(id))
+    }
+
     /// How many threads the guest has.
     #[must_use]
     pub fn threads(&self) -> u64 {

@@ -54,5 +54,8 @@ impl Call<'_, '_> {
     pub fn forget_fd(&mut self, fd: i32) {
         self.kernel.files.remove(&fd);
         self.kernel.services.forget(fd);
+        if let Some(sim) = &mut self.kernel.sim {
+            sim.forget(fd);
+        }
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::{Call, DONE, Sys, SysResult};
+use super::{Call, DONE, Sys, SysResult, ready};
 use crate::doorbell::Deadline;
 use crate::kernel::error::{Errno, Fail};
 use crate::kernel::mm::USER_END;
@@ -323,6 +323,9 @@ impl Call<'_, '_> {
         if self.kernel.interrupted() {
             return Ok(true);
         }
+        if self.kernel.sim.is_some() {
+            return self.halt_until(until);
+        }
         let slot = self.kernel.slot();
         let seen = self.kernel.rings(slot);
         let [clock, nanos] = until.encode();
@@ -365,11 +368,16 @@ impl Call<'_, '_> {
         Ok(Deadline::Monotonic(now.saturating_add(wait)))
     }
 
-    /// What the host's clock says.
+    /// What a clock says: the host's, or the simulated one.
     ///
     /// # Errors
     /// The exit failed.
     pub fn now(&mut self, clock: u64) -> Result<Duration, Fail> {
+        if let Some(time) = self.kernel.time() {
+            let now = self.vcpu.cycles();
+            let slot = self.kernel.slot();
+            return Ok(time.clock(clock as i32, slot, now).unwrap_or_default());
+        }
         self.host(228, [clock, 0, 0, 0, 0, 0])?;
         let mut bytes = [0; 16];
         self.out.bounce_read(self.vcpu, 0, &mut bytes)?;
@@ -406,7 +414,11 @@ impl Call<'_, '_> {
         }
         let mut args = self.args;
         args[null] = NULL;
-        let ret = self.proxy(&args);
+        let ret = if self.kernel.sim.is_some() {
+            ready::wait(self, args)
+        } else {
+            self.proxy(&args)
+        };
         let interrupted = matches!(ret, Ok(r) if r == Errno::EINTR.ret());
         if !interrupted && let Some(mask) = self.kernel.task().signals.saved_mask.take() {
             self.kernel.set_mask(mask);

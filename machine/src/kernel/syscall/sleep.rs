@@ -4,7 +4,7 @@
 //! then counted from its first beginning: the task remembers the deadline.
 
 use super::signals::duration;
-use super::{Call, DONE, Sys, SysResult};
+use super::{Call, DONE, Sys, SysResult, ready};
 use crate::doorbell::Deadline;
 use crate::kernel::error::{Errno, Fail};
 
@@ -14,7 +14,7 @@ const CLOCK_MONOTONIC: u64 = 1;
 
 impl Call<'_, '_> {
     /// The deadline of a sleep that begins now, or of the one that is being continued.
-    fn deadline(&mut self, wait: std::time::Duration) -> Result<Deadline, Fail> {
+    pub(super) fn deadline(&mut self, wait: std::time::Duration) -> Result<Deadline, Fail> {
         let nr = self.row.nr;
         if let Some((for_nr, until)) = self.kernel.task().resume.take()
             && for_nr == nr
@@ -26,7 +26,7 @@ impl Call<'_, '_> {
     }
 
     /// What is left of a deadline.
-    fn left(&mut self, until: Deadline) -> Result<std::time::Duration, Fail> {
+    pub(super) fn left(&mut self, until: Deadline) -> Result<std::time::Duration, Fail> {
         Ok(match until {
             Deadline::Monotonic(at) => at.saturating_sub(self.now(CLOCK_MONOTONIC)?),
             Deadline::Realtime(at) => at.saturating_sub(self.now(CLOCK_REALTIME)?),
@@ -85,14 +85,25 @@ pub fn clock_nanosleep(call: &mut Call<'_, '_>) -> SysResult {
             let until = call.deadline(at)?;
             call.sleep_until(until, remain)
         }
+        (7, _) if call.kernel.sim.is_some() => call.sleep_until(Deadline::Monotonic(at), 0),
+        (11, 0) if call.kernel.sim.is_some() => {
+            let until = call.deadline(at)?;
+            call.sleep_until(until, remain)
+        }
+        (11, _) if call.kernel.sim.is_some() => call.sleep_until(Deadline::Realtime(at), 0),
         (CLOCK_REALTIME, _) => call.sleep_until(Deadline::Realtime(at), 0),
         (CLOCK_MONOTONIC, _) => call.sleep_until(Deadline::Monotonic(at), 0),
+        // Processor time: what sleeps uses none.
+        _ if call.kernel.sim.is_some() => Err(Errno::ENOTSUP.into()),
         _ => Ok(Sys::Ret(call.proxy(&call.args.clone())?)),
     }
 }
 
 /// A proxied call whose argument `index` is a time limit in milliseconds, negative for none.
 fn limited(call: &mut Call<'_, '_>, index: usize, mut args: [u64; 6]) -> SysResult {
+    if call.kernel.sim.is_some() {
+        return Ok(Sys::Ret(ready::wait(call, args)?));
+    }
     let limit = args[index] as i32;
     let mut until = Deadline::Never;
     if limit > 0 {
@@ -113,6 +124,18 @@ fn limited(call: &mut Call<'_, '_>, index: usize, mut args: [u64; 6]) -> SysResu
 /// As Linux.
 pub fn poll(call: &mut Call<'_, '_>) -> SysResult {
     limited(call, 2, call.args)
+}
+
+/// select(2).
+///
+/// # Errors
+/// As Linux.
+pub fn select(call: &mut Call<'_, '_>) -> SysResult {
+    let args = call.args;
+    if call.kernel.sim.is_some() {
+        return Ok(Sys::Ret(ready::wait(call, args)?));
+    }
+    Ok(Sys::Ret(call.proxy(&args)?))
 }
 
 /// epoll_wait(2).

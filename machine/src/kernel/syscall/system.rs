@@ -1,7 +1,7 @@
 //! Calls about the process and the machine under it that are neither files nor signals: prctl, resource usage, locked
 //! memory, NUMA, barriers.
 
-use super::{Call, DONE, Sys, SysResult};
+use super::{Call, DONE, Sys, SysResult, clocks};
 use crate::kernel::error::Errno;
 use crate::kernel::mm::page_up;
 use crate::kernel::outside::NULL;
@@ -76,13 +76,16 @@ pub fn host_option(option: u32) -> Option<bool> {
     }
 }
 
-/// getrusage(2): times are the host's, memory is the guest's.
+/// getrusage(2): times are the host's or simulated, memory is the guest's.
 ///
 /// # Errors
 /// As Linux.
 pub fn getrusage(call: &mut Call<'_, '_>) -> SysResult {
     let [who, va, ..] = call.args;
     let ret = call.proxy(&call.args.clone())?;
+    if ret == 0 {
+        clocks::fill_usage(call, who as i32, va)?;
+    }
     if ret == 0 && who as i32 != -1 {
         let stats = call.kernel.mm.stats();
         call.write_user(va.wrapping_add(32), &(stats.peak * 4).to_le_bytes())?; // ru_maxrss, KiB

@@ -6,8 +6,8 @@
 //! arguments as a row's last column says, and docs/syscalls.md is made from the rows.
 
 use super::{
-    Call, SysResult, clone, events, exec, fs, futex, ioctl, limits, memory, misc, openat2, proc,
-    procfs, signals, sleep, sockets, system, timers,
+    Call, SysResult, clocks, clone, events, exec, fs, futex, ioctl, limits, memory, misc, openat2,
+    proc, procfs, ready, signals, sleep, sockets, system, timers,
 };
 use crate::kernel::error::Errno;
 
@@ -172,8 +172,8 @@ pub static ROWS: &[Row] = rows! {
     20  writev [] Kernel(fs::writev), "fd iov u";
     21  access [Path] Proxy, "s ACCESS";
     22  pipe [Out(Len::Bytes(8))] Front(fs::pipe), "fds>";
-    23  select [Int, FDSET, FDSET, FDSET, InOut(Len::Bytes(16))] Proxy, "d fdset fdset fdset tv";
-    24  sched_yield [] Proxy, "";
+    23  select [Int, FDSET, FDSET, FDSET, InOut(Len::Bytes(16))] Front(sleep::select), "d fdset fdset fdset tv";
+    24  sched_yield [] Front(clocks::sched_yield), "";
     25  mremap [] Kernel(memory::mremap), "p u u MREMAP p =p";
     26  msync [] Kernel(memory::msync), "p u MS";
     27  mincore [] Kernel(memory::mincore), "p u p";
@@ -185,9 +185,9 @@ pub static ROWS: &[Row] = rows! {
     33  dup2 [Fd, Fd] Front(fs::dup2), "fd fd";
     34  pause [] Kernel(signals::pause), "";
     35  nanosleep [] Kernel(sleep::nanosleep), "ts ts>";
-    36  getitimer [Int, Out(Len::Bytes(32))] Proxy, "ITIMER itv>";
-    37  alarm [] Proxy, "u";
-    38  setitimer [Int, In(Len::Bytes(32)), Out(Len::Bytes(32))] Proxy, "ITIMER itv itv>";
+    36  getitimer [Int, Out(Len::Bytes(32))] Front(clocks::getitimer), "ITIMER itv>";
+    37  alarm [] Front(clocks::alarm), "u";
+    38  setitimer [Int, In(Len::Bytes(32)), Out(Len::Bytes(32))] Front(clocks::setitimer), "ITIMER itv itv>";
     39  getpid [] Proxy, "";
     40  sendfile [Fd, Fd, OFF] Proxy, "fd fd l* u";
     41  socket [] Front(fs::new_fd), "AF SOCK proto";
@@ -210,7 +210,7 @@ pub static ROWS: &[Row] = rows! {
     58  vfork [] Kernel(clone::vfork), "";
     59  execve [] Kernel(exec::execve), "s strv envv";
     60  exit [] Kernel(proc::exit), "d =?";
-    61  wait4 [Int, Out(Len::Bytes(4)), Int, RUSAGE] Proxy, "d wstatus> WAIT p";
+    61  wait4 [Int, Out(Len::Bytes(4)), Int, RUSAGE] Front(clocks::wait), "d wstatus> WAIT p";
     62  kill [] Front(signals::kill), "d sig";
     63  uname [Out(Len::Bytes(390))] Proxy, "uts>";
     64  semget [] ENOSYS, "x d x";
@@ -245,11 +245,11 @@ pub static ROWS: &[Row] = rows! {
     93  fchown [Fd] Proxy, "fd d d";
     94  lchown [Path] Proxy, "s d d";
     95  umask [] Proxy, "o =o";
-    96  gettimeofday [Out(Len::Bytes(16)), Out(Len::Bytes(8))] Proxy, "tv> p";
+    96  gettimeofday [Out(Len::Bytes(16)), Out(Len::Bytes(8))] Front(clocks::gettimeofday), "tv> p";
     97  getrlimit [] Kernel(limits::getrlimit), "RLIMIT rlim>";
     98  getrusage [Int, RUSAGE] Front(system::getrusage), "RUSAGE p";
     99  sysinfo [Out(Len::Bytes(112))] Front(proc::sysinfo), "p";
-    100 times [Out(Len::Bytes(32))] Proxy, "p";
+    100 times [Out(Len::Bytes(32))] Front(clocks::times), "p";
     101 ptrace [] Refuse(Errno::EPERM), "d d p p";
     102 getuid [] Proxy, "";
     103 syslog [] Refuse(Errno::EPERM), "d p d";
@@ -350,10 +350,10 @@ pub static ROWS: &[Row] = rows! {
     198 lremovexattr [Path, Path] Proxy, "s s";
     199 fremovexattr [Fd, Path] Proxy, "fd s";
     200 tkill [] Front(signals::tkill), "d sig";
-    201 time [Out(Len::Bytes(8))] Proxy, "p";
+    201 time [Out(Len::Bytes(8))] Front(clocks::time), "p";
     202 futex [] Kernel(futex::futex), "p FUTEX u p p x";
     203 sched_setaffinity [Int, Int, In(Len::Arg(1))] Proxy, "d u cpus";
-    204 sched_getaffinity [Int, Int, OutRet(Len::Arg(1), 1)] Proxy, "d u cpus>";
+    204 sched_getaffinity [Int, Int, OutRet(Len::Arg(1), 1)] Front(clocks::sched_getaffinity), "d u cpus>";
     205 set_thread_area [] ENOSYS, "p";
     206 io_setup [] ENOSYS, "u p";
     207 io_destroy [] ENOSYS, "p";
@@ -362,7 +362,7 @@ pub static ROWS: &[Row] = rows! {
     210 io_cancel [] ENOSYS, "p p p";
     211 get_thread_area [] ENOSYS, "p";
     212 lookup_dcookie [] ENOSYS, "x s> u";
-    213 epoll_create [] Front(fs::new_fd), "d";
+    213 epoll_create [] Front(ready::epoll_create), "d";
     214 epoll_ctl_old [] ENOSYS, "";
     215 epoll_wait_old [] ENOSYS, "";
     216 remap_file_pages [] ENOSYS, "p u PROT u MAP";
@@ -377,12 +377,12 @@ pub static ROWS: &[Row] = rows! {
     225 timer_getoverrun [] Front(timers::getoverrun), "d";
     226 timer_delete [] Front(timers::delete), "d";
     227 clock_settime [] Refuse(Errno::EPERM), "CLOCK ts";
-    228 clock_gettime [Int, TIMESPEC_OUT] Proxy, "CLOCK ts>";
-    229 clock_getres [Int, TIMESPEC_OUT] Proxy, "CLOCK ts>";
+    228 clock_gettime [Int, TIMESPEC_OUT] Front(clocks::clock_gettime), "CLOCK ts>";
+    229 clock_getres [Int, TIMESPEC_OUT] Front(clocks::clock_getres), "CLOCK ts>";
     230 clock_nanosleep [Int, Int, TIMESPEC_IN, TIMESPEC_OUT] Front(sleep::clock_nanosleep), "CLOCK TIMER ts ts>";
     231 exit_group [] Kernel(proc::exit_group), "d =?";
     232 epoll_wait [Fd, OutRet(Len::Times(2, 12), 12)] Front(sleep::epoll_wait), "fd evs> d d";
-    233 epoll_ctl [Fd, Int, Fd, In(Len::Bytes(12))] Proxy, "fd EPOLL_CTL fd ev";
+    233 epoll_ctl [Fd, Int, Fd, In(Len::Bytes(12))] Front(ready::epoll_ctl), "fd EPOLL_CTL fd ev";
     234 tgkill [] Front(signals::tgkill), "d d sig";
     235 utimes [Path, In(Len::Bytes(32))] Proxy, "s p";
     236 vserver [] ENOSYS, "";
@@ -396,7 +396,7 @@ pub static ROWS: &[Row] = rows! {
     244 mq_notify [] ENOSYS, "fd p";
     245 mq_getsetattr [Fd, In(Len::Bytes(64)), Out(Len::Bytes(64))] Proxy, "fd p p";
     246 kexec_load [] Refuse(Errno::EPERM), "p u p x";
-    247 waitid [Int, Int, Out(Len::Bytes(128)), Int, RUSAGE] Proxy, "P_ID d p WAIT p";
+    247 waitid [Int, Int, Out(Len::Bytes(128)), Int, RUSAGE] Front(clocks::wait), "P_ID d p WAIT p";
     248 add_key [] ENOSYS, "s s < u d";
     249 request_key [] ENOSYS, "s s s d";
     250 keyctl [] ENOSYS, "d x x x x";
@@ -432,15 +432,15 @@ pub static ROWS: &[Row] = rows! {
     280 utimensat [DirFd, Path, In(Len::Bytes(32))] Proxy, "at s times AT";
     281 epoll_pwait [Fd, OutRet(Len::Times(2, 12), 12), Int, Int, Null] Front(signals::epoll_pwait), "fd evs> d d set u";
     282 signalfd [] Kernel(events::signalfd), "fd set u";
-    283 timerfd_create [] Front(fs::new_fd), "CLOCK TFD";
-    284 eventfd [] Front(fs::new_fd), "u";
+    283 timerfd_create [] Front(clocks::timerfd_create), "CLOCK TFD";
+    284 eventfd [] Front(clocks::eventfd), "u";
     285 fallocate [Fd] Front(fs::set_size), "fd FALLOC l l";
-    286 timerfd_settime [Fd, Int, In(Len::Bytes(32)), Out(Len::Bytes(32))] Proxy, "fd TIMER its its>";
-    287 timerfd_gettime [Fd, Out(Len::Bytes(32))] Proxy, "fd its>";
+    286 timerfd_settime [Fd, Int, In(Len::Bytes(32)), Out(Len::Bytes(32))] Front(clocks::timerfd_settime), "fd TIMER its its>";
+    287 timerfd_gettime [Fd, Out(Len::Bytes(32))] Front(clocks::timerfd_gettime), "fd its>";
     288 accept4 [Fd, Out(Len::Via(2)), SOCKLEN] Front(fs::new_fd), "fd sa> d* SOCK_FLAGS";
     289 signalfd4 [] Kernel(events::signalfd), "fd set u SFD";
-    290 eventfd2 [] Front(fs::new_fd), "u EFD";
-    291 epoll_create1 [] Front(fs::new_fd), "EPOLL";
+    290 eventfd2 [] Front(clocks::eventfd), "u EFD";
+    291 epoll_create1 [] Front(ready::epoll_create), "EPOLL";
     292 dup3 [Fd, Fd] Front(fs::dup2), "fd fd O_CLOEXEC";
     293 pipe2 [Out(Len::Bytes(8))] Front(fs::pipe), "fds> O_CLOEXEC";
     294 inotify_init1 [] Front(fs::new_fd), "INIT_IN";
@@ -458,7 +458,7 @@ pub static ROWS: &[Row] = rows! {
     306 syncfs [Fd] Proxy, "fd";
     307 sendmmsg [] Kernel(sockets::sendmmsg), "fd p u MSG";
     308 setns [] Refuse(Errno::EPERM), "fd x";
-    309 getcpu [Out(Len::Bytes(4)), Out(Len::Bytes(4)), Null] Proxy, "d*> d*> p";
+    309 getcpu [Out(Len::Bytes(4)), Out(Len::Bytes(4)), Null] Front(clocks::getcpu), "d*> d*> p";
     310 process_vm_readv [] Refuse(Errno::EPERM), "d iov u p u x";
     311 process_vm_writev [] Refuse(Errno::EPERM), "d iov u p u x";
     312 kcmp [Int, Int, Int, Fd, Fd] Front(system::kcmp), "d d KCMP x x";
@@ -467,7 +467,7 @@ pub static ROWS: &[Row] = rows! {
     315 sched_getattr [Int, Out(Len::Arg(2))] Proxy, "d p u x";
     316 renameat2 [DirFd, Path, DirFd, Path] Proxy, "at s at s RENAME";
     317 seccomp [] ENOSYS, "d x p";
-    318 getrandom [BUF1] Front(fs::clamped), "> u GRND";
+    318 getrandom [BUF1] Front(clocks::getrandom), "> u GRND";
     319 memfd_create [Path] Front(fs::new_fd), "s MFD";
     320 kexec_file_load [] Refuse(Errno::EPERM), "fd fd u s x";
     321 bpf [] Refuse(Errno::EPERM), "d p u";

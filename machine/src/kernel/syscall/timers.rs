@@ -5,12 +5,15 @@
 //! uses one) work like all others, and a timer's signal is queued once, as in Linux: what expires meanwhile is counted.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
-use super::{Call, DONE, Sys, SysResult};
+use super::{Call, DONE, Sys, SysResult, clocks};
 use crate::kernel::Kernel;
 use crate::kernel::error::{Errno, Error, Fail};
 use crate::kernel::outside::NULL;
 use crate::kernel::signal::{SIG_MAX, SigInfo};
+use crate::kernel::simulated::Action;
+use crate::simtime::clock;
 
 /// The host signal of all timers.
 pub const WAKE: i32 = SIG_MAX;
@@ -21,14 +24,17 @@ pub const SIGEV_SIGNAL: u32 = 0;
 /// `SIGEV_NONE`.
 pub const SIGEV_NONE: u32 = 1;
 const SIGEV_THREAD_ID: u32 = 4;
-const SI_TIMER: i32 = -2;
+/// `SI_TIMER`.
+pub const SI_TIMER: i32 = -2;
 const TIMER_ABSTIME: u64 = 1;
 const CLOCK_PROCESS_CPUTIME: u64 = 2;
 
 /// A timer.
 struct Timer {
-    /// The host's number.
+    /// The host's number; none where time is simulated.
     host: u64,
+    /// Its clock, and whose processor time that is.
+    clock: (i32, usize),
     /// The signal; 0: none.
     signo: i32,
     value: u64,
@@ -45,8 +51,20 @@ pub struct Timers {
     next: i32,
 }
 
+impl Timers {
+    /// A timer's clock, and whose processor time that is.
+    #[must_use]
+    pub fn clock_of(&self, id: i32) -> (i32, usize) {
+        let timer = self.map.get(&id);
+        timer.map_or((clock::MONOTONIC, 0), |t| t.clock)
+    }
+}
+
 impl Call<'_, '_> {
     fn host_timer(&mut self, clock: u64, id: i32, signals: bool) -> Result<u64, Fail> {
+        if self.kernel.sim.is_some() {
+            return Ok(0);
+        }
         let mut event = [0; SIGEVENT];
         let notify = if signals { SIGEV_SIGNAL } else { SIGEV_NONE };
         event[..8].copy_from_slice(&i64::from(id).to_le_bytes());
@@ -96,6 +114,10 @@ pub fn create(call: &mut Call<'_, '_>) -> SysResult {
         }
     }
     let id = call.kernel.services.timers.next;
+    let which = match call.kernel.sim {
+        Some(_) => clocks::of_timer(call, clock as i32)?,
+        None => (clock as i32, 0),
+    };
     let host = call.host_timer(clock, id, signo != 0)?;
     let timers = &mut call.kernel.services.timers;
     timers.next += 1;
@@ -103,6 +125,7 @@ pub fn create(call: &mut Call<'_, '_>) -> SysResult {
         id,
         Timer {
             host,
+            clock: which,
             signo,
             value: value.unwrap_or(id as u64),
             thread,
@@ -125,9 +148,14 @@ pub fn settime(call: &mut Call<'_, '_>) -> SysResult {
     if call.args[2] == 0 {
         return Err(Errno::EINVAL.into());
     }
-    let mut args = call.args;
-    args[0] = host;
-    let ret = call.proxy(&args)?;
+    let ret = match call.kernel.sim {
+        Some(_) => clocks::timer_settime(call, id)?,
+        None => {
+            let mut args = call.args;
+            args[0] = host;
+            call.proxy(&args)?
+        }
+    };
     if ret == 0
         && let Some(timer) = call.kernel.services.timers.map.get_mut(&id)
     {
@@ -141,7 +169,10 @@ pub fn settime(call: &mut Call<'_, '_>) -> SysResult {
 /// # Errors
 /// As Linux.
 pub fn gettime(call: &mut Call<'_, '_>) -> SysResult {
-    let (_, host) = call.timer()?;
+    let (id, host) = call.timer()?;
+    if call.kernel.sim.is_some() {
+        return clocks::timer_gettime(call, id);
+    }
     let mut args = call.args;
     args[0] = host;
     Ok(Sys::Ret(call.proxy(&args)?))
@@ -169,6 +200,10 @@ pub fn delete(call: &mut Call<'_, '_>) -> SysResult {
 
 fn remove(call: &mut Call<'_, '_>, id: i32) -> Result<(), Error> {
     if let Some(timer) = call.kernel.services.timers.map.remove(&id) {
+        if let Some(sim) = &mut call.kernel.sim {
+            sim.arm(&Action::Posix(id), None);
+            return Ok(());
+        }
         call.host(226, [timer.host, 0, 0, 0, 0, 0])?;
     }
     Ok(())
@@ -200,21 +235,40 @@ pub fn limit_cpu(
         remove(call, id)?;
         let Some(seconds) = seconds else { continue };
         let host = call.host_timer(CLOCK_PROCESS_CPUTIME, id, true)?;
-        let mut spec = [0; 32];
-        spec[..8].copy_from_slice(&interval.to_le_bytes());
-        spec[16..24].copy_from_slice(&seconds.max(1).to_le_bytes());
-        call.out.bounce_write(call.vcpu, 0, &spec)?;
-        call.host(223, [host, TIMER_ABSTIME, 0, NULL, 0, 0])?;
         let timer = Timer {
             host,
+            clock: (clock::PROCESS_CPUTIME, 0),
             signo,
             value: 0,
             thread: 0,
             overrun: 0,
         };
         call.kernel.services.timers.map.insert(id, timer);
+        if call.kernel.sim.is_some() {
+            let times = [interval, seconds.max(1)].map(Duration::from_secs);
+            let clock = (clock::PROCESS_CPUTIME, 0);
+            clocks::set_timer(call, &Action::Posix(id), clock, times, true);
+            continue;
+        }
+        let mut spec = [0; 32];
+        spec[..8].copy_from_slice(&interval.to_le_bytes());
+        spec[16..24].copy_from_slice(&seconds.max(1).to_le_bytes());
+        call.out.bounce_write(call.vcpu, 0, &spec)?;
+        call.host(223, [host, TIMER_ABSTIME, 0, NULL, 0, 0])?;
     }
     Ok(())
+}
+
+/// What the host would say of a simulated timer that is due, and was due `missed` times before.
+#[must_use]
+pub fn due(id: i32, missed: u64) -> SigInfo {
+    let mut info = [0; 128];
+    info[..4].copy_from_slice(&WAKE.to_le_bytes());
+    info[8..12].copy_from_slice(&SI_TIMER.to_le_bytes());
+    let missed = i32::try_from(missed).unwrap_or(i32::MAX);
+    info[20..24].copy_from_slice(&missed.to_le_bytes());
+    info[24..28].copy_from_slice(&id.to_le_bytes());
+    SigInfo(info)
 }
 
 /// Whether a host signal is that of a timer; then the guest's is raised, if it has one.
