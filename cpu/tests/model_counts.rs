@@ -229,8 +229,8 @@ fn fetches_are_of_lines() {
             "walk 0x10000000 4 leaf 1",
             "Fetch 0x10000000+1 at 1",
             "Fetch 0x10000040+1 at 62",
-            "Fetch 0x100000c9+1 at 65",
-            "Fetch 0x1000004d+1 at 66",
+            "Fetch 0x100000c4+1 at 65",
+            "Fetch 0x1000004a+1 at 66",
         ]
     );
     assert_eq!(rig.caches().l1i.misses[FETCH], 3);
@@ -316,7 +316,11 @@ fn turns_end_where_the_clock_says() {
         assert_eq!(rig.v.state.clock(), n * 777);
         // A round: 1003 instructions and iterations.
         let at = n * 777 % 1003;
-        let left = if (2..=1002).contains(&at) { 1002 - at } else { 0 };
+        let left = if (2..=1002).contains(&at) {
+            1002 - at
+        } else {
+            0
+        };
         if at > 1 {
             assert_eq!(rig.v.state.gpr[1], left, "turn {n}");
         }
@@ -404,8 +408,12 @@ fn tlb_levels_and_their_victims() {
     let walks = |log: &Vec<String>| log.iter().filter(|l| l.starts_with("walk")).count();
     assert_eq!(walks(&log.lock().unwrap()), 7);
     let at = rig.v.at();
-    rig.v.touch_data(DATA + 0x8000, 1, Access::Read, at).unwrap();
-    rig.v.touch_data(DATA + 0x1000, 1, Access::Read, at).unwrap();
+    rig.v
+        .touch_data(DATA + 0x8000, 1, Access::Read, at)
+        .unwrap();
+    rig.v
+        .touch_data(DATA + 0x1000, 1, Access::Read, at)
+        .unwrap();
     let c = rig.core();
     assert_eq!((c.data_tlb.misses, c.data_tlb.second_hits), (8, 2));
 }

@@ -56,6 +56,12 @@ impl Counts {
         }
     }
 
+    /// Makes the count of that name `n`.
+    pub fn set(&mut self, name: &str, n: u64) {
+        self.0.remove(name);
+        self.add(name, n);
+    }
+
     /// The count of that name.
     #[must_use]
     pub fn get(&self, name: &str) -> u64 {

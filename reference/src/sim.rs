@@ -9,7 +9,7 @@ use crate::caches::{Caches, Level};
 use crate::counts::{Counts, Kind};
 use crate::operands::{self, Counted, Counting};
 use crate::tlb::{CoreTlbs, Page, Want};
-use crate::walk::{self, Ref, Walk};
+use crate::walk::{self, Ref, Tables, Walk};
 
 /// An access within a line.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -68,8 +68,13 @@ pub enum Event<'a> {
         /// And all guest tables that the walk cache knows.
         tables: bool,
     },
-    /// The next instruction fetches its line whatever was fetched last.
-    Restart,
+    /// The core is another processor's from here on: no translation is known, no line was fetched last, and its clocks are these.
+    Attached {
+        /// Instructions and iterations so far.
+        clock: u64,
+        /// Cycles so far.
+        cycles: u64,
+    },
     /// Lines of this range of system-physical memory were flushed from all caches from outside.
     Evicted {
         /// First byte.
@@ -95,6 +100,8 @@ struct Core {
     /// Lines that the running instruction has still to fetch.
     due: Vec<u64>,
     clock: u64,
+    /// The clocks of the processors that were this core before.
+    before: u64,
     cycles: u64,
     /// The running instruction.
     now: Option<Counted>,
@@ -136,6 +143,7 @@ impl Reference {
             fetch_line: u64::MAX,
             due: Vec::new(),
             clock: 0,
+            before: 0,
             cycles: 0,
             now: None,
             accessed: 0,
@@ -181,6 +189,20 @@ impl Reference {
         }
     }
 
+    /// Sees that a walk is the one that these tables give.
+    pub fn check_walk(&mut self, walk: &Walk<'_>, tables: &Tables<'_>) {
+        let told: Vec<_> = walk
+            .refs
+            .iter()
+            .map(|r| (r.guest, r.nested, r.spa))
+            .collect();
+        let own = tables.walk(walk.va);
+        if own.as_ref() != Some(&told) {
+            let va = walk.va;
+            self.complain(|| format!("walk for {va:#x}: {told:x?}, but the tables say {own:x?}"));
+        }
+    }
+
     /// The next event.
     pub fn event(&mut self, core: usize, event: Event<'_>) {
         match event {
@@ -215,13 +237,28 @@ impl Reference {
                     }
                 }
             }
-            Event::Restart => self.core(core).fetch_line = u64::MAX,
+            Event::Attached { clock, cycles } => self.attached(core, clock, cycles),
             Event::Evicted { spa, len } => {
                 for line in spa / 64..(spa + len).div_ceil(64) {
                     self.caches.flush(line);
                 }
             }
         }
+    }
+
+    fn attached(&mut self, core: usize, clock: u64, cycles: u64) {
+        self.gathered(core);
+        let tlbs = self.model.tlb.as_ref().map(CoreTlbs::new);
+        let c = self.core(core);
+        // What the caches hold counts as used before all that comes.
+        c.before += c.clock;
+        c.clock = clock;
+        c.cycles = cycles;
+        c.tlbs = tlbs;
+        c.fetch_line = u64::MAX;
+        c.due.clear();
+        c.now = None;
+        c.walk = None;
     }
 
     fn begin(&mut self, core: usize, rip: u64, bytes: &[u8]) {
@@ -286,7 +323,7 @@ impl Reference {
             (served, s.cache),
             ("dram", s.dram),
             ("aes", s.aes),
-            ("write_back", s.write_back),
+            ("write-back", s.write_back),
             ("upgrade", s.upgrade),
         ] {
             self.stall(core, cause, cycles);
@@ -327,7 +364,6 @@ impl Reference {
         if more {
             c.clock += 1;
             c.cycles += rep;
-            c.counts.add("repeats", 1);
             c.counts.add("instruction_cycles", rep);
         }
         self.operands(core, now.reads, now.writes);
@@ -369,7 +405,7 @@ impl Reference {
         domain: Domain,
     ) -> (Level, crate::caches::Stalls) {
         let c = self.core(core);
-        let (stamp, now) = (c.clock + 1, c.cycles);
+        let (stamp, now) = (c.before + c.clock + 1, c.cycles);
         self.caches.access(core, kind, line, domain, stamp, now)
     }
 

@@ -420,7 +420,6 @@ fn repeated_instructions_count_by_iteration() {
     assert_eq!(
         r.wrong(&[
             ("instructions", 1),
-            ("repeats", 3),
             ("reads", 4),
             ("writes", 4),
             ("instruction_cycles", 4)

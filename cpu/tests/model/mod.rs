@@ -4,8 +4,8 @@
 use std::sync::{Arc, Mutex};
 
 use iced_x86::code_asm::CodeAssembler;
-use sevlab_arch::paging::pte::{NX, P, PS, U, W};
 use sevlab_arch::paging::C_MASK;
+use sevlab_arch::paging::pte::{NX, P, PS, U, W};
 use sevlab_arch::rmp::{RmpStatus, RmpUpdate};
 use sevlab_arch::{Asid, Gpa, Spa};
 use sevlab_cpu::interp::run_block;
@@ -51,7 +51,7 @@ pub fn small() -> Model {
         },
         l1i: cache(512, 2),
         l1d: cache(512, 2),
-        l2: Some(cache(64 << 10, 8)),
+        l2: Some(cache(64 << 10, 16)),
         llc: cache(1 << 20, 16),
         llc_inclusion: Inclusion::Inclusive,
         prefetch: Prefetch::default(),
@@ -108,13 +108,22 @@ impl Rig {
     }
 
     pub fn with(mode: SevMode, nested: bool, model: &Model) -> Self {
+        Self::made(mode, nested, Some(model))
+    }
+
+    /// Without a model: caches as for running fast.
+    pub fn plain(mode: SevMode) -> Self {
+        Self::made(mode, mode.encrypted(), None)
+    }
+
+    fn made(mode: SevMode, nested: bool, model: Option<&Model>) -> Self {
         let cipher = CipherKind::Aes128Xex;
         let mem = MemCtl::new(Config {
             size: 64 << 20,
             cipher,
-            cache: CacheMode::Hierarchy,
+            cache: model.map_or(CacheMode::Page, |_| CacheMode::Hierarchy),
             resident: None,
-            hierarchy: Some(Arc::new(model.clone())),
+            hierarchy: model.map(|m| Arc::new(m.clone())),
             cores: 4,
             tweak_seed: 1,
             snp: mode == SevMode::Snp,
@@ -337,7 +346,11 @@ impl Rig {
 fn show(e: &TraceEvent<'_>) -> String {
     match e {
         TraceEvent::Walk {
-            va, refs, leaf, rmp, ..
+            va,
+            refs,
+            leaf,
+            rmp,
+            ..
         } => format!(
             "walk {:#x} {} leaf {leaf}{}",
             va.0,
