@@ -455,7 +455,12 @@ fn a_full_buffer_starts_anew() {
                 ..foreground()
             }),
         );
-        for _ in 0..20 {
+        let flushes = |m: &Machine| m.engine.as_ref().expect("made with one").stats().flushes;
+        // How soon the compile thread gets there depends on what else the host does.
+        let last = Instant::now() + Duration::from_secs(120);
+        let mut runs = 0;
+        while runs < 20 || flushes(&m) == 0 && Instant::now() < last {
+            runs += 1;
             m.reset(&start);
             let out = m.run().expect("no budget");
             assert!(out == expected, "{:x?} {:?}", out.gpr, out.stop);
@@ -463,8 +468,7 @@ fn a_full_buffer_starts_anew() {
                 std::thread::sleep(Duration::from_millis(5));
             }
         }
-        let stats = m.engine.as_ref().expect("made with one").stats();
-        assert!(stats.flushes > 0, "{stats:?}");
+        assert!(flushes(&m) > 0, "{runs} runs");
     }
 }
 

@@ -89,9 +89,12 @@ impl Hypervisor {
         };
         let key = next.max(now).saturating_add(1).min(until.max(now));
         vcpu.wait_turn(key, true);
-        // What the others did, they had done by then.
-        advance(vcpu, time.now().min(until));
-        if self.rung(vcpu, seen) {
+        let rung = self.rung(vcpu, seen);
+        // It is that late, or somebody wanted it earlier; and what the others did, they had done by then.
+        let at = if rung { time.rung(self.cpu) } else { key };
+        let at = if at == NEVER { now } else { at };
+        advance(vcpu, at.max(time.now()).min(until));
+        if rung {
             halted::RUNG
         } else if vcpu.cycles() >= until {
             halted::UP

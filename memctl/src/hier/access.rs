@@ -6,6 +6,7 @@
 use super::counters::CountKind;
 use super::data::{Env, LINE_SHIFT, PAGE_LINES_SHIFT};
 use super::filter::{FetchFilter, LineFilter};
+use super::l1::L1;
 use super::{Hier, Level, Line, LineKind, Served, Stalls};
 use crate::ctl::Domain;
 use crate::error::Error;
@@ -18,6 +19,7 @@ pub(super) struct Cause {
 }
 
 impl Hier {
+    #[inline]
     /// [`MemCtl::line`](crate::MemCtl::line) for a core that is attached (by its index in `cores`) and an address that exists.
     pub(super) fn access(&mut self, env: &Env<'_>, core: usize, a: &Line) -> Result<Served, Error> {
         let line = a.spa.0 >> LINE_SHIFT;
@@ -39,8 +41,9 @@ impl Hier {
             self.flush_page(env, line >> PAGE_LINES_SHIFT, Some(&mut cause));
         }
         let level = match a.kind {
-            LineKind::Load => self.data(env, &mut cause, line, a, false),
-            LineKind::Store => self.data(env, &mut cause, line, a, true),
+            LineKind::Load | LineKind::Store => {
+                self.data(env, &mut cause, line, a, a.kind == LineKind::Store)
+            }
             LineKind::Fetch => self.fetch(env, &mut cause, line, a),
             LineKind::Walk | LineKind::WalkWrite | LineKind::Rmp => {
                 let write = a.kind == LineKind::WalkWrite;
@@ -58,6 +61,7 @@ impl Hier {
         })
     }
 
+    #[inline]
     fn data(
         &mut self,
         env: &Env<'_>,
@@ -67,30 +71,46 @@ impl Hier {
         write: bool,
     ) -> Level {
         let core = cause.core;
-        if let Some(slot) = self.cores[core].l1d.cache.find(line) {
-            if write && !self.cores[core].l1d.cache.dirty(slot) {
-                self.claim_line(cause, line);
-                self.cores[core].l1d.cache.set_dirty(slot, true);
-            }
-            self.cores[core].l1d.hit(slot, line, a.stamp);
-            self.enter_data(env, core, slot, line, a);
-            return Level::L1;
+        let Some(slot) = self.cores[core].l1d.cache.find(line) else {
+            return self.data_miss(env, cause, line, a, write);
+        };
+        if write && !self.cores[core].l1d.cache.dirty(slot) {
+            self.claim_line(cause, line);
+            self.cores[core].l1d.cache.set_dirty(slot, true);
         }
+        let l1d = &mut self.cores[core].l1d;
+        l1d.hit(slot, line, a.stamp);
+        enter_data(env, l1d, slot, line, a);
+        Level::L1
+    }
+
+    #[inline(never)]
+    fn data_miss(
+        &mut self,
+        env: &Env<'_>,
+        cause: &mut Cause,
+        line: u64,
+        a: &Line,
+        write: bool,
+    ) -> Level {
+        let core = cause.core;
         let kind = if write {
             CountKind::Write
         } else {
             CountKind::Read
         };
-        self.cores[core].counters.l1d.misses[kind as usize] += 1;
-        let level = self.below(env, cause, line, a, write);
         let c = &mut self.cores[core];
-        let (slot, victim) = c.l1d.make_room(line);
+        c.counters.l1d.misses[kind as usize] += 1;
+        c.l1d.prefetch(LineFilter::index(a.va));
+        let level = self.below(env, cause, line, a, write);
+        let (slot, victim) = self.cores[core].l1d.make_room(line);
         if let Some(v) = victim {
             self.l1_victim(env, cause, v);
         }
         self.pages.note_core(line, core);
-        self.cores[core].l1d.insert(slot, line, write, a.stamp);
-        self.enter_data(env, core, slot, line, a);
+        let l1d = &mut self.cores[core].l1d;
+        l1d.insert(slot, line, write, a.stamp);
+        enter_data(env, l1d, slot, line, a);
         self.in_flight = [NOTHING; 3];
         if self.prefetches {
             self.after_miss(env, cause, line, a.domain);
@@ -143,6 +163,7 @@ impl Hier {
                 self.in_flight[0] = line;
                 return Level::L2;
             }
+            self.llc.prefetch(line);
             c.counters.l2.misses[kind] += 1;
         }
         // The host's own misses overlap with the look-ups.
@@ -218,21 +239,6 @@ impl Hier {
     // ---- the filter's entries ----
 
     #[inline]
-    fn enter_data(&mut self, env: &Env<'_>, core: usize, slot: usize, line: u64, a: &Line) {
-        let l1d = &mut self.cores[core].l1d;
-        let write = a.grant.write && l1d.cache.dirty(slot);
-        if !a.grant.read || l1d.filter().is_none() {
-            l1d.leave_filter(slot, a.stamp);
-            return;
-        }
-        let i = LineFilter::index(a.va);
-        l1d.claim(slot, i);
-        if let Some(f) = l1d.filter() {
-            f.set(i, a.va.0 & !63, env.host(line, a.domain), write, a.stamp);
-        }
-    }
-
-    #[inline]
     fn enter_fetch(&mut self, env: &Env<'_>, core: usize, slot: usize, line: u64, a: &Line) {
         let l1i = &mut self.cores[core].l1i;
         if l1i.filter().is_none() {
@@ -244,6 +250,21 @@ impl Hier {
         if let Some(f) = l1i.filter() {
             f.set(i, a.va.0 & !63, env.host(line, a.domain), a.stamp);
         }
+    }
+}
+
+/// Makes the line in `slot` the filter's, with the rights that the access was granted.
+#[inline]
+fn enter_data(env: &Env<'_>, l1d: &mut L1<LineFilter>, slot: usize, line: u64, a: &Line) {
+    let write = a.grant.write && l1d.cache.dirty(slot);
+    if !a.grant.read || l1d.filter().is_none() {
+        l1d.leave_filter(slot, a.stamp);
+        return;
+    }
+    let i = LineFilter::index(a.va);
+    l1d.claim(slot, i);
+    if let Some(f) = l1d.filter() {
+        f.set(i, a.va.0 & !63, env.host(line, a.domain), write, a.stamp);
     }
 }
 

@@ -137,12 +137,15 @@ impl Cache {
     #[inline]
     pub(super) fn find(&self, line: u64) -> Option<usize> {
         let (base, want) = (self.base(line), self.word(line));
+        self.scan(base, want, !DIRTY)
+    }
+
+    /// The lowest slot of the set at `base` whose word equals `want` in the bits of `mask`.
+    #[inline]
+    fn scan(&self, base: usize, want: u32, mask: u32) -> Option<usize> {
         let set = &self.tags[base..base + self.stride];
         for (n, chunk) in set.as_chunks::<CHUNK>().0.iter().enumerate() {
-            let mut hit = 0u32;
-            for (i, &t) in chunk.iter().enumerate() {
-                hit |= u32::from(t & !DIRTY == want) << i;
-            }
+            let hit = super::host::matches(chunk, want, mask);
             if hit != 0 {
                 return Some(base + n * CHUNK + hit.trailing_zeros() as usize);
             }
@@ -181,18 +184,18 @@ impl Cache {
     }
 
     /// A free slot for the line, and who had to leave it: the lowest way without a line, or the policy's victim; with
-    /// [`Policy::Lru`] of stamps the one with the least `stamp`.
+    /// [`Policy::Lru`] of stamps the way that `oldest` finds in the set whose first slot it is given.
     #[inline]
     pub(super) fn make_room(
         &mut self,
         line: u64,
-        stamp: impl Fn(usize) -> i64,
+        oldest: impl FnMut(usize, usize) -> usize,
     ) -> (usize, Option<Victim>) {
         let base = self.base(line);
-        if let Some(free) = self.free(base) {
+        if let Some(free) = self.scan(base, 0, VALID) {
             return (free, None);
         }
-        let way = self.victim(self.set(line), base, stamp);
+        let way = self.victim(self.set(line), base, oldest);
         let slot = base + way;
         let out = self.tags[slot];
         self.tags[slot] = 0;
@@ -204,34 +207,15 @@ impl Cache {
     }
 
     #[inline]
-    fn free(&self, base: usize) -> Option<usize> {
-        let set = &self.tags[base..base + self.stride];
-        for (n, chunk) in set.as_chunks::<CHUNK>().0.iter().enumerate() {
-            let mut hit = 0u32;
-            for (i, &t) in chunk.iter().enumerate() {
-                hit |= u32::from(t & VALID == 0) << i;
-            }
-            if hit != 0 {
-                return Some(base + n * CHUNK + hit.trailing_zeros() as usize);
-            }
-        }
-        None
-    }
-
-    #[inline]
-    fn victim(&mut self, set: usize, base: usize, stamp: impl Fn(usize) -> i64) -> usize {
+    fn victim(
+        &mut self,
+        set: usize,
+        base: usize,
+        mut oldest: impl FnMut(usize, usize) -> usize,
+    ) -> usize {
         let ways = self.ways;
         match &mut self.order {
-            Order::Stamps => {
-                let (mut way, mut least) = (0, i64::MAX);
-                for w in 0..ways {
-                    let s = stamp(base + w);
-                    if s < least {
-                        (way, least) = (w, s);
-                    }
-                }
-                way
-            }
+            Order::Stamps => oldest(base, ways),
             Order::Ranks { ranks, stride, .. } => {
                 let ranks = &ranks[set * *stride..][..ways];
                 let last = (ways - 1) as u8;
@@ -365,7 +349,7 @@ fn path(ways: usize, way: usize) -> (u64, u64) {
     let (mut mask, mut value) = (0, 0);
     let mut n = ways + way;
     while n > 1 {
-        let left = n % 2 == 0;
+        let left = n.is_multiple_of(2);
         n /= 2;
         mask |= 1 << n;
         value |= u64::from(left) << n;

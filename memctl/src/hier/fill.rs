@@ -9,7 +9,7 @@ use crate::ctl::Domain;
 impl Hier {
     /// The line is known not to be in the LLC.
     pub(super) fn fill_llc(&mut self, env: &Env<'_>, cause: &mut Cause, line: u64, dirty: bool) {
-        let (slot, victim) = self.llc.make_room(line, |_| 0);
+        let (slot, victim) = self.llc.make_room(line, |_, _| 0);
         if let Some(v) = victim {
             self.llc_victim(env, cause, v);
         }
@@ -35,7 +35,7 @@ impl Hier {
         let core = cause.core;
         let c = &mut self.cores[core];
         let Some(l2) = &mut c.l2 else { return };
-        let (slot, victim) = l2.make_room(line, |_| 0);
+        let (slot, victim) = l2.make_room(line, |_, _| 0);
         if let Some(v) = victim {
             if v.dirty {
                 c.counters.l2.write_backs += 1;

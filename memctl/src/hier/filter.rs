@@ -159,6 +159,11 @@ impl LineFilter {
     }
 
     #[inline]
+    pub(super) fn at(&self, i: usize) -> *const TlbEntry {
+        &raw const self.entries[i]
+    }
+
+    #[inline]
     pub(super) fn stamp(&self, i: usize) -> u64 {
         self.entries[i].exec.load(Relaxed)
     }
@@ -286,6 +291,11 @@ impl FetchFilter {
         self.hosts[i].store(host.addr().get() as u64, Relaxed);
         self.entries[i].stamp.store(stamp, Relaxed);
         self.entries[i].tag.store(va, Relaxed);
+    }
+
+    #[inline]
+    pub(super) fn at(&self, i: usize) -> *const FetchEntry {
+        &raw const self.entries[i]
     }
 
     #[inline]

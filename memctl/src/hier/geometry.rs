@@ -1,6 +1,7 @@
 //! Which configurations can be built.
 
 use super::cache::{MOST_BITS, MOST_RANKS, TAGS};
+use super::l1::MOST_SLOTS;
 use crate::error::Error;
 use crate::model::{self, DramModel, LINE, Model, Policy};
 
@@ -20,6 +21,11 @@ pub(super) fn check(m: &Model, lines: u64) -> Result<(), Error> {
         cache(l2, names("l2.size", "l2.ways", "l2.policy"), lines)?;
     }
     cache(&m.llc, names("llc.size", "llc.ways", "llc.policy"), lines)?;
+    for (field, l1) in [("l1i.size", &m.l1i), ("l1d.size", &m.l1d)] {
+        if l1.sets() * u64::from(l1.ways).next_multiple_of(8) >= MOST_SLOTS {
+            return bad(field, "too large for a first level");
+        }
+    }
     if m.core.clock_mhz == 0 {
         return bad("core.clock_mhz", "0 MHz");
     }

@@ -1,5 +1,31 @@
-#![allow(unsafe_code)] // a hint to the host CPU
-//! Hints to the host's own caches.
+#![allow(unsafe_code)] // SSE2 loads, and a hint to the host CPU
+//! What the host does best in its own words: comparing the tags of a set, and hints to its caches.
+
+/// A bit for each word that equals `want` in the bits of `mask`.
+#[inline]
+pub(super) fn matches(words: &[u32; 8], want: u32, mask: u32) -> u32 {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{
+            __m128i, _mm_and_si128, _mm_cmpeq_epi32, _mm_loadu_si128, _mm_movemask_epi8,
+            _mm_packs_epi16, _mm_packs_epi32, _mm_set1_epi32, _mm_setzero_si128,
+        };
+        // SAFETY: SSE2 is part of the target; both loads are inside the array, and need no alignment.
+        unsafe {
+            let p = words.as_ptr().cast::<__m128i>();
+            let (want, mask) = (_mm_set1_epi32(want as i32), _mm_set1_epi32(mask as i32));
+            let low = _mm_cmpeq_epi32(_mm_and_si128(_mm_loadu_si128(p), mask), want);
+            let high = _mm_cmpeq_epi32(_mm_and_si128(_mm_loadu_si128(p.add(1)), mask), want);
+            let both = _mm_packs_epi16(_mm_packs_epi32(low, high), _mm_setzero_si128());
+            _mm_movemask_epi8(both) as u32
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        let hit = words.iter().enumerate();
+        hit.fold(0, |bits, (i, w)| bits | u32::from(w & mask == want) << i)
+    }
+}
 
 /// Asks for the line at `p`; any address will do.
 #[inline]

@@ -2,7 +2,8 @@
 //!
 //! Invariants:
 //! 1. `entry` and `owner` are inverse: slot s has filter entry i exactly if entry i is slot s's.
-//! 2. The last use of a line is its filter entry's stamp if it has an entry, else `stamps`. (LRU; other orders use neither.)
+//! 2. The last use of a line is its filter entry's stamp if it has an entry, else `stamps`; and `stamps` is never newer. (LRU;
+//!    other orders use neither.)
 //! 3. A slot has an entry with a tag only while a hit on it would change nothing but the stamp.
 
 use std::sync::Arc;
@@ -16,6 +17,7 @@ pub(super) trait Filter {
     const ENTRIES: usize;
     fn stamp(&self, i: usize) -> u64;
     fn clear(&self, i: usize);
+    fn prefetch(&self, i: usize);
 }
 
 impl Filter for LineFilter {
@@ -27,6 +29,10 @@ impl Filter for LineFilter {
     #[inline]
     fn clear(&self, i: usize) {
         LineFilter::clear(self, i);
+    }
+    #[inline]
+    fn prefetch(&self, i: usize) {
+        super::host::prefetch(LineFilter::at(self, i));
     }
 }
 
@@ -40,10 +46,16 @@ impl Filter for FetchFilter {
     fn clear(&self, i: usize) {
         FetchFilter::clear(self, i);
     }
+    #[inline]
+    fn prefetch(&self, i: usize) {
+        super::host::prefetch(FetchFilter::at(self, i));
+    }
 }
 
 const NO_ENTRY: u16 = u16::MAX;
-const NO_SLOT: u32 = u32::MAX;
+const NO_SLOT: u16 = u16::MAX;
+/// Slots that a first-level cache may have.
+pub(super) const MOST_SLOTS: u64 = NO_SLOT as u64;
 
 /// The cache.
 pub(super) struct L1<F> {
@@ -51,7 +63,7 @@ pub(super) struct L1<F> {
     /// Last uses, as the owner's clock has them; compared as signed numbers, see [`L1::attach`].
     stamps: Box<[u64]>,
     entry: Box<[u16]>,
-    owner: Box<[u32]>,
+    owner: Box<[u16]>,
     filter: Option<Arc<F>>,
 }
 
@@ -95,6 +107,15 @@ impl<F: Filter> L1<F> {
         (i != NO_ENTRY).then_some(usize::from(i))
     }
 
+    /// Asks the host for what entry `i` will need.
+    #[inline]
+    pub(super) fn prefetch(&self, i: usize) {
+        super::host::prefetch(&raw const self.owner[i]);
+        if let Some(f) = &self.filter {
+            f.prefetch(i);
+        }
+    }
+
     /// Takes the slot's filter entry away.
     #[inline]
     pub(super) fn forget(&mut self, slot: usize) {
@@ -117,14 +138,14 @@ impl<F: Filter> L1<F> {
     /// Makes filter entry `i` the slot's. The caller writes it.
     #[inline]
     pub(super) fn claim(&mut self, slot: usize, i: usize) {
-        if self.owner[i] == slot as u32 {
+        if self.owner[i] == slot as u16 {
             return;
         }
         if self.owner[i] != NO_SLOT {
-            self.forget(self.owner[i] as usize);
+            self.forget(usize::from(self.owner[i]));
         }
         self.forget(slot);
-        self.owner[i] = slot as u32;
+        self.owner[i] = slot as u16;
         self.entry[slot] = i as u16;
     }
 
@@ -162,18 +183,30 @@ impl<F: Filter> L1<F> {
     /// A slot for the line; the victim has no filter entry any more.
     #[inline]
     pub(super) fn make_room(&mut self, line: u64) -> (usize, Option<Victim>) {
-        let (stamps, entry, filter) = (&self.stamps, &self.entry, &self.filter);
-        let (slot, victim) = match filter {
-            Some(f) => self.cache.make_room(line, |s| {
-                let i = entry[s];
-                if i == NO_ENTRY {
-                    stamps[s] as i64
-                } else {
-                    f.stamp(usize::from(i)) as i64
+        let (stamps, entry, filter) = (&mut self.stamps, &self.entry, &self.filter);
+        // What is in `stamps` is never newer than the line's last use. So the least there is the oldest line's, once it is known
+        // to be up to date.
+        let oldest = |base: usize, ways: usize| loop {
+            let set = &mut stamps[base..base + ways];
+            let (mut way, mut least) = (0, i64::MAX);
+            for (w, &s) in set.iter().enumerate() {
+                let s = s as i64;
+                if s < least {
+                    (way, least) = (w, s);
                 }
-            }),
-            None => self.cache.make_room(line, |s| stamps[s] as i64),
+            }
+            match (filter, entry[base + way]) {
+                (Some(f), i) if i != NO_ENTRY => {
+                    let used = f.stamp(usize::from(i));
+                    if used as i64 <= least {
+                        return way;
+                    }
+                    set[way] = used;
+                }
+                _ => return way,
+            }
         };
+        let (slot, victim) = self.cache.make_room(line, oldest);
         self.forget(slot);
         (slot, victim)
     }

@@ -140,7 +140,7 @@ impl Cache {
                 x ^= x >> 27;
                 self.random = x;
                 let r = x.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32;
-                (r * self.ways as u64 >> 32) as usize
+                ((r * self.ways as u64) >> 32) as usize
             }
         };
         (way, self.sets[set][way].take())

@@ -286,7 +286,7 @@ impl Naive {
         self.llc.put(way, line, dirty, None);
     }
 
-    fn to_llc(&mut self, line: u64) {
+    fn give_llc(&mut self, line: u64) {
         match self.llc.get(line) {
             Some(e) => e.dirty = true,
             None => self.fill_llc(line, true),
@@ -301,7 +301,7 @@ impl Naive {
         let (way, out) = l2.room(line);
         if let Some(out) = out.filter(|o| o.dirty) {
             self.cores[core].counters.l2.write_backs += 1;
-            self.to_llc(out.line);
+            self.give_llc(out.line);
         }
         let l2 = self.cores[core].l2.as_mut().expect("there");
         l2.put(way, line, dirty, None);
@@ -314,7 +314,7 @@ impl Naive {
         let c = &mut self.cores[self.core];
         c.counters.l1d.write_backs += 1;
         match &mut c.l2 {
-            None => self.to_llc(out.line),
+            None => self.give_llc(out.line),
             Some(l2) => match l2.get(out.line) {
                 Some(e) => e.dirty = true,
                 None => self.fill_l2(out.line, true),
