@@ -330,6 +330,7 @@ impl Lower<'_, '_> {
     fn store_halves(&mut self, va: Value, h: Halves) {
         match h.high {
             None => self.store_type(types::I8X16, va, h.low),
+            high @ Some(_) if self.lines.is_some() => self.line_store(va, h.low, high),
             Some(high) => {
                 let host = self.host_address(va, 32, true);
                 let flags = MemFlagsData::new().with_notrap();

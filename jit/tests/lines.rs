@@ -1,0 +1,369 @@
+//! Translated code against the interpreter where caches are simulated: random programs on machines with tiny caches and
+//! TLBs must leave the same registers and memory, and have counted the same, at the end of each turn.
+//!
+//! Nothing of the caches' state is looked at itself. But they are never emptied: each program runs several times, one after
+//! another on the same machines, and in caches of a few lines a stamp or a tag that is wrong shows in what misses next.
+//!
+//! `SEVLAB_LINES_CASES` is the number of programs, `SEVLAB_DIFF_SEED` where to begin (random and printed by default).
+
+#[path = "diff/compare.rs"]
+mod compare;
+#[path = "diff/forms.rs"]
+mod forms;
+#[path = "diff/machine.rs"]
+mod machine;
+#[path = "diff/program.rs"]
+mod program;
+
+use compare::{Sticky, engines, same};
+use forms::Forms;
+use machine::{DATA, DATA_PAGES, Kind, Machine, Outcome, PAGE, Rng, Start};
+use program::{Generator, Program, listing};
+use sevlab_arch::Va;
+use sevlab_cpu::Stop;
+use sevlab_cpu::model::CoreCounters;
+use sevlab_jit::JitOptions;
+use sevlab_memctl::HierCounters;
+use sevlab_memctl::model::{
+    Cache, Core, CoreModel, Costs, Dram, DramModel, ExitCosts, Inclusion, Latency, Model, Policy,
+    Prefetch, Tlb, Tlbs,
+};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+fn variable(name: &str) -> Option<u64> {
+    let v = std::env::var(name).ok()?;
+    let v = v.trim();
+    Some(match v.strip_prefix("0x") {
+        Some(h) => u64::from_str_radix(h, 16).expect("a hexadecimal number"),
+        None => v.parse().expect("a number"),
+    })
+}
+
+fn first_seed() -> u64 {
+    variable("SEVLAB_DIFF_SEED").unwrap_or_else(|| {
+        let now = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .expect("a clock after 1970");
+        now.as_nanos() as u64 & 0xffff_ffff_0000
+    })
+}
+
+const POLICIES: [Policy; 5] = [
+    Policy::Lru,
+    Policy::TreePlru,
+    Policy::Nru,
+    Policy::Fifo,
+    Policy::Random,
+];
+
+fn cache(r: &mut Rng, sets: &[u64], ways: &[u32]) -> Cache {
+    let ways = r.pick(ways);
+    Cache {
+        size: 64 * r.pick(sets) * u64::from(ways),
+        ways,
+        policy: r.pick(&POLICIES),
+    }
+}
+
+fn tlb(r: &mut Rng, policies: &[Policy]) -> Tlb {
+    let ways = r.pick(&[1, 2, 4]);
+    Tlb {
+        entries: ways * r.pick(&[1, 2]),
+        ways,
+        policy: r.pick(policies),
+    }
+}
+
+/// A machine in which much misses.
+fn model(variation: u64) -> Model {
+    const FIRST: [Policy; 2] = [Policy::Fifo, Policy::Random];
+    let r = &mut Rng::new(variation ^ 0x1135);
+    let small = r.one_in(2);
+    let sets: &[u64] = if small { &[1, 2, 4] } else { &[8, 16, 32] };
+    Model {
+        name: "tiny".into(),
+        core: Core {
+            model: CoreModel::Simple,
+            clock_mhz: 1000,
+            window: 64,
+            mshrs: 4,
+        },
+        l1i: cache(r, sets, &[1, 2, 4]),
+        l1d: cache(r, sets, &[2, 4, 8]),
+        l2: (!r.one_in(4)).then(|| cache(r, &[4, 8, 16], &[2, 4, 8])),
+        llc: cache(r, &[16, 32, 64], &[4, 8]),
+        llc_inclusion: r.pick(&[Inclusion::Inclusive, Inclusion::NonInclusive]),
+        prefetch: Prefetch {
+            next_line: r.one_in(3),
+            stride: r.one_in(3),
+            degree: 2,
+        },
+        tlb: (!r.one_in(5)).then(|| Tlbs {
+            l1i: tlb(r, &FIRST),
+            l1d: tlb(r, &FIRST),
+            l2i: r.one_in(2).then(|| tlb(r, &POLICIES)),
+            l2: tlb(r, &POLICIES),
+            walk_entries: 2,
+            nested_entries: 2,
+        }),
+        dram: Dram {
+            model: r.pick(&[DramModel::Flat, DramModel::Banks]),
+            channels: 2,
+            banks: 2,
+            row_bytes: 1024,
+            line_ns: 3.0,
+        },
+        latency: Latency {
+            l1d_cycles: 1,
+            l1i_cycles: 2,
+            l2_cycles: 11,
+            llc_cycles: 41,
+            remote_cycles: 67,
+            upgrade_cycles: 31,
+            dram_ns: 101.0,
+            dram_row_ns: 17.0,
+            dram_write_ns: 13.0,
+            aes_ns: 19.0,
+            aes_write_ns: 23.0,
+            aes_line_ns: 7.0,
+            tlb2_cycles: 5,
+            walk_cycles: 3,
+            rmp_cycles: 2,
+        },
+        cost: Costs::default(),
+        exit: ExitCosts::default(),
+    }
+}
+
+/// All that a turn's end shows. (Not the flags: those that nothing can read before they are written are not kept.)
+#[derive(Clone, PartialEq, Debug)]
+struct TurnEnd {
+    gpr: [u64; 16],
+    rip: u64,
+    retired: u64,
+    repeats: u64,
+    fetched: u64,
+    fetch_line: u64,
+    cycles: u64,
+    core: CoreCounters,
+    hier: HierCounters,
+}
+
+fn turn_end(m: &mut Machine) -> TurnEnd {
+    m.vcpu.drain();
+    let s = &m.vcpu.state;
+    TurnEnd {
+        gpr: s.gpr,
+        rip: s.rip,
+        retired: s.retired,
+        repeats: s.repeats,
+        fetched: s.fetched,
+        fetch_line: s.fetch_line,
+        cycles: m.vcpu.cycles(),
+        core: m
+            .vcpu
+            .model
+            .as_ref()
+            .expect("made with one")
+            .counters
+            .clone(),
+        hier: m.vcpu.mem.hier_counters(0),
+    }
+}
+
+/// Most instructions of a run: some programs don't end.
+const MOST: u64 = 20_000;
+
+/// Runs a program turn by turn. Between turns something may happen that makes the next accesses miss.
+fn run(m: &mut Machine, start: &Start, seed: u64) -> (Vec<TurnEnd>, Option<Outcome>) {
+    let mut r = Rng::new(seed ^ 0x7075);
+    let longest = r.pick(&[30, 200, 3000]);
+    m.reset(start);
+    let mut ends = Vec::new();
+    let mut left = MOST;
+    while left > 0 {
+        let length = (1 + r.below(longest)).min(left);
+        left -= length;
+        let stop = m.run_turn(length);
+        ends.push(turn_end(m));
+        if stop != Stop::Budget {
+            return (ends, Some(m.outcome(stop)));
+        }
+        match r.below(8) {
+            0 => m.forget_mappings(),
+            1 => m.vcpu.invlpg(Va(DATA + PAGE * r.below(DATA_PAGES))),
+            _ => {}
+        }
+    }
+    (ends, None)
+}
+
+/// Runs of a program: until it is translated, and a few times more.
+const RUNS: u64 = 5;
+
+struct Rig {
+    reference: Machine,
+    others: Vec<(&'static str, Sticky, Machine)>,
+    /// Instructions of all last runs, and how many of them the interpreter ran.
+    last_runs: (u64, u64),
+}
+
+impl Rig {
+    fn new(kind: Kind, variation: u64) -> Self {
+        let model = Arc::new(model(variation));
+        let machine =
+            |o: Option<JitOptions>| Machine::with_model(kind, o, Some(Arc::clone(&model)));
+        Self {
+            reference: machine(None),
+            others: engines(variation)
+                .into_iter()
+                .map(|(name, o)| (name, Sticky::of(&o), machine(Some(o))))
+                .collect(),
+            last_runs: (0, 0),
+        }
+    }
+
+    /// What differs, if something does.
+    fn check(&mut self, start: &Start, seed: u64) -> Option<String> {
+        for n in 0..RUNS {
+            let turns = seed.wrapping_mul(RUNS) + n;
+            let (ends, out) = run(&mut self.reference, start, turns);
+            for (name, sticky, m) in &mut self.others {
+                let interpreted = |m: &Machine| {
+                    m.engine
+                        .as_ref()
+                        .expect("made with one")
+                        .stats()
+                        .interpreted
+                };
+                let before = (m.vcpu.state.retired, interpreted(m));
+                let (got, end) = run(m, start, turns);
+                if n == RUNS - 1 {
+                    self.last_runs.0 += m.vcpu.state.retired - before.0;
+                    self.last_runs.1 += interpreted(m) - before.1;
+                }
+                if let Some(k) = (0..ends.len().max(got.len())).find(|&k| ends.get(k) != got.get(k))
+                {
+                    return Some(format!(
+                        "engine `{name}`, run {n}: turn {k} of {} differs\n{}",
+                        ends.len(),
+                        difference(ends.get(k), got.get(k))
+                    ));
+                }
+                let agree = match (&out, &end) {
+                    (Some(a), Some(b)) => same(a, b, *sticky),
+                    (None, None) => true,
+                    _ => false,
+                };
+                if !agree {
+                    return Some(format!("engine `{name}`, run {n}: the outcomes differ"));
+                }
+            }
+        }
+        None
+    }
+
+    fn refused(&self) -> u64 {
+        let stats = |m: &Machine| m.engine.as_ref().expect("made with one").stats();
+        self.others.iter().map(|o| stats(&o.2).refused).sum()
+    }
+}
+
+/// The lines of two turn ends that are not the same.
+fn difference(a: Option<&TurnEnd>, b: Option<&TurnEnd>) -> String {
+    let text = |t: Option<&TurnEnd>| t.map_or(String::new(), |t| format!("{t:#x?}"));
+    let (a, b) = (text(a), text(b));
+    let (a, b): (Vec<&str>, Vec<&str>) = (a.lines().collect(), b.lines().collect());
+    let line = |l: &[&str], n: usize| l.get(n).copied().unwrap_or("").to_owned();
+    let mut section = String::new();
+    let mut out = String::new();
+    for n in 0..a.len().max(b.len()) {
+        if line(&a, n).ends_with('{') {
+            section = line(&a, n);
+        }
+        if line(&a, n) != line(&b, n) {
+            out += &format!(
+                "  {}: {} | {}\n",
+                section.trim(),
+                line(&a, n).trim(),
+                line(&b, n).trim()
+            );
+        }
+    }
+    out
+}
+
+fn shrink(program: &Program, seed: u64, kind: Kind, variation: u64) -> (Program, String) {
+    let differs =
+        |p: &Program| Rig::new(kind, variation).check(&Start::new(seed, &p.assemble()), seed);
+    let Some(mut what) = differs(program) else {
+        return (program.clone(), "only after what ran before it".into());
+    };
+    let mut best = program.clone();
+    let started = Instant::now();
+    loop {
+        let before = best.items.len();
+        for n in (0..before).rev() {
+            let p = best.without(n);
+            if let Some(w) = differs(&p) {
+                (best, what) = (p, w);
+            }
+            if started.elapsed() > Duration::from_secs(30) {
+                return (best, what);
+            }
+        }
+        if best.items.len() == before {
+            return (best, what);
+        }
+    }
+}
+
+/// Programs that run on the same machines, one after the other.
+const PROGRAMS: u64 = 12;
+
+fn random(kind: Kind, cases: u64, seed: u64) {
+    let forms = Forms::new();
+    let mut rig = Rig::new(kind, seed);
+    let mut variation = seed;
+    let (mut failed, mut refused, mut ran, mut interpreted) = (0, 0, 0, 0);
+    for case in 0..cases {
+        let seed = seed + case;
+        if case % PROGRAMS == 0 {
+            refused += rig.refused();
+            ran += rig.last_runs.0;
+            interpreted += rig.last_runs.1;
+            variation = seed;
+            rig = Rig::new(kind, variation);
+        }
+        let program = Generator::new(&forms, seed).program();
+        let start = Start::new(seed, &program.assemble());
+        if let Some(first) = rig.check(&start, seed) {
+            failed += 1;
+            let (small, what) = shrink(&program, seed, kind, variation);
+            eprintln!(
+                "seed {seed:#x}, machines {variation:#x}, {kind:?}: {first}\ncut down: {what}{}",
+                listing(&small.assemble())
+            );
+            rig = Rig::new(kind, variation);
+            if failed == 3 {
+                break;
+            }
+        }
+    }
+    refused += rig.refused();
+    let translated = 100 - 100 * interpreted / ran.max(1);
+    eprintln!(
+        "{kind:?}: {cases} programs from seed {seed:#x}, {failed} differ, {translated}% of the last runs translated"
+    );
+    assert_eq!(failed, 0, "programs differ");
+    assert_eq!(refused, 0, "regions were refused");
+    assert!(cases < 100 || translated > 50, "most must run translated");
+}
+
+#[test]
+fn random_programs_count_the_same() {
+    let cases = variable("SEVLAB_LINES_CASES").unwrap_or(600);
+    random(Kind::Plain, cases / 2, first_seed());
+    random(Kind::Private, cases / 2, first_seed() ^ 0x1_0000_0000_0000);
+}
