@@ -17,6 +17,7 @@ use sevlab_machine::{
 use sevlab_machine::presets;
 
 use crate::args::{Cache, RunArgs, Switch};
+use crate::check::Check;
 use crate::failure::Failure;
 use crate::jit_opt::{self, JitOpt};
 use crate::output::Output;
@@ -29,8 +30,14 @@ pub fn run(args: &RunArgs) -> Result<ExitCode, Failure> {
         print!("{}", jit_opt::help());
         return Ok(ExitCode::SUCCESS);
     }
-    let config = config(args)?;
+    let mut config = config(args)?;
+    let check = match (&config.model, args.check) {
+        (Some(model), true) => Some(Check::new(model)),
+        _ => None,
+    };
+    config.watch = check.as_ref().map(Check::watch);
     let results = Results {
+        check,
         stats: args.stats,
         report: args
             .report
@@ -79,6 +86,7 @@ fn trace(to: Option<&Path>, only: Option<&str>) -> Result<(), Failure> {
 
 /// What a run leaves behind besides what the guest did.
 struct Results {
+    check: Option<Check>,
     stats: bool,
     report: Option<Output>,
     dump: Option<Output>,
@@ -93,6 +101,10 @@ impl Results {
         stderr: &mut impl Write,
     ) -> Result<GuestEnd, Failure> {
         let outcome = machine.run().map_err(|e| Failure::of_machine(e, program))?;
+        let differences = match (&self.check, &outcome.stats.simulation) {
+            (Some(check), Some(simulation)) => check.differences(simulation),
+            _ => String::new(),
+        };
         if self.stats {
             // As above.
             let _ = stderr.write_all(stats(machine.config(), &outcome).as_bytes());
@@ -104,7 +116,11 @@ impl Results {
         if let Some(output) = &self.dump {
             output.write(|file| dump(&machine, file, output.is_regular()))?;
         }
-        Ok(outcome.exit)
+        if differences.is_empty() {
+            Ok(outcome.exit)
+        } else {
+            Err(Failure::Differs(differences))
+        }
     }
 }
 
@@ -159,6 +175,10 @@ fn config(args: &RunArgs) -> Result<MachineConfig, Failure> {
     let hierarchy = args.cache == Cache::Hierarchy;
     if !hierarchy && (args.model.is_some() || !args.set.is_empty()) {
         let why = "--model and --set have no effect without --cache hierarchy";
+        return Err(Failure::Usage(why.to_owned()));
+    }
+    if args.check && (!hierarchy || args.jit == Switch::On) {
+        let why = "--check compares an interpreted run: it needs --cache hierarchy and --jit off";
         return Err(Failure::Usage(why.to_owned()));
     }
     let loaded = match hierarchy {
