@@ -286,8 +286,11 @@ pub fn step(v: &mut Vcpu) -> Result<(), Stop> {
     }
     let rip = v.state.rip;
     let (i, tally) = match v.interp.find(rip) {
-        // SAFETY: as in `run_block`; the instruction is copied out.
-        Some(b) => unsafe { ((&(*b).insns)[0], (&(*b).tallies).first().copied()) },
+        Some(b) => {
+            // SAFETY: as in `run_block`; the instruction is copied out.
+            let b = unsafe { &*b };
+            (b.insns[0], b.tallies.first().copied())
+        }
         None => (fetch(v, rip)?, None),
     };
     let trace = v.state.rflags & TF != 0;

@@ -396,6 +396,12 @@ impl Vcpu {
     /// Who is told of every access of the model from now on.
     pub fn set_trace(&mut self, trace: Option<Trace>) {
         self.trace = trace;
+        let (clock, cycles) = (self.state.clock(), self.cycles());
+        self.tell(|core| TraceEvent::Attached {
+            core,
+            clock,
+            cycles,
+        });
     }
 
     /// The vCPU's time in cycles; 0 without a model.
@@ -411,6 +417,14 @@ impl Vcpu {
     pub fn charge(&mut self, cycles: u64, cause: Cause) {
         if let Some(m) = &mut self.model {
             m.counters.exits[cause as usize] += cycles;
+            if let Some(trace) = &mut self.trace {
+                let core = m.core;
+                trace(&TraceEvent::Charge {
+                    core,
+                    cause,
+                    cycles,
+                });
+            }
         }
     }
 
@@ -419,6 +433,14 @@ impl Vcpu {
         if let Some(m) = &mut self.model {
             m.counters.events[cause as usize] += events;
             m.counters.exits[cause as usize] += cycles;
+            if let Some(trace) = &mut self.trace {
+                let core = m.core;
+                trace(&TraceEvent::Charge {
+                    core,
+                    cause,
+                    cycles,
+                });
+            }
         }
     }
 
@@ -443,6 +465,25 @@ impl Vcpu {
     #[inline]
     pub(crate) fn clock(&self) -> u64 {
         self.state.clock().wrapping_add(self.lag.retired)
+    }
+
+    /// Tells the trace, if there is one.
+    pub(crate) fn tell(&mut self, event: impl FnOnce(usize) -> TraceEvent<'static>) {
+        if let (Some(trace), Some(m)) = (&mut self.trace, &self.model) {
+            trace(&event(m.core));
+        }
+    }
+
+    /// Tells the trace, if there is one, that an instruction begins.
+    #[inline]
+    pub(crate) fn tell_begin(&mut self, i: &crate::insn::Insn) {
+        if let (Some(trace), Some(m)) = (&mut self.trace, &self.model) {
+            trace(&TraceEvent::Begin {
+                core: m.core,
+                rip: Va(i.rip),
+                bytes: &i.bytes[..usize::from(i.len).min(i.bytes.len())],
+            });
+        }
     }
 
     // ---- what the MMU and the cluster tell the model ----

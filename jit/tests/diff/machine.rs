@@ -539,8 +539,8 @@ pub fn set_mxcsr(v: u32) {
     unsafe { std::arch::asm!("ldmxcsr [{}]", in(reg) &raw const v, options(nostack)) };
 }
 
-/// How long a translated program may run; only a wrong translation reaches it.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a translated program may run; only a wrong translation reaches it, however busy the host is.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Raises a vCPU's exit request when it has run for too long.
 struct Watchdog {
