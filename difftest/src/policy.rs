@@ -209,7 +209,7 @@ fn prefixes(bytes: &[u8]) -> &[u8] {
     };
     let any = |b: &u8| legacy(b) || matches!(b, 0x40..=0x4f);
     let n = bytes.iter().take_while(|b| any(b)).count();
-    let last = bytes[..n].iter().rposition(|b| legacy(b));
+    let last = bytes[..n].iter().rposition(legacy);
     &bytes[..last.map_or(0, |at| at + 1)]
 }
 

@@ -77,7 +77,10 @@ pub struct MachineConfig {
 /// Who is told of every access of a machine with a model, by all vCPUs; of accesses of child processes only in their clone of
 /// the host process.
 #[derive(Clone)]
-pub struct Watch(pub Arc<dyn Fn(&TraceEvent<'_>, &MemCtl) + Send + Sync>);
+pub struct Watch(pub Arc<Watcher>);
+
+/// What is told.
+pub type Watcher = dyn Fn(&TraceEvent<'_>, &MemCtl) + Send + Sync;
 
 impl Watch {
     /// For one vCPU.

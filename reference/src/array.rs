@@ -71,7 +71,7 @@ impl Sequence {
         *x ^= *x >> 27;
         let r = x.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32;
         let way = match self {
-            Self::Cache(_) => r * ways as u64 >> 32,
+            Self::Cache(_) => (r * ways as u64) >> 32,
             Self::Tlb(_) => r % ways as u64,
         };
         way as usize
