@@ -192,6 +192,11 @@ pub struct RunArgs {
     #[arg(long, help_heading = "Results")]
     pub stats: bool,
 
+    /// With --cache hierarchy: interpret all of the guest and simulate every access once more, by the slow reference. If any
+    /// count differs, say which and exit with 125. A hundred times slower
+    #[arg(long, help_heading = "Results")]
+    pub check: bool,
+
     /// Write configuration, launch, measurement and counts to this file as JSON
     #[arg(long, value_name = "FILE", help_heading = "Results")]
     pub report: Option<PathBuf>,

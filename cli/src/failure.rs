@@ -42,6 +42,9 @@ pub enum Failure {
         /// The host's answer.
         source: io::Error,
     },
+    /// The slow reference counted otherwise.
+    #[error("not what the reference counted:\n{}", .0.trim_end())]
+    Differs(String),
     /// The machine could not be built or could not go on.
     #[error("{0}")]
     Machine(#[source] Error),
@@ -54,7 +57,7 @@ impl Failure {
             Self::NotFound { .. } => 127,
             Self::NotRunnable { .. } => 126,
             Self::Usage(_) | Self::Config(_) => 2,
-            Self::Output { .. } | Self::Machine(_) => 125,
+            Self::Output { .. } | Self::Machine(_) | Self::Differs(_) => 125,
         }
     }
 

@@ -1,6 +1,7 @@
 //! The `sevlab` command: reads the command line, builds a machine from it, and passes on how the guest ended.
 
 mod args;
+mod check;
 mod config;
 mod doctor;
 mod failure;

@@ -15,9 +15,9 @@ use sevlab_machine::{
 };
 
 use sevlab_machine::presets;
-use sevlab_memctl::model::Model;
 
 use crate::args::{Cache, RunArgs, Switch};
+use crate::check::Check;
 use crate::failure::Failure;
 use crate::jit_opt::{self, JitOpt};
 use crate::output::Output;
@@ -30,8 +30,14 @@ pub fn run(args: &RunArgs) -> Result<ExitCode, Failure> {
         print!("{}", jit_opt::help());
         return Ok(ExitCode::SUCCESS);
     }
-    let config = config(args)?;
+    let mut config = config(args)?;
+    let check = match (&config.model, args.check) {
+        (Some(model), true) => Some(Check::new(model)),
+        _ => None,
+    };
+    config.watch = check.as_ref().map(Check::watch);
     let results = Results {
+        check,
         stats: args.stats,
         report: args
             .report
@@ -80,6 +86,7 @@ fn trace(to: Option<&Path>, only: Option<&str>) -> Result<(), Failure> {
 
 /// What a run leaves behind besides what the guest did.
 struct Results {
+    check: Option<Check>,
     stats: bool,
     report: Option<Output>,
     dump: Option<Output>,
@@ -94,6 +101,10 @@ impl Results {
         stderr: &mut impl Write,
     ) -> Result<GuestEnd, Failure> {
         let outcome = machine.run().map_err(|e| Failure::of_machine(e, program))?;
+        let differences = match (&self.check, &outcome.stats.simulation) {
+            (Some(check), Some(simulation)) => check.differences(simulation),
+            _ => String::new(),
+        };
         if self.stats {
             // As above.
             let _ = stderr.write_all(stats(machine.config(), &outcome).as_bytes());
@@ -105,7 +116,11 @@ impl Results {
         if let Some(output) = &self.dump {
             output.write(|file| dump(&machine, file, output.is_regular()))?;
         }
-        Ok(outcome.exit)
+        if differences.is_empty() {
+            Ok(outcome.exit)
+        } else {
+            Err(Failure::Differs(differences))
+        }
     }
 }
 
@@ -162,15 +177,23 @@ fn config(args: &RunArgs) -> Result<MachineConfig, Failure> {
         let why = "--model and --set have no effect without --cache hierarchy";
         return Err(Failure::Usage(why.to_owned()));
     }
-    let model = match hierarchy {
-        true => Some(Arc::new(model(args)?)),
+    if args.check && (!hierarchy || args.jit == Switch::On) {
+        let why = "--check compares an interpreted run: it needs --cache hierarchy and --jit off";
+        return Err(Failure::Usage(why.to_owned()));
+    }
+    let loaded = match hierarchy {
+        true => Some(model(args)?),
         false => None,
     };
     // So that a count does not depend on the host's processor.
-    let cpu = args.cpu.unwrap_or_else(|| match &model {
+    let cpu = args.cpu.unwrap_or_else(|| match &loaded {
         None => CpuPreset::Host,
-        Some(model) => model.name.parse().unwrap_or(CpuPreset::EpycMilan),
+        Some(loaded) => loaded
+            .base()
+            .and_then(|base| base.parse().ok())
+            .unwrap_or(CpuPreset::EpycMilan),
     });
+    let model = loaded.map(|loaded| Arc::new(loaded.model));
     if args.jit == Switch::Off && !args.jit_opt.is_empty() {
         return Err(Failure::Usage(
             "--jit-opt has no effect with --jit off".to_owned(),
@@ -208,9 +231,9 @@ fn config(args: &RunArgs) -> Result<MachineConfig, Failure> {
 }
 
 /// The model that the options ask for.
-fn model(args: &RunArgs) -> Result<Model, Failure> {
+fn model(args: &RunArgs) -> Result<presets::Loaded, Failure> {
     let name = args.model.as_deref().unwrap_or(presets::DEFAULT);
-    Ok(presets::load(name, &args.set)?)
+    Ok(presets::read(name, &args.set)?)
 }
 
 /// The guest's environment: ours.

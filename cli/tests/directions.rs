@@ -11,9 +11,19 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("cpu", &["arch", "memctl"]),
     ("jit", &["arch", "memctl", "cpu"]),
     ("machine", &["arch", "memctl", "psp", "ghcb", "cpu", "jit"]),
+    ("reference", &["memctl"]),
     (
         "cli",
-        &["arch", "memctl", "psp", "ghcb", "cpu", "jit", "machine"],
+        &[
+            "arch",
+            "memctl",
+            "psp",
+            "ghcb",
+            "cpu",
+            "jit",
+            "machine",
+            "reference",
+        ],
     ),
     (
         "benches",

@@ -1,11 +1,12 @@
 //! The interpreter as a machine: blocks, faults, self-modifying code, strings, system instructions.
 
+mod host;
 mod oracle;
 
 use iced_x86::code_asm::*;
 use oracle::{CODE, DATA, Host, Regs, Rng, guest, load, store, unmap};
 use sevlab_arch::Va;
-use sevlab_cpu::flags::ARITH;
+use sevlab_cpu::flags::{AF, ARITH};
 use sevlab_cpu::interp::{hits, run_block, step};
 use sevlab_cpu::stop::{Exception, Intercept, InterceptKind, Stop};
 use sevlab_cpu::vcpu::Vcpu;
@@ -50,7 +51,8 @@ fn branches_go_where_the_host_goes() {
         let (x, y) = (r.value(), r.value());
         a.mov(rax, x).unwrap();
         a.mov(rdx, y).unwrap();
-        match r.below(6) {
+        let first = r.below(6);
+        match first {
             0 => a.cmp(rax, rdx),
             1 => a.test(eax, edx),
             2 => a.add(ax, dx),
@@ -140,9 +142,15 @@ fn branches_go_where_the_host_goes() {
         host.run(&code, &mut regs);
         let got = store(&v.state);
         assert_eq!(got.gpr, regs.gpr, "case {n} {before:x?}");
+        // AMD's processors have other values for AF after TEST and SAR, where it is undefined.
+        let defined = if host::amd() && matches!(first, 1 | 5) {
+            ARITH & !AF
+        } else {
+            ARITH
+        };
         assert_eq!(
-            got.flags & ARITH,
-            regs.flags & ARITH,
+            got.flags & defined,
+            regs.flags & defined,
             "case {n} {before:x?}"
         );
     }

@@ -146,7 +146,10 @@ fn barriers_wait_for_everything() {
     };
     let t = cycles(&wide(), fenced);
     // The fence's own cycles are not told apart from the load's before it: it waits from somewhere between.
-    assert!((MISS + MISS + MISS..=MISS + MISS + 21 + MISS).contains(&t), "{t}");
+    assert!(
+        (MISS + MISS + MISS..=MISS + MISS + 21 + MISS).contains(&t),
+        "{t}"
+    );
 }
 
 #[test]
@@ -228,6 +231,11 @@ fn how_code_is_cut_does_not_matter() {
         rig.run();
         let plain = end(&mut rig);
         assert_eq!(by_block.2, plain.2, "the same events");
-        assert!(by_block.0 < plain.0, "less time: {} {}", by_block.0, plain.0);
+        assert!(
+            by_block.0 < plain.0,
+            "less time: {} {}",
+            by_block.0,
+            plain.0
+        );
     }
 }

@@ -50,6 +50,22 @@ pub fn decode(bytes: &[u8], at: u64) -> Option<Instruction> {
     (!i.is_invalid()).then_some(i)
 }
 
+/// Whether bytes begin with LOCK before LAR, LSL, VERR or their group, or a MOV of a control register, which Intel's processors
+/// refuse.
+#[must_use]
+pub fn locked_check(bytes: &[u8]) -> bool {
+    let prefix = |b: &&u8| {
+        matches!(
+            b,
+            0x26 | 0x2e | 0x36 | 0x3e | 0x40..=0x4f | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3
+        )
+    };
+    let n = bytes.iter().take_while(prefix).count();
+    bytes[..n].contains(&0xf0)
+        && bytes.get(n) == Some(&0x0f)
+        && matches!(bytes.get(n + 1), Some(0 | 2 | 3 | 0x20 | 0x22))
+}
+
 fn head(slot: Slot) -> Vec<u8> {
     let mut b = Vec::with_capacity(6);
     match slot {

@@ -9,8 +9,10 @@ mod aim;
 mod setup;
 
 use crate::case::{Case, FILLS, MAX_CODE};
+use crate::check::saves_mask;
 use crate::coverage::Picker;
-use crate::forms::{Forms, decode};
+use crate::forms::{Forms, decode, locked_check};
+use crate::host::amd;
 use crate::layout::{CODE, CODE_END, DATA, PAGE, STACK};
 use crate::masks;
 use crate::policy::{self, Policy};
@@ -56,6 +58,11 @@ struct Draft {
     fixups: Vec<Fixup>,
     /// An x87 instruction has run, so what the pointers are is up to the processor.
     pointers: bool,
+    /// The last x87 instruction's pointers may be others than zero with no exception pending: AMD's processors save zeros
+    /// then, the guest saves them.
+    lost: bool,
+    /// MXCSR's mask is in memory, and AMD's has a bit more.
+    masked: bool,
     /// An operand is aimed at code.
     reads_code: bool,
     /// There is a branch.
@@ -116,9 +123,13 @@ impl<'a> Generator<'a> {
             stack: Some(0),
             fixups: Vec::new(),
             pointers: false,
+            lost: false,
+            masked: false,
             reads_code: false,
             branched: false,
         };
+        let x = &d.case.regs.x87;
+        d.lost = amd() && x.status & 0x80 == 0 && (x.opcode, x.instruction, x.data) != (0, 0, 0);
         for _ in 0..n {
             if d.case.code().len() + 20 > MAX_CODE {
                 break;
@@ -226,11 +237,13 @@ impl<'a> Generator<'a> {
             {
                 continue;
             }
-            if policy::forbidden(&i)
+            if policy::forbidden(&i, &bytes)
                 || masks::reads(&i) & d.undefined != 0
                 // Behind a branch there is no telling whether it ran.
                 || d.branched && matches!(p, Policy::Varies { .. })
                 || d.pointers && setup::stores_pointers(&i)
+                || d.masked && setup::uses_memory(&i)
+                || d.lost && saves_mask(&i)
                 // The native code ends before it.
                 || d.reads_code && matches!(policy::policy(i.code()), Policy::Guest(..))
             {
@@ -272,6 +285,8 @@ impl<'a> Generator<'a> {
         }
         d.undefined = masks::after(i, d.undefined) | d.sticky;
         d.pointers |= setup::is_x87(i);
+        d.masked |= amd() && saves_mask(i);
+        d.lost |= amd() && setup::restores_pointers(i);
         let skipped = !d.fixups.is_empty();
         let mut moved = None;
         for u in self.info.info(i).used_registers() {
@@ -346,7 +361,9 @@ fn invalid_length(bytes: &[u8]) -> Option<usize> {
     let bare = decode(&bytes[prefixes..], 0)?;
     let p = policy::policy(bare.code());
     let n = prefixes + bare.len();
-    (p == Policy::Compare && !policy::forbidden(&bare) && n <= 15).then_some(n)
+    let locked = amd() && locked_check(bytes);
+    (p == Policy::Compare && !locked && !policy::forbidden(&bare, &bytes[prefixes..]) && n <= 15)
+        .then_some(n)
 }
 
 /// The number of a general register.

@@ -4,9 +4,12 @@
 //! narrow as can be, and goes when its reason does.
 
 use crate::check::{Analysis, Difference, Sticky};
+use crate::host::amd;
 use crate::layout::CODE_END;
 use crate::outcome::{End, Outcome};
 use iced_x86::{Instruction, Mnemonic as M, OpKind, Register};
+
+mod amd;
 
 /// Why a difference is expected.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -37,10 +40,30 @@ pub enum Known {
     Components,
     /// Natively the bytes of an instruction that only the guest runs are not there, and the case reads its own code.
     OwnCode,
+    /// AMD's processors look for a canonical address before the base of FS or GS is added, too. The elements of a masked
+    /// operand with a 32-bit address wrap at 4 GiB.
+    AmdOffset,
+    /// AMD's processors have another exception first: that of an operand that nothing is stored to, of one whose end is not
+    /// canonical, or of alignment.
+    AmdOrder,
+    /// AMD's processors ignore LOCK before VERR and VERW, and before MOV to CR0 it names CR8.
+    AmdLock,
+    /// A call to an address that is not canonical has not stored its return address on AMD's processors.
+    AmdCall,
+    /// SHA's operands need no alignment on AMD's processors.
+    AmdAlignment,
+    /// MOVSXD to 16 bits reads four bytes on AMD's processors.
+    AmdWord,
+    /// AMD's processors leave the mask elements of a gather that faults as they were, and what is beyond the vector.
+    AmdGather,
+    /// AMD's processors have the flags of the last comparison when a repeated one faults.
+    AmdString,
+    /// AMD's processors have a misaligned mode for SSE: bit 17 of MXCSR.
+    AmdMisaligned,
 }
 
 /// All reasons with their words.
-pub const REASONS: [(Known, &str); 13] = [
+pub const REASONS: [(Known, &str); 22] = [
     (
         Known::ConvertStore,
         "host: VCVTPS2PH raises flags and #XM before its store faults",
@@ -93,6 +116,39 @@ pub const REASONS: [(Known, &str); 13] = [
         Known::OwnCode,
         "host: code that is read lacks the instruction that only the guest runs",
     ),
+    (
+        Known::AmdOffset,
+        "host, AMD: an address must be canonical without the segment's base, too",
+    ),
+    (
+        Known::AmdOrder,
+        "host, AMD: of two exceptions the other comes first",
+    ),
+    (
+        Known::AmdLock,
+        "host, AMD: LOCK is ignored where there can't be one",
+    ),
+    (
+        Known::AmdCall,
+        "host, AMD: a call that faults has not stored its return address",
+    ),
+    (
+        Known::AmdAlignment,
+        "host, AMD: operands of SHA need no alignment",
+    ),
+    (
+        Known::AmdWord,
+        "host, AMD: MOVSXD to 16 bits reads four bytes",
+    ),
+    (
+        Known::AmdGather,
+        "host, AMD: a gather that faults leaves mask elements as they were",
+    ),
+    (
+        Known::AmdString,
+        "host, AMD: a repeated comparison that faults has set flags",
+    ),
+    (Known::AmdMisaligned, "host, AMD: MXCSR has bit 17"),
 ];
 
 impl Known {
@@ -151,7 +207,8 @@ pub fn reason(
     {
         return Some(Known::StickyStored);
     }
-    narrow(a, e, got, differences).or_else(|| {
+    let own = || amd().then(|| amd::reason(a, e, got, differences)).flatten();
+    narrow(a, e, got, differences).or_else(own).or_else(|| {
         // A real descriptor's rights, then carried on in flags and registers.
         let looks = |i: &Instruction| matches!(i.mnemonic(), M::Lar | M::Lsl | M::Verr | M::Verw);
         a.instructions.iter().any(looks).then_some(Known::Selector)

@@ -14,6 +14,7 @@ pub mod drive;
 pub mod forms;
 pub mod generate;
 pub mod guest;
+pub mod host;
 pub mod known;
 pub mod layout;
 pub mod masks;

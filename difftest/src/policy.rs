@@ -1,7 +1,8 @@
 //! What can be asked of each row of the instruction table: compared as it is, compared in its structure, or not run.
 
+use crate::host::{amd, host};
 use crate::outcome::End;
-use iced_x86::{Code, CpuidFeature as F, Instruction, Mnemonic as M, OpKind};
+use iced_x86::{Code, CpuidFeature as F, FlowControl, Instruction, Mnemonic as M, OpKind};
 use sevlab_cpu::Op;
 use sevlab_cpu::table::{Route, Row, row};
 
@@ -81,7 +82,7 @@ pub fn policy(code: Code) -> Policy {
         return Never("the host lacks it");
     }
     let emulated = "the host's kernel emulates it (UMIP)";
-    let foreign = "AMD's, and #UD on an Intel host";
+    let foreign = "AMD's: the host lacks it, or its hypervisor decides";
     let tables = "needs descriptor tables, which a process guest has none of";
     if matches!(r.op, Op::JmpFar | Op::CallFar | Op::RetFar) {
         return Guest(
@@ -89,11 +90,28 @@ pub fn policy(code: Code) -> Policy {
             "natively, the host's descriptor tables decide",
         );
     }
-    if matches!(
-        r.op,
-        Op::Extrq | Op::Insertq | Op::Movnts | Op::Clzero | Op::Monitorx | Op::Mwaitx | Op::Rdpru
-    ) {
-        return Guest(Expect::Alone, foreign);
+    let native = match r.op {
+        Op::Extrq | Op::Insertq | Op::Movnts => Some(host().sse4a),
+        Op::Clzero => Some(host().clzero),
+        Op::Monitorx | Op::Mwaitx => Some(host().monitorx),
+        // Natively it reads what it is told to, and the guest's hypervisor intercepts it for some registers only.
+        Op::Rdpru => Some(false),
+        _ => None,
+    };
+    match native {
+        Some(true) => return Compare,
+        Some(false) => return Guest(Expect::Alone, foreign),
+        None => {}
+    }
+    if amd()
+        && matches!(
+            code,
+            Code::Reservednop_rm16_r16_0F0D
+                | Code::Reservednop_rm32_r32_0F0D
+                | Code::Reservednop_rm64_r64_0F0D
+        )
+    {
+        return Guest(Expect::Alone, "a prefetch of a register: #UD on AMD's");
     }
     match code.mnemonic() {
         M::Rdrand | M::Rdseed => Varies {
@@ -158,11 +176,56 @@ fn sevlab_host_has(r: &Row) -> bool {
     })
 }
 
-/// Whether this instruction, of a row that is run natively, must not be all the same.
+/// Whether this instruction, of a row that is run natively, must not be all the same. `bytes` begin with it.
 #[must_use]
-pub fn forbidden(i: &Instruction) -> bool {
+pub fn forbidden(i: &Instruction, bytes: &[u8]) -> bool {
     // The kernel's 32-bit interface.
-    i.mnemonic() == M::Int && i.op_kind(0) == OpKind::Immediate8 && i.immediate8() == 0x80
+    if i.mnemonic() == M::Int && i.op_kind(0) == OpKind::Immediate8 && i.immediate8() == 0x80 {
+        return true;
+    }
+    if !amd() {
+        return false;
+    }
+    // What AMD's processors make of prefixes that Intel's, and the guest, ignore.
+    let prefixes = prefixes(bytes);
+    let has = |b: u8| prefixes.contains(&b);
+    match i.mnemonic() {
+        // The condition becomes the prefix's.
+        M::Loope | M::Loopne => has(0xf2) || has(0xf3) || has(0x66),
+        // XCHG with R8, by REX.B.
+        M::Pause => bytes[i.len() - 2] & 0xf1 == 0x41,
+        // The target is cut to 16 bits, and a displacement has 16.
+        _ => has(0x66) && near_branch(i),
+    }
+}
+
+/// The legacy prefixes of an instruction, and REX prefixes that others follow.
+fn prefixes(bytes: &[u8]) -> &[u8] {
+    let legacy = |b: &u8| {
+        matches!(
+            b,
+            0x26 | 0x2e | 0x36 | 0x3e | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3
+        )
+    };
+    let any = |b: &u8| legacy(b) || matches!(b, 0x40..=0x4f);
+    let n = bytes.iter().take_while(|b| any(b)).count();
+    let last = bytes[..n].iter().rposition(legacy);
+    &bytes[..last.map_or(0, |at| at + 1)]
+}
+
+fn near_branch(i: &Instruction) -> bool {
+    use FlowControl::{
+        Call, ConditionalBranch, IndirectBranch, IndirectCall, Return, UnconditionalBranch,
+    };
+    let far = matches!(
+        row(i.code()).op,
+        Op::JmpFar | Op::CallFar | Op::RetFar | Op::Iret
+    );
+    let branches = matches!(
+        i.flow_control(),
+        Call | ConditionalBranch | IndirectBranch | IndirectCall | Return | UnconditionalBranch
+    );
+    branches && !far
 }
 
 /// Whether the row can only be the last instruction of a case.

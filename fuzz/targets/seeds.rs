@@ -17,6 +17,7 @@ use std::path::Path;
 use sevlab_fuzz::{session, spell};
 use sevlab_ghcb::{Ghcb, psc};
 use sevlab_machine::kernel::syscall::table::ROWS;
+use sevlab_machine::presets::PRESETS;
 use zerocopy::{FromZeros, IntoBytes};
 
 libfuzzer_sys::fuzz_target!(
@@ -40,12 +41,26 @@ fn write() {
         "ghcb" => ghcb(),
         "psp" => psp(),
         "syscall" => syscall(),
+        "toml" => toml(),
         other => panic!("no target {other}"),
     };
     for (n, seed) in seeds.iter().enumerate() {
         let path = Path::new(&directory).join(format!("seed-{n:04}"));
         std::fs::write(&path, seed).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     }
+}
+
+/// The presets, whole and as bases of small files, and settings of each kind.
+fn toml() -> Vec<Vec<u8>> {
+    let mut seeds = Vec::new();
+    for preset in PRESETS {
+        seeds.push(format!("\n\n{}", preset.text).into_bytes());
+        let small =
+            "[l1d]\nsize = \"48KiB\"\nways = 12\n[latency]\naes_ns = 12.5\n[tlb.l2]\nways = 4\n";
+        let sets = "llc.size=1MiB\nllc.policy=tree-plru\nl2=none\ntlb=none\nprefetch={next_line=true, degree=3}";
+        seeds.push(format!("{sets}\n\nbase = \"{}\"\n{small}", preset.name).into_bytes());
+    }
+    seeds
 }
 
 /// A program header.

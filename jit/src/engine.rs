@@ -196,7 +196,10 @@ impl Engine {
             if vcpu.state.exit_request.load(Ordering::Acquire) != 0 {
                 return Stop::Requested;
             }
-            if self.options.budget {
+            if vcpu.state.clock() >= vcpu.state.stop_at {
+                return Stop::Budget;
+            }
+            if self.options.budget && !self.options.lines {
                 vcpu.state.budget -= 1;
                 if vcpu.state.budget < 0 {
                     return Stop::Budget;
@@ -280,6 +283,7 @@ impl Engine {
     fn run_translated(&mut self, vcpu: &mut Vcpu, address: usize) -> Result<(), Stop> {
         self.stats.entries += 1;
         vcpu.state.engine[word(layout::STEPS)] = self.steps.as_ptr() as u64;
+        let outer = std::mem::replace(&mut vcpu.modelled, self.options.lines);
         let state: *mut CpuState = &mut vcpu.state;
         // SAFETY: `enter` was compiled with exactly this signature; `address` is a live region's code (invariant 2),
         // and the state belongs to a boxed vCPU that nothing else touches while it runs.
@@ -288,6 +292,7 @@ impl Engine {
                 std::mem::transmute(self.shared.enter);
             enter(state, address)
         };
+        vcpu.modelled = outer;
         match code {
             slot if slot >= 0 => {
                 let slot = slot as u32;
@@ -298,8 +303,17 @@ impl Engine {
             }
             exit::INDIRECT => Ok(()),
             exit::INTERPRET => self.interpret(vcpu, interp::step),
+            exit::TURN => self.finish_turn(vcpu),
             _ => runtime::take_pending().map_or(Ok(()), Err),
         }
+    }
+
+    /// Runs what is left of the turn in the interpreter: regions look only now and then whether it ends.
+    fn finish_turn(&mut self, vcpu: &mut Vcpu) -> Result<(), Stop> {
+        while vcpu.state.clock() < vcpu.state.stop_at {
+            self.interpret(vcpu, interp::run_block)?;
+        }
+        Ok(())
     }
 
     /// Has the region at a hot block translated.
@@ -402,8 +416,12 @@ impl Engine {
                 .resize_with(code.step_base as usize, StepSite::default);
         }
         self.steps.truncate(code.step_base as usize);
-        self.steps
-            .extend(code.steps.iter().copied().map(StepSite::new));
+        let costs = self.options.costs.as_deref();
+        self.steps.extend(
+            code.steps
+                .iter()
+                .map(|i| StepSite::new(*i, costs.map_or(0, |c| c.tally(i)))),
+        );
         if pending.void || pending.ticket != done.ticket {
             self.forget_copies(&pending.blocks);
             return;

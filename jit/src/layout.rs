@@ -37,6 +37,21 @@ pub const H_THUNK: i32 = engine_word(12);
 /// The table of instructions that the two helpers above run, by number.
 pub const STEPS: i32 = engine_word(13);
 
+/// Line-mode helpers. These take the position, too: the clock and the tally before the instruction. Loads.
+pub const H_LINE_LOAD: i32 = engine_word(14);
+/// Read-modify-writes.
+pub const H_LINE_RMW: i32 = engine_word(15);
+/// Stores of up to 8 bytes.
+pub const H_LINE_STORE: i32 = engine_word(16);
+/// Stores of 16 or 32 bytes out of the scratch space.
+pub const H_LINE_STORE_WIDE: i32 = engine_word(17);
+/// Fetches.
+pub const H_LINE_FETCH: i32 = engine_word(18);
+/// Thunks.
+pub const H_LINE_THUNK: i32 = engine_word(19);
+/// As [`H_STEP`], where the state has the position; it is told how many instructions come before the next poll.
+pub const H_LINE_STEP: i32 = engine_word(20);
+
 /// Index of an engine word from its offset.
 pub const fn word(offset: i32) -> usize {
     (offset as usize - offset_of!(CpuState, engine)) / 8
@@ -53,6 +68,8 @@ pub mod exit {
     pub const INTERPRET: i64 = -2;
     /// `exit_request` was set, or a helper left: RIP is where to go on.
     pub const LEAVE: i64 = -3;
+    /// The turn may end before the next poll: the interpreter is to finish it.
+    pub const TURN: i64 = -4;
 }
 
 /// Offset of a general register.

@@ -1,5 +1,8 @@
 //! One switch for each optimisation, so that a wrong result or a slow run can be pinned on one of them.
 
+use sevlab_cpu::model::costs::CostTable;
+use std::sync::Arc;
+
 /// How hard Cranelift tries.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum OptLevel {
@@ -42,6 +45,10 @@ pub struct JitOptions {
     /// Regions count their loops against the vCPU's budget ([`sevlab_cpu::CpuState::budget`]): vCPUs that run in turns.
     /// The machine sets it.
     pub budget: bool,
+    /// Caches are simulated: every access touches its line (cache mode `hierarchy`). The machine sets it.
+    pub lines: bool,
+    /// What instructions cost, where caches are simulated. The machine sets it.
+    pub costs: Option<Arc<CostTable>>,
     /// Where to write each region's guest instructions, CLIF and host code, for reading.
     pub dump_dir: Option<std::path::PathBuf>,
     /// Bytes of the code buffer.
@@ -65,6 +72,8 @@ impl Default for JitOptions {
             max_insns: 128,
             uncached: false,
             budget: false,
+            lines: false,
+            costs: None,
             dump_dir: None,
             code_bytes: 256 << 20,
         }

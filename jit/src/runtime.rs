@@ -5,6 +5,8 @@
 //! the pinned state pointer as the fourth argument.
 #![allow(unsafe_code)] // the other half of an ABI that the compiler can't check
 
+mod lines;
+
 use crate::layout::{self, word};
 use sevlab_arch::Va;
 use sevlab_cpu::flags::LazyFlags;
@@ -78,7 +80,7 @@ pub(crate) fn take_pending() -> Option<Stop> {
 
 /// Writes the helpers' addresses into the state.
 pub(crate) fn install(state: &mut CpuState) {
-    let table: [(i32, unsafe extern "C" fn()); 9] = [
+    let table: [(i32, unsafe extern "C" fn()); 16] = [
         (layout::H_LOAD, sevlab_stub_load),
         (layout::H_RMW, sevlab_stub_rmw),
         (layout::H_STORE, sevlab_stub_store),
@@ -88,6 +90,16 @@ pub(crate) fn install(state: &mut CpuState) {
         (layout::H_FLAGS, sevlab_stub_flags),
         (layout::H_DIV, sevlab_stub_div),
         (layout::H_PDEP, sevlab_stub_pdep),
+        (layout::H_LINE_LOAD, lines::sevlab_stub_line_load),
+        (layout::H_LINE_RMW, lines::sevlab_stub_line_rmw),
+        (layout::H_LINE_STORE, lines::sevlab_stub_line_store),
+        (
+            layout::H_LINE_STORE_WIDE,
+            lines::sevlab_stub_line_store_wide,
+        ),
+        (layout::H_LINE_FETCH, lines::sevlab_stub_line_fetch),
+        (layout::H_LINE_THUNK, lines::sevlab_stub_line_thunk),
+        (layout::H_LINE_STEP, lines::sevlab_stub_line_step),
     ];
     for (offset, stub) in table {
         state.engine[word(offset)] = stub as usize as u64;
@@ -120,7 +132,8 @@ extern "sysv64" fn load(va: u64, n: u64, _: u64, state: *mut CpuState) {
             Err(_) => return answer(v, 0),
         }
     }
-    copy_to_scratch(v, va, n);
+    let at = copy_to_scratch(v, va, n);
+    answer(v, at);
 }
 
 /// Host address of `n` bytes that may be read and written, or 0. With `copy`, bytes that have no host address are
@@ -141,31 +154,31 @@ extern "sysv64" fn rmw(va: u64, n: u64, copy: u64, state: *mut CpuState) {
     if copy == 0 || v.probe_write(va, n).is_err() {
         return answer(v, 0);
     }
-    copy_to_scratch(v, va, n);
+    let at = copy_to_scratch(v, va, n);
+    answer(v, at);
 }
 
-fn copy_to_scratch(v: &mut Vcpu, va: u64, n: u64) {
+/// Where a copy of `n` bytes at `va` is, or 0.
+fn copy_to_scratch(v: &mut Vcpu, va: u64, n: u64) -> u64 {
     let mut bytes = [0u8; 64];
     let n = (n as usize).min(64);
-    match v.read(va, &mut bytes[..n]) {
-        Ok(()) => {
-            v.state.scratch.0[..n].copy_from_slice(&bytes[..n]);
-            let at = v.state.scratch.0.as_ptr() as u64;
-            answer(v, at);
-        }
-        Err(_) => answer(v, 0),
+    if v.read(va, &mut bytes[..n]).is_err() {
+        return 0;
     }
+    v.state.scratch.0[..n].copy_from_slice(&bytes[..n]);
+    v.state.scratch.0.as_ptr() as u64
 }
 
-fn store_bytes(v: &mut Vcpu, va: u64, bytes: &[u8]) {
-    let ok = !v.would_hit_code(va, bytes.len() as u64) && v.write(va, bytes).is_ok();
-    answer(v, u64::from(ok));
+/// Stores, unless that faults or hits code.
+fn store_bytes(v: &mut Vcpu, va: u64, bytes: &[u8]) -> bool {
+    !v.would_hit_code(va, bytes.len() as u64) && v.write(va, bytes).is_ok()
 }
 
 extern "sysv64" fn store(va: u64, value: u64, n: u64, state: *mut CpuState) {
     // SAFETY: as in `load`.
     let v = unsafe { vcpu(state) };
-    store_bytes(v, va, &value.to_le_bytes()[..(n as usize).min(8)]);
+    let ok = store_bytes(v, va, &value.to_le_bytes()[..(n as usize).min(8)]);
+    answer(v, u64::from(ok));
 }
 
 extern "sysv64" fn store16(va: u64, _: u64, _: u64, state: *mut CpuState) {
@@ -173,20 +186,24 @@ extern "sysv64" fn store16(va: u64, _: u64, _: u64, state: *mut CpuState) {
     let v = unsafe { vcpu(state) };
     let mut bytes = [0u8; 16];
     bytes.copy_from_slice(&v.state.scratch.0[..16]);
-    store_bytes(v, va, &bytes);
+    let ok = store_bytes(v, va, &bytes);
+    answer(v, u64::from(ok));
 }
 
 /// An instruction that translated code has a helper run.
 #[derive(Default)]
 pub(crate) struct StepSite {
     insn: Option<Insn>,
+    /// What it counts where caches are simulated.
+    tally: u64,
     thunk: Cell<Option<&'static Thunk>>,
 }
 
 impl StepSite {
-    pub(crate) fn new(insn: Insn) -> Self {
+    pub(crate) fn new(insn: Insn, tally: u64) -> Self {
         Self {
             insn: Some(insn),
+            tally,
             thunk: Cell::new(None),
         }
     }
@@ -206,26 +223,34 @@ fn site<'a>(v: &Vcpu, n: u64) -> Option<&'a StepSite> {
 extern "sysv64" fn step(n: u64, _: u64, _: u64, state: *mut CpuState) {
     // SAFETY: as in `load`.
     let v = unsafe { vcpu(state) };
-    let Some(insn) = site(v, n).and_then(|s| s.insn) else {
+    let Some(site) = site(v, n) else {
         return answer(v, 0);
     };
+    let go_on = run_step(v, site);
+    v.state.retired -= u64::from(go_on);
+    answer(v, u64::from(go_on));
+}
+
+/// Runs an instruction in the interpreter; whether translated code may go on behind it.
+fn run_step(v: &mut Vcpu, site: &StepSite) -> bool {
+    let Some(insn) = &site.insn else {
+        return false;
+    };
     let epoch = v.code_epoch;
-    match sevlab_cpu::interp::exec(v, &insn) {
+    match sevlab_cpu::interp::exec_with(v, insn, site.tally) {
         Ok(()) => {
             // A repeated string instruction that was interrupted is still at its own address.
-            let go_on = v.code_epoch == epoch
+            v.code_epoch == epoch
                 && v.state.rip != insn.rip
                 && !crate::engine::interpret_only(&v.state)
                 && v.state
                     .exit_request
                     .load(std::sync::atomic::Ordering::Relaxed)
-                    == 0;
-            v.state.retired -= u64::from(go_on);
-            answer(v, u64::from(go_on));
+                    == 0
         }
         Err(stop) => {
             PENDING.with(|p| *p.borrow_mut() = Some(stop));
-            answer(v, 0);
+            false
         }
     }
 }

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use sevlab_arch::psp::{SevPolicy, SnpPolicy};
+use sevlab_cpu::model::trace::{Trace, TraceEvent};
 use sevlab_jit::JitOptions;
+use sevlab_memctl::MemCtl;
 use sevlab_memctl::model::Model;
 
 use crate::hv::cpuid::CpuPreset;
@@ -68,6 +70,36 @@ pub struct MachineConfig {
     pub argv: Vec<OsString>,
     /// Its environment, `NAME=value`.
     pub envp: Vec<OsString>,
+    /// With a model: who is told of every access; the interpreter alone runs then.
+    pub watch: Option<Watch>,
+}
+
+/// Who is told of every access of a machine with a model, by all vCPUs; of accesses of child processes only in their clone of
+/// the host process.
+#[derive(Clone)]
+pub struct Watch(pub Arc<Watcher>);
+
+/// What is told.
+pub type Watcher = dyn Fn(&TraceEvent<'_>, &MemCtl) + Send + Sync;
+
+impl Watch {
+    /// For one vCPU.
+    pub(crate) fn trace(&self, mem: &Arc<MemCtl>) -> Trace {
+        let (told, mem) = (Arc::clone(&self.0), Arc::clone(mem));
+        Box::new(move |event| told(event, &mem))
+    }
+}
+
+impl PartialEq for Watch {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl std::fmt::Debug for Watch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Watch")
+    }
 }
 
 impl MachineConfig {
@@ -93,6 +125,9 @@ impl MachineConfig {
             self.cache = CacheMode::Hierarchy;
             self.deterministic = true;
             self.seed.get_or_insert(Self::SEED);
+            if self.watch.is_some() {
+                self.engine = Engine::Interpreter;
+            }
         }
         self
     }
@@ -120,6 +155,7 @@ impl MachineConfig {
             keep_dram: true,
             argv: vec![program.clone().into_os_string()],
             envp: Vec::new(),
+            watch: None,
             program,
         }
     }

@@ -317,6 +317,9 @@ impl Cpus {
         );
         if let Some(model) = &self.config.model {
             vcpu.set_model(cpu, Arc::clone(model))?;
+            if let Some(watch) = &self.config.watch {
+                vcpu.set_trace(Some(watch.trace(&self.mem)));
+            }
             vcpu.random = begin.random;
             advance(&mut vcpu, begin.at);
             vcpu.set_turn_key(begin.at);

@@ -70,12 +70,17 @@ pub(crate) unsafe fn interruptible(request: &AtomicU32, nr: i64, args: &[u64; 6]
 
 /// The host's `CLOCK_MONOTONIC`.
 pub(crate) fn host_now() -> Duration {
+    host_clock(libc::CLOCK_MONOTONIC)
+}
+
+/// What a clock of the host's says.
+pub(crate) fn host_clock(clock: libc::clockid_t) -> Duration {
     let mut now = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,
     };
     // SAFETY: a live local.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    unsafe { libc::clock_gettime(clock, &raw mut now) };
     Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
 }
 

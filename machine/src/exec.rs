@@ -3,6 +3,7 @@
 
 use std::sync::{Arc, Mutex};
 
+use sevlab_cpu::model::costs::CostTable;
 use sevlab_cpu::thunk::mxcsr;
 use sevlab_cpu::{Stop, Vcpu, interp};
 use sevlab_jit::JitStats;
@@ -28,12 +29,12 @@ impl Exec {
         let (engine, budget) = (&config.engine, config.in_turns() && !modelled);
         Ok(match engine {
             Engine::Interpreter => Self::Interpreter,
-            // Translated code does not go through a model's lines yet.
-            Engine::Jit(_) if modelled => Self::Interpreter,
             Engine::Jit(options) => {
                 let options = sevlab_jit::JitOptions {
                     uncached,
                     budget,
+                    lines: modelled,
+                    costs: config.model.as_deref().map(|m| Arc::new(CostTable::new(m))),
                     background: options.background && !config.deterministic,
                     ..options.clone()
                 };

@@ -26,7 +26,9 @@ mod stats;
 mod vm;
 mod world;
 
-pub use config::{CacheMode, CipherKind, Engine, MachineConfig, SevMode, cache_name, mode_name};
+pub use config::{
+    CacheMode, CipherKind, Engine, MachineConfig, SevMode, Watch, cache_name, mode_name,
+};
 pub use error::Error;
 pub use family::Children;
 pub use host::exit_like;
@@ -36,6 +38,6 @@ pub use launch::Launched;
 pub use layout::Layout;
 pub use report::{CommandReport, ConfigReport, LaunchReport, Report, StatsReport};
 pub use sevlab_jit::{JitOptions, OptLevel};
-pub use simulation::{CacheReport, ExitReport, Simulation, SimulationReport};
+pub use simulation::{CAUSES, CacheReport, ExitReport, Simulation, SimulationReport};
 pub use stats::{Stats, Translated};
 pub use vm::{Machine, RunOutcome};

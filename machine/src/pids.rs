@@ -173,18 +173,28 @@ impl Pids {
         self.insert(std::process::id(), inner);
     }
 
+    /// What the guest calls a host id that it has met.
+    #[must_use]
+    pub fn known(&self, outer: i32) -> Option<i32> {
+        let id = u32::try_from(outer).ok()?;
+        for i in probes(id) {
+            match self.table().outer[i].load(Ordering::Acquire) {
+                0 => break,
+                v if (v >> 32) as u32 == id => return Some(v as u32 as i32),
+                _ => {}
+            }
+        }
+        None
+    }
+
     /// What the guest calls a host id. Numbers that are none stay what they are.
     #[must_use]
     pub fn inward(&self, outer: i32) -> i32 {
         let Ok(id @ 2..) = u32::try_from(outer) else {
             return outer;
         };
-        for i in probes(id) {
-            match self.table().outer[i].load(Ordering::Acquire) {
-                0 => break,
-                v if (v >> 32) as u32 == id => return v as u32 as i32,
-                _ => {}
-            }
+        if let Some(inner) = self.known(outer) {
+            return inner;
         }
         let n = self.table().strangers.fetch_add(1, Ordering::Relaxed);
         let inner = self.number(STRANGER, u64::from(n), id);

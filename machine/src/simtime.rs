@@ -126,6 +126,12 @@ impl SimTime {
         }
     }
 
+    /// Cycles of a microsecond.
+    #[must_use]
+    pub fn mhz(&self) -> u64 {
+        self.mhz
+    }
+
     /// The seed of all that is random in the guest.
     #[must_use]
     pub fn seed(&self) -> u64 {

@@ -130,6 +130,10 @@ impl Machine {
         }
         if let Some(model) = &config.model {
             vcpu.set_model(0, Arc::clone(model))?;
+            if let Some(watch) = &config.watch {
+                mem.watch_flushes();
+                vcpu.set_trace(Some(watch.trace(&mem)));
+            }
             let seed = config.seed.unwrap_or(MachineConfig::SEED);
             vcpu.random = Some(Random::new(seed, purpose::VCPU).number());
         }

@@ -94,11 +94,11 @@ impl Interp<'_> {
         }
     }
 
-    /// The low quadword of the destination becomes `f` of itself. The high one is undefined, and stays.
+    /// The low quadword of the destination becomes `f` of itself. The high one is undefined, and zero as on AMD's processors.
     fn change_low(&mut self, i: &Insn, f: impl FnOnce(u64) -> u64) {
         if let Operand::Vec(r) = i.ops[0] {
-            let low = &mut self.v.state.xmm[usize::from(r & 15)].0[0];
-            *low = f(*low);
+            let lane = &mut self.v.state.xmm[usize::from(r & 15)].0;
+            *lane = [f(lane[0]), 0];
         }
     }
 

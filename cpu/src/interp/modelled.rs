@@ -2,6 +2,7 @@
 
 use super::{Block, Interp, completed};
 use crate::insn::{Control, Insn, Op, Rep};
+use crate::model::trace::TraceEvent;
 use crate::sem;
 use crate::stop::Stop;
 use crate::vcpu::Vcpu;
@@ -31,6 +32,7 @@ pub(super) fn run(v: &mut Vcpu, block: &Block) -> Result<(), Stop> {
             if turn_over(it.v) {
                 return Err(Stop::Budget);
             }
+            it.v.tell_begin(i);
             it.v.fetch_lines(i)?;
             it.next = i.next_rip();
             let done = if i.op == Op::Thunk {
@@ -63,7 +65,8 @@ pub(super) fn run(v: &mut Vcpu, block: &Block) -> Result<(), Stop> {
 pub(super) fn exec(v: &mut Vcpu, i: &Insn, tally: u64) -> Result<(), Stop> {
     as_guest(v, |v| {
         v.state.rip = i.rip;
-        v.enter_code(i.rip);
+        use crate::insn::{Control, Insn, Op, Rep};
+        use crate::model::trace::TraceEvent;
         v.fetch_lines(i)?;
         let mut it = Interp::new(v);
         it.next = i.next_rip();
@@ -87,6 +90,7 @@ pub(super) fn exec(v: &mut Vcpu, i: &Insn, tally: u64) -> Result<(), Stop> {
 fn complete(v: &mut Vcpu, tally: u64) {
     v.state.retired += 1;
     v.state.tally = v.state.tally.wrapping_add(tally);
+    v.tell(|core| TraceEvent::Retired { core });
 }
 
 /// A repeated instruction takes the clock on by more than one: a piece of code ends with it.
@@ -110,6 +114,8 @@ impl Interp<'_> {
                 .wrapping_add(iteration.wrapping_mul(times))
                 .wrapping_add(repeat * again);
             s.repeats += again;
+            // With a trace there is one at a time.
+            self.v.tell(|core| TraceEvent::Iterated { core, more });
         }
     }
 

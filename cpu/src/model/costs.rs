@@ -143,7 +143,7 @@ fn class(i: &Insn) -> Class {
 }
 
 /// The costs of a model, by class of instruction.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct CostTable {
     cycles: [u32; 11],
     repeat: u64,

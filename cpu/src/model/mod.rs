@@ -25,13 +25,13 @@ use sevlab_memctl::{Error, FetchFilter, LineFilter};
 use crate::state::CpuState;
 use crate::vcpu::Vcpu;
 use costs::{CostTable, Tally};
+use overlap::Overlap;
+pub use overlap::{TRAIL, TRAIL_BYTES};
 pub(crate) use tlb::Entry;
 use tlb::Tlb;
 use trace::{Trace, TraceEvent};
 use walk::WalkCaches;
 pub(crate) use walk::WalkLog;
-pub use overlap::{TRAIL, TRAIL_BYTES};
-use overlap::Overlap;
 pub use walk::WalkRef;
 
 /// Instructions and iterations of a turn.
@@ -420,7 +420,9 @@ impl Vcpu {
                 Some(Box::new(Overlap::new(model.core.window, model.core.mshrs)))
             }
         };
-        self.state.trail = overlap.as_mut().map_or(core::ptr::null_mut(), |o| o.trail());
+        self.state.trail = overlap
+            .as_mut()
+            .map_or(core::ptr::null_mut(), |o| o.trail());
         let t = model.tlb.as_ref();
         self.model = Some(Box::new(CoreModel {
             core,
@@ -448,6 +450,12 @@ impl Vcpu {
     /// Who is told of every access of the model from now on.
     pub fn set_trace(&mut self, trace: Option<Trace>) {
         self.trace = trace;
+        let (clock, cycles) = (self.state.clock(), self.cycles());
+        self.tell(|core| TraceEvent::Attached {
+            core,
+            clock,
+            cycles,
+        });
     }
 
     /// The vCPU's time in cycles; 0 without a model.
@@ -459,22 +467,31 @@ impl Vcpu {
             .map_or(0, |m| m.cycles_at(s.tally, s.fetched))
     }
 
-    /// Lets time pass: `cycles` for `cause`, an exit. Nothing without a model.
+    /// Lets time pass: `cycles` for `cause`, an exit: whatever is outstanding is waited for. Nothing without a model.
     pub fn charge(&mut self, cycles: u64, cause: Cause) {
+        self.charge_events(0, cycles, cause);
+    }
+
+    /// As [`Vcpu::charge`], for so many events.
+    pub fn charge_events(&mut self, events: u64, cycles: u64, cause: Cause) {
         let (clock, time) = (self.clock(), self.cycles());
         if let Some(m) = &mut self.model {
             if let Some(o) = &mut m.overlap {
                 o.wait_for_all(clock, time, &mut m.counters.stalls);
             }
-            m.counters.exits[cause as usize] += cycles;
-        }
-    }
-
-    /// As [`Vcpu::charge`], for so many events.
-    pub fn charge_events(&mut self, events: u64, cycles: u64, cause: Cause) {
-        if let Some(m) = &mut self.model {
             m.counters.events[cause as usize] += events;
             m.counters.exits[cause as usize] += cycles;
+            if let Some(o) = &mut m.overlap {
+                o.passed(cycles);
+            }
+            if let Some(trace) = &mut self.trace {
+                let core = m.core;
+                trace(&TraceEvent::Charge {
+                    core,
+                    cause,
+                    cycles,
+                });
+            }
         }
     }
 
@@ -499,6 +516,25 @@ impl Vcpu {
     #[inline]
     pub(crate) fn clock(&self) -> u64 {
         self.state.clock().wrapping_add(self.lag.retired)
+    }
+
+    /// Tells the trace, if there is one.
+    pub(crate) fn tell(&mut self, event: impl FnOnce(usize) -> TraceEvent<'static>) {
+        if let (Some(trace), Some(m)) = (&mut self.trace, &self.model) {
+            trace(&event(m.core));
+        }
+    }
+
+    /// Tells the trace, if there is one, that an instruction begins.
+    #[inline]
+    pub(crate) fn tell_begin(&mut self, i: &crate::insn::Insn) {
+        if let (Some(trace), Some(m)) = (&mut self.trace, &self.model) {
+            trace(&TraceEvent::Begin {
+                core: m.core,
+                rip: Va(i.rip),
+                bytes: &i.bytes[..usize::from(i.len).min(i.bytes.len())],
+            });
+        }
     }
 
     // ---- what the MMU and the cluster tell the model ----

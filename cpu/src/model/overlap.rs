@@ -159,8 +159,8 @@ impl Overlap {
         }
     }
 
-    /// The fetch that [`Overlap::begin`] announced has taken so long, and dispatch with it.
-    pub(super) fn fetched(&mut self, latency: u64) {
+    /// Dispatch has waited so long since the last event: for a fetch that [`Overlap::begin`] announced, for an exit.
+    pub(super) fn passed(&mut self, latency: u64) {
         self.before.1 += latency;
     }
 

@@ -6,11 +6,11 @@ use sevlab_arch::rmp::BOOKKEEPING_SIZE;
 use sevlab_arch::{Gpa, Spa, Va};
 use sevlab_memctl::{Domain, Grant, Level, Line, LineKind};
 
+use super::overlap::Code;
 use super::tlb::Entry;
 use super::trace::{Touch, TraceEvent};
-use super::walk::WalkLog;
-use super::overlap::Code;
 use super::uses::Uses;
+use super::walk::WalkLog;
 use super::{At, CoreModel, StallCycles};
 use crate::decode::{self, MAX_LEN};
 use crate::mmu::Access;
@@ -143,7 +143,7 @@ impl Vcpu {
         match &mut m.overlap {
             Some(o) if kind == LineKind::Fetch => {
                 m.counters.stalls.add(&parts);
-                o.fetched(parts.total());
+                o.passed(parts.total());
             }
             Some(o) => o.missed(clock, m.issue, kind == LineKind::Store, parts),
             None => m.counters.stalls.add(&parts),

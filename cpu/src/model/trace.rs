@@ -6,6 +6,7 @@
 use sevlab_arch::{Gpa, Spa, Va};
 use sevlab_memctl::{Domain, LineKind};
 
+use super::Cause;
 use super::walk::WalkRef;
 use crate::mmu::Access;
 
@@ -40,6 +41,45 @@ pub struct Touch {
 #[derive(Clone, Debug)]
 #[allow(clippy::large_enum_variant)] // made one at a time and passed by reference
 pub enum TraceEvent<'a> {
+    /// The core is another vCPU's from here on: its TLBs are empty and no line was fetched last. Caches keep what they have.
+    Attached {
+        /// The core.
+        core: usize,
+        /// The vCPU's clock.
+        clock: u64,
+        /// Its time in cycles.
+        cycles: u64,
+    },
+    /// An instruction begins, perhaps not for the first time.
+    Begin {
+        /// The core.
+        core: usize,
+        /// Its address.
+        rip: Va,
+        /// Its bytes.
+        bytes: &'a [u8],
+    },
+    /// An iteration of a repeated instruction is complete.
+    Iterated {
+        /// The core.
+        core: usize,
+        /// Another follows.
+        more: bool,
+    },
+    /// The instruction is complete.
+    Retired {
+        /// The core.
+        core: usize,
+    },
+    /// Something outside of instructions took time.
+    Charge {
+        /// The core.
+        core: usize,
+        /// What.
+        cause: Cause,
+        /// How long.
+        cycles: u64,
+    },
     /// No TLB had the translation for the touch that follows.
     Walk {
         /// The core.

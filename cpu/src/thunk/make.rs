@@ -210,7 +210,8 @@ fn natural(u: &Uses) -> u8 {
 fn pointers(m: M) -> Pointers {
     use M::*;
     match m {
-        Fninit | Fldenv | Frstor | Fnsave => Pointers::Native,
+        Fninit | Fnsave => Pointers::Clear,
+        Fldenv | Frstor => Pointers::Load,
         Fldcw | Fnstcw | Fnstsw | Fnclex | Fnstenv => Pointers::Keep,
         _ => Pointers::Update,
     }

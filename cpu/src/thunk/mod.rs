@@ -102,8 +102,10 @@ enum Pointers {
     Keep,
     /// They name this instruction.
     Update,
-    /// The instruction itself loads or clears them.
-    Native,
+    /// They become zero: FNINIT, FNSAVE.
+    Clear,
+    /// They are in the environment that the instruction loads: FLDENV, FRSTOR.
+    Load,
 }
 
 /// One thunk: host code and what its caller has to know. Only a [`ThunkCache`] makes one.

@@ -1,7 +1,7 @@
 //! Running a thunk: memory operand to scratch and back, faults before effects, x87 and SIMD exceptions.
 
 use super::soft::{self, Soft};
-use super::{Pointers, Thunk, mxcsr};
+use super::{Pointers, Thunk, mxcsr, x87};
 use crate::flags::LazyFlags;
 use crate::insn::Insn;
 use crate::state::{CpuState, FxImage};
@@ -279,13 +279,18 @@ fn run_special<C: ThunkCpu>(t: &Thunk, cpu: &mut C, i: &Insn, va: u64) -> Result
         patch_environment(&mut s.scratch, t.env, pointers.instruction, pointers.data);
     }
     match t.pointers {
-        Pointers::Native => {}
+        Pointers::Clear => s.fx.set_pointers(x87::Pointers::default()),
+        Pointers::Load => {
+            let loaded = environment(&s.scratch, t.mem_read);
+            s.fx.set_pointers(loaded);
+        }
         Pointers::Keep => s.fx.set_pointers(pointers),
         Pointers::Update => {
             pointers.opcode = opcode(i);
             pointers.instruction = i.rip;
             if t.mem_read | t.mem_write != 0 {
-                pointers.data = va;
+                let base = s.seg.get(usize::from(i.mem.seg)).map_or(0, |g| g.base);
+                pointers.data = va.wrapping_sub(base);
             }
             s.fx.set_pointers(pointers);
         }
@@ -333,6 +338,27 @@ fn patch_environment(scratch: &mut FxImage, format: u8, instruction: u64, data: 
     } else {
         b[12..16].copy_from_slice(&(instruction as u32).to_le_bytes());
         b[20..24].copy_from_slice(&(data as u32).to_le_bytes());
+    }
+}
+
+/// The pointers in an environment of this many bytes, with or without registers behind it: hosts do not save them in every
+/// state. The short form has no opcode.
+fn environment(scratch: &FxImage, bytes: u16) -> x87::Pointers {
+    let b = &scratch.0;
+    let half = |at: usize| u16::from_le_bytes([b[at], b[at + 1]]);
+    let word = |at: usize| u64::from(half(at)) | u64::from(half(at + 2)) << 16;
+    if matches!(bytes, 14 | 94) {
+        x87::Pointers {
+            opcode: 0,
+            instruction: half(6).into(),
+            data: half(10).into(),
+        }
+    } else {
+        x87::Pointers {
+            opcode: half(18) & 0x7ff,
+            instruction: word(12),
+            data: word(20),
+        }
     }
 }
 

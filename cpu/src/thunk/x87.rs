@@ -19,7 +19,7 @@ pub struct Pointers {
     pub opcode: u16,
     /// RIP of the instruction.
     pub instruction: u64,
-    /// Address of its memory operand (linear: a segment base is not taken off).
+    /// Address of its memory operand within its segment: without the base of FS or GS.
     pub data: u64,
 }
 

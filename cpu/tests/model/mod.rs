@@ -339,14 +339,15 @@ impl Rig {
         let log = Arc::new(Mutex::new(Vec::new()));
         let to = Arc::clone(&log);
         self.v.set_trace(Some(Box::new(move |e| {
-            to.lock().unwrap().push(show(e));
+            to.lock().unwrap().extend(show(e));
         })));
         log
     }
 }
 
-fn show(e: &TraceEvent<'_>) -> String {
-    match e {
+/// What a core does to TLBs and caches; where instructions begin and end is no part of it.
+fn show(e: &TraceEvent<'_>) -> Option<String> {
+    Some(match e {
         TraceEvent::Walk {
             va,
             refs,
@@ -365,5 +366,10 @@ fn show(e: &TraceEvent<'_>) -> String {
         TraceEvent::DropPage { va, .. } => format!("drop {:#x}", va.0),
         TraceEvent::Dead { va, .. } => format!("dead {:#x}", va.0),
         TraceEvent::Flush { nested, .. } => format!("flush {nested}"),
-    }
+        TraceEvent::Attached { .. }
+        | TraceEvent::Begin { .. }
+        | TraceEvent::Iterated { .. }
+        | TraceEvent::Retired { .. }
+        | TraceEvent::Charge { .. } => return None,
+    })
 }

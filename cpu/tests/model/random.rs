@@ -112,4 +112,3 @@ pub fn program(a: &mut CodeAssembler, seed: u64) {
         a.ret().unwrap();
     }
 }
-

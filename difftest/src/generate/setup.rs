@@ -235,6 +235,17 @@ impl Generator<'_> {
                 let to = self.target(d, 16, true);
                 d.set(7, to);
             }
+            M::Clzero | M::Monitorx => {
+                let to = self.target(d, 64, true);
+                d.set(0, to);
+                if !self.r.one_in(4) {
+                    d.set(1, 0);
+                }
+            }
+            M::Mwaitx => {
+                let v = self.r.below(8);
+                d.set(1, v);
+            }
             M::Leave => {
                 let to = self.target(d, 8, true);
                 d.set(5, to);
@@ -344,7 +355,9 @@ impl Generator<'_> {
                 if let Some(at) = at {
                     let mut v = r.mxcsr();
                     if r.one_in(16) {
-                        v |= 1 << (16 + r.below(16));
+                        // Bit 17 is AMD's misaligned mode, which the guest lacks.
+                        let reserved = 16 + r.below(16);
+                        v |= 1 << if reserved == 17 { 18 } else { reserved };
                     }
                     d.case.patch(at, &v.to_le_bytes());
                 }
@@ -459,15 +472,21 @@ pub(super) fn is_x87(i: &Instruction) -> bool {
 
 /// Whether an instruction stores the x87 unit's last opcode and operand address.
 pub(super) fn stores_pointers(i: &Instruction) -> bool {
+    crate::check::saves_mask(i) || matches!(i.mnemonic(), M::Fnstenv | M::Fnsave)
+}
+
+/// Whether an instruction has an operand in memory.
+pub(super) fn uses_memory(i: &Instruction) -> bool {
+    (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Memory)
+        || i.is_stack_instruction()
+        || i.is_string_instruction()
+        || matches!(i.mnemonic(), M::Xlatb)
+}
+
+/// Whether an instruction loads the x87 unit's pointers with all of the state.
+pub(super) fn restores_pointers(i: &Instruction) -> bool {
     matches!(
         i.mnemonic(),
-        M::Fnstenv
-            | M::Fnsave
-            | M::Fxsave
-            | M::Fxsave64
-            | M::Xsave
-            | M::Xsave64
-            | M::Xsavec
-            | M::Xsavec64
+        M::Fxrstor | M::Fxrstor64 | M::Xrstor | M::Xrstor64
     )
 }

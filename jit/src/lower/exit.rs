@@ -4,7 +4,7 @@ use super::{Home, Lower, state_flags};
 use crate::layout::{self, exit};
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{Block as ClifBlock, InstBuilder, Value, types};
-use sevlab_cpu::insn::{Op, Operand};
+use sevlab_cpu::insn::{Op, Operand, Rep};
 use sevlab_cpu::state::gpr::RSP;
 
 impl Lower<'_, '_> {
@@ -17,6 +17,9 @@ impl Lower<'_, '_> {
 
     /// Adds what has been retired since the region was entered to the state's count.
     fn store_retired(&mut self, p: Value) {
+        if self.lines.is_some() {
+            return self.store_position(p);
+        }
         let count = self.retired_so_far();
         let old = self
             .fb
@@ -124,6 +127,10 @@ impl Lower<'_, '_> {
 
     /// Leaves if somebody asked for it; nothing of the block has run.
     pub(super) fn poll_exit_request(&mut self) {
+        if self.lines.is_some() {
+            // Turns are short: whoever asks waits for the end of one.
+            return self.poll_turn(self.at);
+        }
         let p = self.pinned();
         let v = self
             .fb
@@ -142,6 +149,11 @@ impl Lower<'_, '_> {
         } else {
             v
         };
+        self.poll_leave(v, exit::LEAVE);
+    }
+
+    /// Leaves at a block's start if `v` is not zero.
+    pub(super) fn poll_leave(&mut self, v: Value, code: i64) {
         let leave = self.leave_block();
         let go = self.fb.create_block();
         self.fb.ins().brif(v, leave, &[], go, &[]);
@@ -151,7 +163,7 @@ impl Lower<'_, '_> {
             // Nobody reads the flags from here on: carrying their record round a loop would only be for this.
             self.flags.written_back();
         }
-        self.leave_with(exit::LEAVE);
+        self.leave_with(code);
         (self.gprs, self.vecs, self.flags) = (gprs, vecs, flags);
         self.fb.switch_to_block(go);
     }
@@ -246,6 +258,7 @@ impl Lower<'_, '_> {
         let n = self.fb.ins().load(types::I64, state_flags(), p, at);
         let n = self.fb.ins().iadd_imm_s(n, -1);
         self.fb.ins().store(state_flags(), n, p, at);
+        self.undo_position(p);
         self.store_rip(self.insn.rip);
         self.ret(exit::INTERPRET);
     }
@@ -266,6 +279,9 @@ impl Lower<'_, '_> {
         if self.eager {
             (self.dirty_gprs, self.dirty_vecs, self.dirty_highs) = (0, 0, 0);
         }
+        if self.lines.is_some() {
+            return self.step_lines(writes);
+        }
         let n = self.step_number();
         let zero = self.iconst(types::I64, 0);
         self.call_helper(layout::H_STEP, [n, zero, zero]);
@@ -283,6 +299,37 @@ impl Lower<'_, '_> {
         self.store_retired(p);
         self.ret(exit::LEAVE);
         self.fb.switch_to_block(go);
+        self.now_in_memory(writes);
+    }
+
+    /// The rest of [`Self::step_out`] in line mode. The interpreter counts what it runs.
+    fn step_lines(&mut self, writes: super::vector::Uses) {
+        let p = self.pinned();
+        self.hand_over_position(p);
+        let before = (self.insn.rep != Rep::None).then(|| {
+            self.fb
+                .ins()
+                .load(types::I64, state_flags(), p, layout::REPEATS)
+        });
+        let n = self.step_number();
+        let ahead = self.iconst(types::I64, u64::from(self.still_ahead()));
+        self.call_helper(layout::H_LINE_STEP, [n, ahead, ahead]);
+        let p = self.pinned();
+        let ok = self
+            .fb
+            .ins()
+            .load(types::I64, state_flags(), p, layout::RET);
+        let (leave, go) = (self.fb.create_block(), self.fb.create_block());
+        self.fb.set_cold_block(leave);
+        self.fb.ins().brif(ok, go, &[], leave, &[]);
+        self.fb.switch_to_block(leave);
+        self.ret(exit::LEAVE);
+        self.fb.switch_to_block(go);
+        if let Some(before) = before {
+            let p = self.pinned();
+            self.add_repeats(p, before);
+        }
+        self.counted = true;
         self.now_in_memory(writes);
     }
 
@@ -311,12 +358,15 @@ impl Lower<'_, '_> {
         }
         let n = self.step_number();
         let zero = self.iconst(types::I64, 0);
-        self.call_helper(layout::H_THUNK, [n, zero, zero]);
-        let p = self.pinned();
-        let ok = self
-            .fb
-            .ins()
-            .load(types::I64, state_flags(), p, layout::RET);
+        let ok = if self.lines.is_some() {
+            self.call_line_helper(layout::H_LINE_THUNK, [n, zero, zero])
+        } else {
+            self.call_helper(layout::H_THUNK, [n, zero, zero]);
+            let p = self.pinned();
+            self.fb
+                .ins()
+                .load(types::I64, state_flags(), p, layout::RET)
+        };
         // A gather that faults has registers in memory that say how far it got: they must stay.
         let partial = super::vector::is_gather(&self.insn);
         if partial {

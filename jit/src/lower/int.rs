@@ -422,15 +422,20 @@ impl Lower<'_, '_> {
     /// The host address of an operand that is accessed by one locked instruction. One across two lines is left to the
     /// interpreter, which has a lock for those.
     fn locked_address(&mut self, va: Value, w: Width) -> Value {
+        self.leave_if_crossing(va, w.bytes());
+        self.host_address(va, w.bytes(), true)
+    }
+
+    /// Leaves if the `bytes` bytes at `va` lie in two lines.
+    pub(super) fn leave_if_crossing(&mut self, va: Value, bytes: u32) {
         const LINE: u64 = 64;
-        if w != Width::B1 {
+        if bytes > 1 {
             let mask = self.iconst(types::I64, LINE - 1);
             let at = self.fb.ins().band(va, mask);
-            let last = self.iconst(types::I64, LINE - u64::from(w.bytes()));
+            let last = self.iconst(types::I64, LINE - u64::from(bytes));
             let crosses = self.fb.ins().icmp(IntCC::UnsignedGreaterThan, at, last);
             self.leave_if(crosses);
         }
-        self.host_address(va, w.bytes(), true)
     }
 
     /// Widens an integer value to I64.

@@ -14,7 +14,7 @@ use sevlab_memctl::{FastTlb, TlbEntry};
 use std::mem::offset_of;
 
 /// Flags of guest memory accesses: the probe has proven them good; alignment is the guest's business.
-fn guest_flags() -> MemFlagsData {
+pub(super) fn guest_flags() -> MemFlagsData {
     MemFlagsData::new().with_notrap()
 }
 
@@ -65,6 +65,9 @@ impl Lower<'_, '_> {
 
     /// The host address of `bytes` bytes at `va`, readable (and, for `rmw`, writable).
     pub(super) fn host_address(&mut self, va: Value, bytes: u32, rmw: bool) -> Value {
+        if self.lines.is_some() {
+            return self.line_address(va, bytes, rmw);
+        }
         self.host_address_or_copy(va, bytes, rmw, false)
     }
 
@@ -104,6 +107,9 @@ impl Lower<'_, '_> {
 
     /// Stores a value of CLIF type `t` (up to 16 bytes).
     pub(super) fn store_type(&mut self, t: Type, va: Value, v: Value) {
+        if self.lines.is_some() {
+            return self.line_store(va, v, None);
+        }
         let bytes = t.bytes();
         let (hit, host) = self.probe(va, bytes, For::Store);
         let (fast, merge, cold) = (

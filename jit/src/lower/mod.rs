@@ -14,6 +14,7 @@
 mod exit;
 mod flags;
 mod int;
+mod lines;
 mod mem;
 mod vector;
 
@@ -126,7 +127,11 @@ pub(crate) struct Lower<'a, 'f> {
     insn: Insn,
     term: Term,
     rmw_host: Option<(Value, Value)>,
+    /// Whoever ran the current instruction has counted it in the state's tally.
+    counted: bool,
     // per region
+    /// Where caches are simulated.
+    lines: Option<lines::Lines<'a>>,
     /// Registers are stored as soon as something may leave, so that a way out is short. For regions with many
     /// accesses: their ways out would otherwise be most of the code.
     eager: bool,
@@ -139,6 +144,7 @@ pub(crate) struct Lower<'a, 'f> {
     step_base: u32,
     exits: ExitTable,
     sig_helper: ir::SigRef,
+    sig_line: Option<ir::SigRef>,
     sig_region: ir::SigRef,
 }
 
@@ -199,6 +205,11 @@ pub(crate) fn lower(
     let mut helper = Signature::new(CallConv::PreserveAll);
     helper.params.extend([ir::AbiParam::new(types::I64); 3]);
     let sig_helper = fb.import_signature(helper);
+    let sig_line = options.lines.then(|| {
+        let mut helper = Signature::new(CallConv::PreserveAll);
+        helper.params.extend([ir::AbiParam::new(types::I64); 5]);
+        fb.import_signature(helper)
+    });
     let sig_region = fb.import_signature(region_signature());
 
     let uses: Vec<vector::Uses> = region
@@ -229,7 +240,11 @@ pub(crate) fn lower(
         types::I64,
         state_flags().with_readonly().with_can_move(),
         pinned,
-        layout::TLB,
+        if options.lines {
+            layout::LINES
+        } else {
+            layout::TLB
+        },
     );
     let zero = fb.ins().iconst(types::I64, 0);
     fb.def_var(count_var, zero);
@@ -268,6 +283,10 @@ pub(crate) fn lower(
     let sole_predecessor = sole_predecessors(region);
     let back_edges = back_edge_targets(region);
     let insn = region.blocks[0].insns[0];
+    let lines = options.lines.then(|| {
+        let tally = fb.declare_var(types::I64);
+        lines::Lines::new(options.costs.as_deref(), region, back_edges.clone(), tally)
+    });
     let mut l = Lower {
         fb: &mut fb,
         options,
@@ -307,6 +326,8 @@ pub(crate) fn lower(
         insn,
         term: Term::Next,
         rmw_host: None,
+        counted: false,
+        lines,
         eager,
         flags_out: vec![None; region.blocks.len()],
         undeclared: None,
@@ -315,12 +336,17 @@ pub(crate) fn lower(
         step_base,
         exits: ExitTable::default(),
         sig_helper,
+        sig_line,
         sig_region,
     };
     l.flags = FlagState::at_block_start(false);
     l.define_bits(l.wanted[0]);
     let first = l.blocks[0];
-    l.fb.ins().jump(first, &[]);
+    if l.lines.is_some() {
+        l.enter_lines(first);
+    } else {
+        l.fb.ins().jump(first, &[]);
+    }
     for n in 0..region.blocks.len() {
         l.block(n, dirty[n], sole_predecessor[n], back_edges[n]);
     }
@@ -603,6 +629,7 @@ impl Lower<'_, '_> {
         self.count = Some(self.fb.use_var(self.count_var));
         self.done = 0;
         self.insn = region.blocks[n].insns[0];
+        self.begin_lines(n);
         if header {
             self.poll_exit_request();
         }
@@ -610,6 +637,9 @@ impl Lower<'_, '_> {
             self.insn = *i;
             self.term = Term::Next;
             self.rmw_host = None;
+            self.counted = false;
+            self.fetch_insn();
+            self.leave_early();
             let lowered = if stores_then_loads(i) {
                 self.complex(i)
             } else {
@@ -624,6 +654,7 @@ impl Lower<'_, '_> {
                 }
             }
             self.done += 1;
+            self.insn_done(!self.counted);
         }
         self.sync();
         self.keep_raising_behind(n);
@@ -663,10 +694,10 @@ impl Lower<'_, '_> {
                 let taken = self.edge_block(t);
                 let fall = self.edge_block(next);
                 self.fb.ins().brif(c, taken.0, &[], fall.0, &[]);
-                for (b, target, inside) in [(taken.0, t, taken.1), (fall.0, next, fall.1)] {
-                    if !inside {
+                for (b, target, empty) in [(taken.0, t, taken.1), (fall.0, next, fall.1)] {
+                    if empty {
                         self.fb.switch_to_block(b);
-                        self.exit_to(target);
+                        self.edge(target);
                     }
                 }
             }
@@ -674,17 +705,18 @@ impl Lower<'_, '_> {
         }
     }
 
-    /// The block to branch to for `target`, and whether it is a block of the region.
+    /// The block to branch to for `target`, and whether it is an empty one, to be filled by [`Self::edge`].
     fn edge_block(&mut self, target: u64) -> (ClifBlock, bool) {
         match self.region.index.get(&target) {
-            Some(&s) => (self.blocks[s], true),
-            None => (self.fb.create_block(), false),
+            Some(&s) if !self.edge_fetches(s) => (self.blocks[s], false),
+            _ => (self.fb.create_block(), true),
         }
     }
 
     fn edge(&mut self, target: u64) {
         match self.region.index.get(&target) {
             Some(&s) => {
+                self.fetch_edge(s);
                 self.fb.ins().jump(self.blocks[s], &[]);
             }
             None => self.exit_to(target),
@@ -720,6 +752,7 @@ impl Lower<'_, '_> {
         self.define_bits(wanted);
         let count = self.retired_so_far();
         self.fb.def_var(self.count_var, count);
+        self.define_tally();
     }
 
     /// Defines the variables of flags that are carried by themselves.

@@ -172,7 +172,7 @@ fn interpreted(m: &Machine) -> u64 {
 
 /// What an engine promises of MXCSR's sticky exception flags.
 #[derive(Clone, Copy)]
-enum Sticky {
+pub enum Sticky {
     /// As on hardware.
     Exact,
     /// A floating-point operation whose result nobody reads is not carried out.
@@ -182,7 +182,7 @@ enum Sticky {
 }
 
 impl Sticky {
-    fn of(o: &JitOptions) -> Self {
+    pub fn of(o: &JitOptions) -> Self {
         match (o.vectors, o.opt_level) {
             (false, _) => Self::Exact,
             (true, OptLevel::None) => Self::Fewer,
@@ -192,7 +192,7 @@ impl Sticky {
 }
 
 /// Whether the outcomes are the same.
-fn same(expected: &Outcome, got: &Outcome, sticky: Sticky) -> bool {
+pub fn same(expected: &Outcome, got: &Outcome, sticky: Sticky) -> bool {
     const FLAGS: u32 = 0x3f;
     let mut got = got.clone();
     got.mxcsr |= match sticky {

@@ -3,10 +3,12 @@
 #![allow(dead_code)] // each test file uses its part
 
 use sevlab_arch::{Asid, Gpa, Spa, Va};
+use sevlab_cpu::model::costs::CostTable;
 use sevlab_cpu::state::{CpuState, Lane};
 use sevlab_cpu::thunk::mxcsr;
 use sevlab_cpu::{SevMode, Stop, Vcpu, VcpuConfig, interp};
 use sevlab_jit::{Engine, JitOptions};
+use sevlab_memctl::model::Model;
 use sevlab_memctl::{CacheMode, CipherKind, Config, Domain, MemCtl, MemoryKey};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -266,17 +268,22 @@ fn domain(kind: Kind) -> Domain {
 impl Machine {
     /// A machine that runs under the interpreter, or under a translator with these options.
     pub fn new(kind: Kind, options: Option<JitOptions>) -> Self {
+        Self::with_model(kind, options, None)
+    }
+
+    /// As [`Machine::new`], a core of this model.
+    pub fn with_model(kind: Kind, options: Option<JitOptions>, model: Option<Arc<Model>>) -> Self {
         let mem = MemCtl::new(Config {
             size: SIZE,
             cipher: CipherKind::Aes128Xex,
-            cache: if kind == Kind::Uncached {
-                CacheMode::None
-            } else {
-                CacheMode::Page
+            cache: match kind {
+                _ if model.is_some() => CacheMode::Hierarchy,
+                Kind::Uncached => CacheMode::None,
+                _ => CacheMode::Page,
             },
             resident: (kind == Kind::Scarce).then_some(64),
             tweak_seed: 1,
-            hierarchy: None,
+            hierarchy: model.clone(),
             cores: 1,
             snp: false,
         })
@@ -328,6 +335,17 @@ impl Machine {
             tables.map(STACK + p * PAGE, STACK + p * PAGE, 7);
         }
         vcpu.set_cr3(ROOT | c);
+        let options = options.map(|o| match &model {
+            None => o,
+            Some(model) => JitOptions {
+                lines: true,
+                costs: Some(Arc::new(CostTable::new(model))),
+                ..o
+            },
+        });
+        if let Some(model) = model {
+            vcpu.set_model(0, model).expect("one core");
+        }
         let watchdog = Watchdog::new(&vcpu.state.exit_request);
         Self {
             watchdog,
@@ -395,18 +413,33 @@ impl Machine {
         s.fx.0 = start.fx;
         s.seg = CpuState::process().seg;
         s.seg[4].base = FS_BASE;
-        s.retired = 0;
+        // The clock of a model does not go back.
+        if self.vcpu.model.is_none() {
+            s.retired = 0;
+        }
     }
 
     /// Runs from here until something stops it. None: it went on for too long.
     pub fn run(&mut self) -> Option<Outcome> {
+        match self.run_to_stop() {
+            Stop::Budget => None,
+            stop => Some(self.outcome(stop)),
+        }
+    }
+
+    /// Runs a turn of so many instructions under a model, or to what stops it before.
+    pub fn run_turn(&mut self, length: u64) -> Stop {
+        self.vcpu.state.stop_at = self.vcpu.state.clock() + length;
+        self.run_to_stop()
+    }
+
+    fn run_to_stop(&mut self) -> Stop {
         let host = mxcsr_now();
         let guest = self.vcpu.state.mxcsr;
         mxcsr::load(&mut self.vcpu.state, guest);
+        self.vcpu.modelled = self.vcpu.model.is_some();
         let stop = match &mut self.engine {
-            None => {
-                interp::run_blocks(&mut self.vcpu, self.budget).expect_err("it never just returns")
-            }
+            None => interpret(&mut self.vcpu, self.budget),
             Some(engine) => {
                 self.watchdog.arm();
                 let stop = engine.run(&mut self.vcpu);
@@ -414,12 +447,10 @@ impl Machine {
                 stop
             }
         };
+        self.vcpu.modelled = false;
         self.vcpu.state.mxcsr = mxcsr::live(&self.vcpu.state);
         set_mxcsr(host);
-        if stop == Stop::Budget {
-            return None;
-        }
-        Some(self.outcome(stop))
+        stop
     }
 
     pub fn outcome(&mut self, stop: Stop) -> Outcome {
@@ -455,6 +486,19 @@ impl Machine {
     pub fn forget_mappings(&mut self) {
         self.vcpu.flush_tlb();
     }
+}
+
+/// Runs up to `blocks` blocks, or to the end of the turn.
+fn interpret(vcpu: &mut Vcpu, blocks: u64) -> Stop {
+    for _ in 0..blocks {
+        if vcpu.state.clock() >= vcpu.state.stop_at {
+            break;
+        }
+        if let Err(stop) = interp::run_block(vcpu) {
+            return stop;
+        }
+    }
+    Stop::Budget
 }
 
 struct Tables {
@@ -495,8 +539,8 @@ pub fn set_mxcsr(v: u32) {
     unsafe { std::arch::asm!("ldmxcsr [{}]", in(reg) &raw const v, options(nostack)) };
 }
 
-/// How long a translated program may run; only a wrong translation reaches it.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a translated program may run; only a wrong translation reaches it, however busy the host is.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Raises a vCPU's exit request when it has run for too long.
 struct Watchdog {

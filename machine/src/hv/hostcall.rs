@@ -8,6 +8,7 @@
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
+use std::time::Duration;
 
 use sevlab_arch::vmsa::Vmsa;
 use sevlab_arch::{Gpa, PAGE_SIZE, Spa};
@@ -16,7 +17,7 @@ use sevlab_memctl::{Domain, Error as MemError, MemCtl};
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::{Hypervisor, ids, window};
-use crate::doorbell::{Deadline, Doorbell, interruptible};
+use crate::doorbell::{Deadline, Doorbell, host_clock, interruptible};
 use crate::error::Error;
 use crate::host;
 use crate::kernel::outside::{
@@ -475,6 +476,17 @@ impl Hypervisor {
             args[4] = second.as_ptr() as u64;
         } else if timed && a[3] == 0 {
             self.calls.bounced(time.as_mut_bytes());
+            if self.time.is_some() && command != 0 {
+                // How long from now, where the host wants to know until when.
+                let clock = if command == 6 {
+                    libc::CLOCK_REALTIME
+                } else {
+                    libc::CLOCK_MONOTONIC
+                };
+                let wait = Duration::new(time[0], (time[1] % 1_000_000_000) as u32);
+                let until = host_clock(clock).saturating_add(wait);
+                time = [until.as_secs(), u64::from(until.subsec_nanos())];
+            }
             args[3] = time.as_ptr() as u64;
         } else {
             args[3] = 0;

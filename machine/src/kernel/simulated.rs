@@ -66,6 +66,8 @@ pub struct Simulated {
     pub inside: HashSet<i32>,
     /// Child processes that have not been waited for.
     pub children: u64,
+    /// There is, or was, another process that memory may be shared with.
+    pub related: bool,
 }
 
 impl Simulated {
@@ -82,6 +84,7 @@ impl Simulated {
             randoms: HashSet::new(),
             inside: HashSet::new(),
             children: 0,
+            related: false,
         }
     }
 
@@ -92,6 +95,7 @@ impl Simulated {
         self.timerfds.clear();
         self.inside.clear();
         self.children = 0;
+        self.related = true;
     }
 
     /// Descriptor `fd` names nothing any more.

@@ -54,6 +54,21 @@ impl MemCtl {
         }
     }
 
+    /// Notes from now on which pages leave the caches because of somebody outside, for a simulation that has to know.
+    pub fn watch_flushes(&self) {
+        if let Some(hier) = &mut self.lock().hier {
+            hier.flushed.get_or_insert_default();
+        }
+    }
+
+    /// Numbers of the pages noted since the last call.
+    #[must_use]
+    pub fn take_flushes(&self) -> Vec<u64> {
+        let mut meta = self.lock();
+        let flushed = meta.hier.as_mut().and_then(|h| h.flushed.as_mut());
+        flushed.map(std::mem::take).unwrap_or_default()
+    }
+
     /// In a clone of the host process: of the attached cores only this one has an owner here.
     pub fn keep_only_core(&self, core: usize) {
         let mut meta = self.lock();

@@ -90,6 +90,9 @@ impl Hier {
     /// Takes a page's lines out of all caches, dirty ones to DRAM, which is current then; charged and counted if there is a
     /// cause.
     pub(super) fn flush_page(&mut self, env: &Env<'_>, pfn: u64, mut cause: Option<&mut Cause>) {
+        if cause.is_none() {
+            self.note_flush(pfn);
+        }
         self.empty_page(env, pfn, |hier, line, dirty| {
             if dirty {
                 let domain = hier.pages.of(line).domain();
@@ -101,7 +104,15 @@ impl Hier {
 
     /// [`Hier::flush_page`] without writing anything.
     pub(super) fn discard_page(&mut self, env: &Env<'_>, pfn: u64) {
+        self.note_flush(pfn);
         self.empty_page(env, pfn, |_, _, _| {});
+    }
+
+    /// For [`MemCtl::take_flushes`](crate::MemCtl::take_flushes).
+    fn note_flush(&mut self, pfn: u64) {
+        if let Some(flushed) = &mut self.flushed {
+            flushed.push(pfn);
+        }
     }
 
     fn empty_page(&mut self, env: &Env<'_>, pfn: u64, mut out: impl FnMut(&mut Self, u64, bool)) {

@@ -189,6 +189,8 @@ pub(crate) struct Hier {
     llc_cycles: u32,
     remote_cycles: u32,
     upgrade_cycles: u32,
+    /// Pages that were flushed from outside, while somebody wants to know.
+    flushed: Option<Vec<u64>>,
 }
 
 impl Hier {
@@ -218,6 +220,7 @@ impl Hier {
             llc_cycles: m.latency.llc_cycles,
             remote_cycles: m.latency.remote_cycles,
             upgrade_cycles: m.latency.upgrade_cycles,
+            flushed: None,
             model: std::sync::Arc::clone(m),
         })
     }

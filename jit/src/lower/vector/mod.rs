@@ -89,7 +89,7 @@ impl Uses {
     }
 }
 
-fn iced(i: &Insn) -> Instruction {
+pub(super) fn iced(i: &Insn) -> Instruction {
     let mut d = Decoder::with_ip(64, &i.bytes[..i.len as usize], i.rip, DecoderOptions::NONE);
     d.decode()
 }
@@ -330,6 +330,7 @@ impl Lower<'_, '_> {
     fn store_halves(&mut self, va: Value, h: Halves) {
         match h.high {
             None => self.store_type(types::I8X16, va, h.low),
+            high @ Some(_) if self.lines.is_some() => self.line_store(va, h.low, high),
             Some(high) => {
                 let host = self.host_address(va, 32, true);
                 let flags = MemFlagsData::new().with_notrap();

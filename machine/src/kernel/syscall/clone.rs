@@ -377,6 +377,7 @@ fn process(call: &mut Call<'_, '_>, w: &Wanted) -> SysResult {
             // What was this process's own has another end there.
             sim.inside.clear();
             sim.children += 1;
+            sim.related = true;
         }
         if w.flags & CLONE_PARENT_SETTID != 0 {
             call.write_user(w.parent_tid, &(pid as u32).to_le_bytes())?;

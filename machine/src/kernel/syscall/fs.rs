@@ -9,7 +9,7 @@ use sevlab_arch::PAGE_SIZE;
 
 use super::marshal::{GUEST_FDS, PATH_MAX, guest_fd};
 use super::procfs::Name;
-use super::{Call, Sys, SysResult, events, memory, procfs};
+use super::{Call, Sys, SysResult, clocks, events, memory, procfs};
 use crate::kernel::error::{Errno, Fail};
 use crate::kernel::outside::NULL;
 use crate::kernel::signal::{self, SigInfo};
@@ -476,8 +476,19 @@ pub fn openat(call: &mut Call<'_, '_>) -> SysResult {
     open_path(call, Some(dir), path, flags)
 }
 
+/// Files that say how many processors there are.
+const PROCESSORS: [&[u8]; 3] = [
+    b"/sys/devices/system/cpu/online\0",
+    b"/sys/devices/system/cpu/possible\0",
+    b"/sys/devices/system/cpu/present\0",
+];
+
 fn open_path(call: &mut Call<'_, '_>, dir: Option<u64>, path: u64, flags: u64) -> SysResult {
     let text = call.read_str(path)?;
+    if call.kernel.sim.is_some() && PROCESSORS.contains(&text.as_slice()) {
+        let all = format!("0-{}\n", clocks::CPUS - 1);
+        return synthetic(call, all.as_bytes(), flags);
+    }
     match procfs::open(call, dir, &text, flags)? {
         Some(done) => Ok(done),
         None => {

@@ -15,6 +15,7 @@ use crate::doorbell::Deadline;
 use crate::kernel::Kernel;
 use crate::kernel::error::{Errno, Fail};
 use crate::kernel::outside::{HostCall, NULL, machine_call};
+use crate::simtime::advance;
 
 /// Who waits at a futex.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -270,7 +271,10 @@ pub fn futex(call: &mut Call<'_, '_>) -> SysResult {
     if va % 4 != 0 {
         return Err(Errno::EINVAL.into());
     }
+    // A process without relatives shares its words with its own threads at most.
+    let own = call.kernel.sim.as_ref().is_some_and(|sim| !sim.related);
     if op & FUTEX_PRIVATE == 0
+        && !own
         && let Some(ret) = call.shared_futex()?
     {
         return Ok(Sys::Ret(ret));
@@ -326,6 +330,7 @@ impl Call<'_, '_> {
     fn shared_futex(&mut self) -> Result<Option<i64>, Fail> {
         let mut args = self.args;
         let command = args[1] & 127;
+        let mut ends = Deadline::Never;
         let Some(word) = self.shared_word(args[0])? else {
             return Ok(None);
         };
@@ -336,7 +341,23 @@ impl Call<'_, '_> {
                     self.read_u64(args[3])?,
                     self.read_u64(args[3].wrapping_add(8))?,
                 ];
-                duration(time)?;
+                let limit = duration(time)?;
+                let time = match self.kernel.sim {
+                    None => time,
+                    Some(_) => {
+                        let realtime = command == 6 || args[1] & CLOCK_REALTIME != 0;
+                        let until = match command {
+                            0 => self.after(time)?,
+                            _ if realtime => Deadline::Realtime(limit),
+                            _ => Deadline::Monotonic(limit),
+                        };
+                        ends = until;
+                        // The host's clocks are others: how long it is from now.
+                        args[1] &= !CLOCK_REALTIME;
+                        let left = self.left(until)?;
+                        [left.as_secs(), u64::from(left.subsec_nanos())]
+                    }
+                };
                 self.out.bounce_write(self.vcpu, 0, time.as_bytes())?;
                 args[3] = 0;
             }
@@ -364,6 +385,12 @@ impl Call<'_, '_> {
         let ret = self
             .kernel
             .unlocked(self.vcpu, |vcpu| out.host_call(vcpu, &call))?;
+        if ret == Errno::ETIMEDOUT.ret()
+            && let Some(time) = self.kernel.time()
+        {
+            let until = time.tsc_of(ends);
+            advance(self.vcpu, until);
+        }
         Ok(Some(ret))
     }
 

@@ -629,12 +629,11 @@ fn is_wake_event(bounce: &[u8], off: u64) -> bool {
     }
 }
 
-/// Where a path is, and the path itself if it is not in the bounce area.
-fn host_path(
-    bounce: &mut [u8],
-    off: u64,
-    pids: Option<&Pids>,
-) -> Result<(u64, Option<Box<[u8]>>), Errno> {
+/// A path's host address, and the path itself if it is not in the bounce area.
+type HostPath = (u64, Option<Box<[u8]>>);
+
+/// Where a path is.
+fn host_path(bounce: &mut [u8], off: u64, pids: Option<&Pids>) -> Result<HostPath, Errno> {
     let start = usize::try_from(off).map_err(|_| Errno::EFAULT)?;
     let rest = bounce.get(start..).ok_or(Errno::EFAULT)?;
     let rest = &rest[..rest.len().min(PATH_MAX)];

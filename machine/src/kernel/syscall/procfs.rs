@@ -183,12 +183,18 @@ pub fn open(
     }
 }
 
-/// Puts another name into an entry, if there is room.
-fn rename(place: &mut [u8], name: &str) {
-    if name.len() < place.len() {
-        place[..name.len()].copy_from_slice(name.as_bytes());
-        place[name.len()] = 0;
+/// An entry with another name, which begins at `name_at`.
+fn renamed(entry: &[u8], name_at: usize, name: &str) -> Vec<u8> {
+    let mut new = entry[..name_at].to_vec();
+    new.extend_from_slice(name.as_bytes());
+    // A NUL, and in the older form of getdents the type as the last byte.
+    new.resize((new.len() + 2).next_multiple_of(8), 0);
+    let len = new.len();
+    new[16..18].copy_from_slice(&(len as u16).to_le_bytes());
+    if name_at == 18 {
+        new[len - 1] = entry[entry.len() - 1];
     }
+    new
 }
 
 /// getdents(2), getdents64(2): what is the host's is left out of the lists of `/proc/self/fd` and `task`.
@@ -222,20 +228,24 @@ pub fn getdents(call: &mut Call<'_, '_>) -> SysResult {
             let shown = match (number, kind) {
                 (None, _) => true,
                 (Some(n), Directory::Descriptors) => n < GUEST_FDS,
-                (Some(n), Directory::Threads) => {
-                    let n = call.own_number(n);
-                    call.is_thread(n)?
-                }
+                (Some(n), Directory::Threads) => match call.known_number(n) {
+                    Some(n) => call.is_thread(n)?,
+                    None => false,
+                },
             };
             if shown {
-                let from = kept.len();
-                kept.extend_from_slice(&list[at..end]);
-                if let (Some(n), Directory::Threads) = (number, kind) {
-                    rename(&mut kept[from + name_at..], &call.own_number(n).to_string());
+                let own = match (number, kind) {
+                    (Some(n), Directory::Threads) => call.known_number(n).filter(|own| *own != n),
+                    _ => None,
+                };
+                match own {
+                    Some(own) => kept.extend(renamed(&list[at..end], name_at, &own.to_string())),
+                    None => kept.extend_from_slice(&list[at..end]),
                 }
             }
             at = end;
         }
+        kept.truncate(call.args[2] as usize);
         if !kept.is_empty() {
             call.write_user(buffer, &kept)?;
             return Ok(Sys::Ret(kept.len() as i64));

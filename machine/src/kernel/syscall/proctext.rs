@@ -206,7 +206,10 @@ fn meminfo(call: &Call<'_, '_>) -> String {
 
 /// The host's, with what CPUID says about the guest's processor.
 fn cpuinfo(call: &mut Call<'_, '_>) -> Result<Vec<u8>, Fail> {
-    let host = call.host_file(b"/proc/cpuinfo")?;
+    let host = match call.kernel.sim {
+        Some(_) => Vec::new(),
+        None => call.host_file(b"/proc/cpuinfo")?,
+    };
     let host = String::from_utf8_lossy(&host);
     let leaf = |call: &mut Call<'_, '_>, leaf: u32| call.out.cpuid(call.vcpu, leaf, 0);
     let [level, b, c, d] = leaf(call, 0)?;
@@ -261,6 +264,33 @@ fn cpuinfo(call: &mut Call<'_, '_>) -> Result<Vec<u8>, Fail> {
         );
     }
     let mut text = String::new();
+    if let Some(time) = call.kernel.time() {
+        let mhz = time.mhz();
+        for cpu in 0..clocks::CPUS {
+            let lines: [(&str, String); 16] = [
+                ("processor", cpu.to_string()),
+                ("vendor_id", trimmed(&vendor)),
+                ("cpu family", family.to_string()),
+                ("model", model.to_string()),
+                ("model name", trimmed(&name)),
+                ("stepping", (version & 15).to_string()),
+                ("cpu MHz", format!("{mhz}.000")),
+                ("physical id", "0".to_owned()),
+                ("siblings", clocks::CPUS.to_string()),
+                ("core id", cpu.to_string()),
+                ("cpu cores", clocks::CPUS.to_string()),
+                ("apicid", cpu.to_string()),
+                ("cpuid level", level.to_string()),
+                ("flags", flags.join(" ")),
+                ("bogomips", format!("{}.00", 2 * mhz)),
+                ("clflush size", "64".to_owned()),
+            ];
+            for (key, value) in lines {
+                text.push_str(&format!("{key:<16}: {value}\n"));
+            }
+            text.push('\n');
+        }
+    }
     for line in host.lines() {
         let key = line.split(':').next().unwrap_or("").trim_end();
         let value = match key {
@@ -520,6 +550,15 @@ impl Call<'_, '_> {
     pub fn own_number(&self, id: i32) -> i32 {
         let pids = self.kernel.sim.as_ref().and_then(|sim| sim.pids.as_ref());
         pids.map_or(id, |pids| pids.inward(id))
+    }
+
+    /// As [`Call::own_number`], of a process or thread that the guest has met.
+    #[must_use]
+    pub fn known_number(&self, id: i32) -> Option<i32> {
+        match self.kernel.sim.as_ref().and_then(|sim| sim.pids.as_ref()) {
+            Some(pids) => pids.known(id),
+            None => Some(id),
+        }
     }
 
     /// How many threads the guest has.

@@ -1,0 +1,553 @@
+//! What translated code does more where caches are simulated (`--cache hierarchy`).
+//!
+//! Every access is a touch of its line: a probe of the line filter at `state.lines`, whose hit is a hit of the first-level
+//! cache that changes nothing but the line's stamp, which the code stores; everything else is a helper's. Lines of
+//! instructions are touched where control goes from one to the next, against the fetch filter at `state.fetches`.
+//!
+//! Invariants:
+//! 1. A stamp is the clock (`retired + repeats`) before the instruction, plus 1. In this mode [`Lower::count`] is the
+//!    clock, not the count since the region was entered.
+//! 2. The tally is the sum since the region was entered, of whole instructions. Every way out adds it to the state's; a
+//!    helper is told the sum as of its instruction. The state's `fetch_line` and `fetched` are always up to date.
+//! 3. Where a block begins, its first line has been fetched: the edge there, or the entry, saw to it. An instruction's
+//!    lines are fetched before anything else it does.
+//! 4. A way out at an instruction that lies in two lines takes back that its second one was fetched: whoever runs the
+//!    instruction fetches, and counts, that line again.
+//! 5. Past a poll the clock stays below `stop_at` until the next: whatever is touched belongs to this turn.
+
+use super::{Lower, state_flags};
+use crate::layout::{self, exit};
+use crate::region::Region;
+use cranelift_codegen::ir::condcodes::IntCC;
+use cranelift_codegen::ir::{
+    Block as ClifBlock, BlockArg, InstBuilder, MemFlagsData, Type, Value, types,
+};
+use cranelift_frontend::Variable;
+use iced_x86::Mnemonic;
+use sevlab_cpu::insn::{Op, Operand};
+use sevlab_cpu::model::costs::CostTable;
+use sevlab_cpu::{Builder, Insn};
+use sevlab_memctl::{FetchEntry, FetchFilter, LineFilter, TlbEntry};
+use std::mem::offset_of;
+
+use super::mem::{For, guest_flags};
+
+/// log2 of a line.
+const SHIFT: u64 = 6;
+
+const fn line(va: u64) -> u64 {
+    va >> SHIFT
+}
+
+fn last_line(i: &Insn) -> u64 {
+    line(i.next_rip().wrapping_sub(1))
+}
+
+/// The bytes that `i` loads before it may find that it must be left to the interpreter, which loads them again.
+fn leaves_behind_load(i: &Insn) -> Option<u32> {
+    if matches!(i.op, Op::Div | Op::Idiv) && i.ops.contains(&Operand::Mem) {
+        return Some(i.width.bytes());
+    }
+    if i.op != Op::Thunk {
+        return None;
+    }
+    let ins = super::vector::iced(i);
+    let leaves = matches!(
+        ins.mnemonic(),
+        Mnemonic::Comiss
+            | Mnemonic::Comisd
+            | Mnemonic::Vcomiss
+            | Mnemonic::Vcomisd
+            | Mnemonic::Cvttss2si
+            | Mnemonic::Cvttsd2si
+            | Mnemonic::Vcvttss2si
+            | Mnemonic::Vcvttsd2si
+    );
+    let bytes = ins.memory_size().size() as u32;
+    (leaves && bytes > 0).then_some(bytes)
+}
+
+/// Line mode's part of a translation.
+pub(super) struct Lines<'a> {
+    costs: Option<&'a CostTable>,
+    tally_var: Variable,
+    /// Most instructions from each block's start until the next poll or way out.
+    ahead: Vec<u32>,
+    headers: Vec<bool>,
+    // per guest block
+    /// Tally at the block's start.
+    tally: Option<Value>,
+    /// And of the block's instructions so far.
+    tallied: u64,
+    /// The line fetched last; not known only before the entry's check.
+    at: Option<u64>,
+    /// The current instruction's second line has been fetched.
+    straddles: bool,
+}
+
+impl<'a> Lines<'a> {
+    pub(super) fn new(
+        costs: Option<&'a CostTable>,
+        region: &Region,
+        headers: Vec<bool>,
+        tally_var: Variable,
+    ) -> Self {
+        Self {
+            costs,
+            tally_var,
+            ahead: ahead(region, &headers),
+            headers,
+            tally: None,
+            tallied: 0,
+            at: None,
+            straddles: false,
+        }
+    }
+
+    fn tally_of(&self, i: &Insn) -> u64 {
+        self.costs.map_or(0, |c| c.tally(i))
+    }
+}
+
+/// The longest way from each block's start that meets no poll, in instructions. Without polls there is no cycle.
+fn ahead(region: &Region, headers: &[bool]) -> Vec<u32> {
+    fn visit(n: usize, region: &Region, headers: &[bool], known: &mut [Option<u32>]) -> u32 {
+        if let Some(k) = known[n] {
+            return k;
+        }
+        let b = &region.blocks[n];
+        let mut most = 0;
+        for &s in b.successors().filter_map(|t| region.index.get(&t)) {
+            if !headers[s] {
+                most = most.max(visit(s, region, headers, known));
+            }
+        }
+        let k = most + b.insns.len() as u32;
+        known[n] = Some(k);
+        k
+    }
+    let mut known = vec![None; region.blocks.len()];
+    (0..region.blocks.len())
+        .map(|n| visit(n, region, headers, &mut known))
+        .collect()
+}
+
+/// The ways in and through a region.
+impl Lower<'_, '_> {
+    /// From the function's entry to `first`, the first block: its line may be the one fetched last.
+    pub(super) fn enter_lines(&mut self, first: ClifBlock) {
+        let entry = self.region.entry();
+        let p = self.pinned();
+        let retired = self
+            .fb
+            .ins()
+            .load(types::I64, state_flags(), p, layout::RETIRED);
+        let repeats = self
+            .fb
+            .ins()
+            .load(types::I64, state_flags(), p, layout::REPEATS);
+        let clock = self.fb.ins().iadd(retired, repeats);
+        self.fb.def_var(self.count_var, clock);
+        self.count = Some(clock);
+        let zero = self.iconst(types::I64, 0);
+        if let Some(l) = &mut self.lines {
+            self.fb.def_var(l.tally_var, zero);
+            l.tally = Some(zero);
+        }
+        let last = self
+            .fb
+            .ins()
+            .load(types::I64, state_flags(), p, layout::FETCH_LINE);
+        let here = self.iconst(types::I64, line(entry));
+        let same = self.fb.ins().icmp(IntCC::Equal, last, here);
+        let other = self.fb.create_block();
+        self.fb.ins().brif(same, first, &[], other, &[]);
+        self.fb.switch_to_block(other);
+        self.fetch(line(entry));
+        self.fb.ins().jump(first, &[]);
+    }
+
+    /// At the start of block `n`.
+    pub(super) fn begin_lines(&mut self, n: usize) {
+        let first = line(self.region.blocks[n].rip);
+        if let Some(l) = &mut self.lines {
+            l.tally = Some(self.fb.use_var(l.tally_var));
+            (l.tallied, l.straddles) = (0, false);
+            l.at = Some(first);
+        }
+    }
+
+    /// Before the current instruction does anything: its lines are fetched.
+    pub(super) fn fetch_insn(&mut self) {
+        let (first, last) = (line(self.insn.rip), last_line(&self.insn));
+        let Some(l) = &self.lines else { return };
+        if l.at != Some(first) {
+            self.fetch(first);
+        }
+        if last != first {
+            self.fetch(last);
+            if let Some(l) = &mut self.lines {
+                l.straddles = true;
+            }
+        }
+    }
+
+    /// Before the current instruction is lowered: one that may be left behind its load is left before it if the operand
+    /// lies in two lines (or pages). Loaded twice, a part could have pushed out the other in between.
+    pub(super) fn leave_early(&mut self) {
+        let insn = self.insn;
+        if self.lines.is_some()
+            && let Some(bytes) = leaves_behind_load(&insn)
+        {
+            let va = self.address(&insn.mem);
+            self.leave_if_crossing(va, bytes);
+        }
+    }
+
+    /// The current instruction is complete.
+    pub(super) fn insn_done(&mut self, counted: bool) {
+        if let Some(l) = &mut self.lines {
+            l.straddles = false;
+            if counted {
+                l.tallied = l.tallied.wrapping_add(l.tally_of(&self.insn));
+            }
+        }
+    }
+
+    /// At the end of a block, behind the definition of its variables: on the way to block `s` of the region, fetches
+    /// its first line if that is another.
+    pub(super) fn fetch_edge(&mut self, s: usize) {
+        let Some(l) = &self.lines else { return };
+        let to = line(self.region.blocks[s].rip);
+        if l.at == Some(to) {
+            return;
+        }
+        // The other edge is to find all as it was.
+        let (insn, at) = (self.insn, l.at);
+        self.insn = self.region.blocks[s].insns[0];
+        self.fetch(to);
+        self.insn = insn;
+        if let Some(l) = &mut self.lines {
+            l.at = at;
+        }
+    }
+
+    /// Whether [`Self::fetch_edge`] would do anything.
+    pub(super) fn edge_fetches(&self, s: usize) -> bool {
+        self.lines
+            .as_ref()
+            .is_some_and(|l| l.at != Some(line(self.region.blocks[s].rip)))
+    }
+
+    /// Defines the tally for the following blocks.
+    pub(super) fn define_tally(&mut self) {
+        let tally = self.tally_so_far();
+        if let (Some(l), Some(v)) = (&self.lines, tally) {
+            self.fb.def_var(l.tally_var, v);
+        }
+    }
+
+    /// Touches a line of instructions. A line that can't be fetched leaves at the current instruction.
+    fn fetch(&mut self, which: u64) {
+        let p = self.pinned();
+        let flags = state_flags().with_readonly().with_can_move();
+        let base = self.fb.ins().load(types::I64, flags, p, layout::FETCHES);
+        let at = (which as usize % FetchFilter::ENTRIES * size_of::<FetchEntry>()) as i32;
+        let tag_at = at + offset_of!(FetchEntry, tag) as i32;
+        let stamp_at = at + offset_of!(FetchEntry, stamp) as i32;
+        let tag = self.fb.ins().load(types::I64, state_flags(), base, tag_at);
+        let va = self.iconst(types::I64, which << SHIFT);
+        let hit = self.fb.ins().icmp(IntCC::Equal, tag, va);
+        let (fast, merge, cold) = self.fast_merge_cold();
+        self.fb.ins().brif(hit, fast, &[], cold, &[]);
+        self.fb.switch_to_block(cold);
+        let va = self.iconst(types::I64, which << SHIFT);
+        let ok = self.call_line_helper(layout::H_LINE_FETCH, [va, va, va]);
+        let leave = self.leave_block();
+        self.fb.ins().brif(ok, merge, &[], leave, &[]);
+        self.leave_in(leave);
+        self.fb.switch_to_block(fast);
+        let stamp = self.stamp();
+        self.fb.ins().store(state_flags(), stamp, base, stamp_at);
+        let p = self.pinned();
+        self.add_to_state(p, layout::FETCHED, 1);
+        self.store_fetch_line(p, which);
+        self.fb.ins().jump(merge, &[]);
+        self.fb.switch_to_block(merge);
+        if let Some(l) = &mut self.lines {
+            l.at = Some(which);
+        }
+    }
+
+    fn store_fetch_line(&mut self, p: Value, which: u64) {
+        let v = self.iconst(types::I64, which);
+        self.fb.ins().store(state_flags(), v, p, layout::FETCH_LINE);
+    }
+
+    /// Takes back the fetch of the current instruction's second line.
+    fn unfetch(&mut self, p: Value) {
+        self.add_to_state(p, layout::FETCHED, u64::MAX);
+        self.store_fetch_line(p, line(self.insn.rip));
+    }
+
+    /// Leaves if the turn may end before the next poll; nothing of the block has run.
+    pub(super) fn poll_turn(&mut self, n: usize) {
+        let ahead = self.lines.as_ref().map_or(0, |l| l.ahead[n]);
+        let now = self.retired_so_far();
+        let then = self.add_constant(now, u64::from(ahead));
+        let p = self.pinned();
+        let stop = self
+            .fb
+            .ins()
+            .load(types::I64, state_flags(), p, layout::STOP_AT);
+        let out = self
+            .fb
+            .ins()
+            .icmp(IntCC::UnsignedGreaterThanOrEqual, then, stop);
+        self.poll_leave(out, exit::TURN);
+    }
+
+    /// Most instructions from behind the current one until the next poll or way out.
+    pub(super) fn still_ahead(&self) -> u32 {
+        let Some(l) = &self.lines else { return 0 };
+        let block = &self.region.blocks[self.at];
+        let rest = block.insns.len() as u32 - self.done - 1;
+        let behind = block
+            .successors()
+            .filter_map(|t| self.region.index.get(&t))
+            .filter(|&&s| !l.headers[s])
+            .map(|&s| l.ahead[s])
+            .max();
+        rest + behind.unwrap_or(0)
+    }
+}
+
+/// Sums, and how they get to the state.
+impl Lower<'_, '_> {
+    /// The stamp of what the current instruction touches.
+    fn stamp(&mut self) -> Value {
+        let base = self.count.expect("set at the block's start");
+        let k = u64::from(self.done) + 1;
+        self.add_constant(base, k)
+    }
+
+    /// Tally since the region was entered, of the instructions before the current one.
+    fn tally_so_far(&mut self) -> Option<Value> {
+        let l = self.lines.as_ref()?;
+        let (base, k) = (l.tally?, l.tallied);
+        Some(self.add_constant(base, k))
+    }
+
+    fn add_to_state(&mut self, p: Value, at: i32, k: u64) {
+        let old = self.fb.ins().load(types::I64, state_flags(), p, at);
+        let new = self.add_constant(old, k);
+        self.fb.ins().store(state_flags(), new, p, at);
+    }
+
+    /// Brings the state's counts up to the current instruction (or the block's end).
+    pub(super) fn store_position(&mut self, p: Value) {
+        let clock = self.retired_so_far();
+        let repeats = self
+            .fb
+            .ins()
+            .load(types::I64, state_flags(), p, layout::REPEATS);
+        let retired = self.fb.ins().isub(clock, repeats);
+        self.fb
+            .ins()
+            .store(state_flags(), retired, p, layout::RETIRED);
+        if let Some(more) = self.tally_so_far() {
+            let old = self
+                .fb
+                .ins()
+                .load(types::I64, state_flags(), p, layout::TALLY);
+            let new = self.fb.ins().iadd(old, more);
+            self.fb.ins().store(state_flags(), new, p, layout::TALLY);
+        }
+        if self.lines.as_ref().is_some_and(|l| l.straddles) {
+            self.unfetch(p);
+        }
+    }
+
+    /// As [`Self::store_position`], after which the tally begins anew: the interpreter is to run the current instruction.
+    pub(super) fn hand_over_position(&mut self, p: Value) {
+        self.store_position(p);
+        let zero = self.iconst(types::I64, 0);
+        if let Some(l) = &mut self.lines {
+            (l.tally, l.tallied) = (Some(zero), 0);
+        }
+    }
+
+    /// The interpreter has run a repeated instruction, before which the state's count of repetitions was `before`.
+    pub(super) fn add_repeats(&mut self, p: Value, before: Value) {
+        let after = self
+            .fb
+            .ins()
+            .load(types::I64, state_flags(), p, layout::REPEATS);
+        let more = self.fb.ins().isub(after, before);
+        let base = self.count.expect("set at the block's start");
+        self.count = Some(self.fb.ins().iadd(base, more));
+    }
+
+    /// Takes a completed branch, the current instruction, out of the state's sums again.
+    pub(super) fn undo_position(&mut self, p: Value) {
+        let Some(l) = &self.lines else { return };
+        let tally = l.tally_of(&self.insn);
+        self.add_to_state(p, layout::TALLY, tally.wrapping_neg());
+        if line(self.insn.rip) != last_line(&self.insn) {
+            self.unfetch(p);
+        }
+    }
+}
+
+/// Accesses.
+impl Lower<'_, '_> {
+    fn fast_merge_cold(&mut self) -> (ClifBlock, ClifBlock, ClifBlock) {
+        let (fast, merge, cold) = (
+            self.fb.create_block(),
+            self.fb.create_block(),
+            self.fb.create_block(),
+        );
+        self.fb.set_cold_block(cold);
+        (fast, merge, cold)
+    }
+
+    /// Calls a line-mode helper, which is told the position too; what it answers.
+    pub(super) fn call_line_helper(&mut self, which: i32, args: [Value; 3]) -> Value {
+        let clock = self.retired_so_far();
+        let tally = self.tally_so_far().expect("in line mode");
+        let p = self.pinned();
+        let f = self.fb.ins().load(types::I64, state_flags(), p, which);
+        let [a, b, c] = args;
+        let sig = self.sig_line.expect("in line mode");
+        self.fb
+            .ins()
+            .call_indirect(sig, f, &[a, b, c, clock, tally]);
+        let p = self.pinned();
+        self.fb
+            .ins()
+            .load(types::I64, state_flags(), p, layout::RET)
+    }
+
+    /// The probe of an access of `bytes` bytes: (hit, entry, host address if hit).
+    fn line_probe(&mut self, va: Value, bytes: u32, why: For) -> (Value, Value, Value) {
+        self.sync();
+        const SIZE: u64 = TlbEntry::SIZE_SHIFT as u64;
+        let index_mask = (LineFilter::ENTRIES as u64 - 1) << SIZE;
+        let line_mask = !((1u64 << SHIFT) - 1);
+        let (entry, tag) = if let Some(va) = self.constant(va) {
+            let entry = self.add_constant(self.tlb, va >> (SHIFT - SIZE) & index_mask);
+            let last = va.wrapping_add(u64::from(bytes - 1));
+            (entry, self.iconst(types::I64, last & line_mask))
+        } else {
+            let shift = self.iconst(types::I64, SHIFT - SIZE);
+            let mask = self.iconst(types::I64, index_mask);
+            let x = self.fb.ins().ushr(va, shift);
+            let x = self.fb.ins().band(x, mask);
+            let entry = self.fb.ins().iadd(self.tlb, x);
+            let last = self.add_constant(va, u64::from(bytes - 1));
+            let mask = self.iconst(types::I64, line_mask);
+            (entry, self.fb.ins().band(last, mask))
+        };
+        let tag_at = match why {
+            For::Load => offset_of!(TlbEntry, read),
+            For::Store => offset_of!(TlbEntry, write),
+        };
+        let found = self
+            .fb
+            .ins()
+            .load(types::I64, state_flags(), entry, tag_at as i32);
+        let addend = self.fb.ins().load(
+            types::I64,
+            state_flags(),
+            entry,
+            offset_of!(TlbEntry, addend) as i32,
+        );
+        let hit = self.fb.ins().icmp(IntCC::Equal, found, tag);
+        let host = self.fb.ins().iadd(va, addend);
+        (hit, entry, host)
+    }
+
+    fn store_stamp(&mut self, entry: Value) {
+        let stamp = self.stamp();
+        let at = offset_of!(TlbEntry, exec) as i32;
+        self.fb.ins().store(state_flags(), stamp, entry, at);
+    }
+
+    /// The host address of `bytes` bytes at `va`, touched for a load (of a copy, if they cross a line) or a
+    /// read-modify-write.
+    pub(super) fn line_address(&mut self, va: Value, bytes: u32, rmw: bool) -> Value {
+        let why = if rmw { For::Store } else { For::Load };
+        let (hit, entry, host) = self.line_probe(va, bytes, why);
+        let (fast, merge, cold) = self.fast_merge_cold();
+        let result = self.fb.append_block_param(merge, types::I64);
+        self.fb.ins().brif(hit, fast, &[], cold, &[]);
+        self.fb.switch_to_block(cold);
+        let n = self.iconst(types::I64, u64::from(bytes));
+        let helper = if rmw {
+            layout::H_LINE_RMW
+        } else {
+            layout::H_LINE_LOAD
+        };
+        let got = self.call_line_helper(helper, [va, n, n]);
+        let leave = self.leave_block();
+        self.fb
+            .ins()
+            .brif(got, merge, &[BlockArg::Value(got)], leave, &[]);
+        self.leave_in(leave);
+        self.fb.switch_to_block(fast);
+        self.store_stamp(entry);
+        self.fb.ins().jump(merge, &[BlockArg::Value(host)]);
+        self.fb.switch_to_block(merge);
+        result
+    }
+
+    /// Stores `low`, and `high` behind it if there is one.
+    pub(super) fn line_store(&mut self, va: Value, low: Value, high: Option<Value>) {
+        let t = self.fb.func.dfg.value_type(low);
+        let bytes = if high.is_some() { 32 } else { t.bytes() };
+        let (hit, entry, host) = self.line_probe(va, bytes, For::Store);
+        let (fast, merge, cold) = self.fast_merge_cold();
+        self.fb.ins().brif(hit, fast, &[], cold, &[]);
+        self.fb.switch_to_block(cold);
+        let n = self.iconst(types::I64, u64::from(bytes));
+        let ok = if bytes >= 16 {
+            let p = self.pinned();
+            for (v, at) in [(Some(low), 0), (high, 16)] {
+                if let Some(v) = v {
+                    self.fb
+                        .ins()
+                        .store(state_flags(), v, p, layout::SCRATCH + at);
+                }
+            }
+            self.call_line_helper(layout::H_LINE_STORE_WIDE, [va, n, n])
+        } else {
+            let wide = self.widened(t, low);
+            self.call_line_helper(layout::H_LINE_STORE, [va, wide, n])
+        };
+        let leave = self.leave_block();
+        self.fb.ins().brif(ok, merge, &[], leave, &[]);
+        self.leave_in(leave);
+        self.fb.switch_to_block(fast);
+        self.store_stamp(entry);
+        self.fb.ins().store(guest_flags(), low, host, 0);
+        if let Some(high) = high {
+            self.fb.ins().store(guest_flags(), high, host, 16);
+        }
+        self.fb.ins().jump(merge, &[]);
+        self.fb.switch_to_block(merge);
+    }
+
+    /// A value of up to 8 bytes as an I64.
+    fn widened(&mut self, t: Type, v: Value) -> Value {
+        let int = match t {
+            types::F32 => self.fb.ins().bitcast(types::I32, MemFlagsData::new(), v),
+            types::F64 => self.fb.ins().bitcast(types::I64, MemFlagsData::new(), v),
+            _ => v,
+        };
+        if t.bytes() == 8 {
+            int
+        } else {
+            self.fb.ins().uextend(types::I64, int)
+        }
+    }
+}

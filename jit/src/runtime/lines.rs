@@ -1,0 +1,241 @@
+//! The helpers of line mode (`--cache hierarchy`): what to do about an access or a fetch that the filters did not pass.
+//!
+//! They are told the position of their instruction, the clock and the tally before it, because the state's own words
+//! are brought up to date only where translated code is left. While a helper runs, [`Vcpu::lag`] says how far they are
+//! behind. An access in one line is a touch, whose host address the code then uses; one that crosses lines is the vCPU's
+//! business, through a copy. What faults has changed nothing: the interpreter meets it again.
+
+use crate::layout;
+use sevlab_memctl::{LineFilter, TlbEntry};
+use std::mem::offset_of;
+
+use super::{CpuState, answer, copy_to_scratch, run_step, run_thunk, site, store_bytes, vcpu};
+use sevlab_cpu::Vcpu;
+use sevlab_cpu::mmu::Access;
+use sevlab_cpu::model::At;
+
+// A helper begins without saving anything, with the one case that a program can meet as often as hits: an access
+// across two lines which the filter both has, with one addend (they are of one page). All that is left to do are two
+// stamps. `tag` is that of the filter's entries, `bytes` the register with the access's length.
+std::arch::global_asm!(
+    ".macro sevlab_two_lines tag, bytes",
+    "push rax", "push r9", "push r10", "push r11",
+    "mov r9, rdi", "and r9, -64",
+    "lea r10, [rdi + \\bytes - 1]", "and r10, -64",
+    "mov eax, edi", "shr eax, 1", "and eax, {index}", "add rax, [r15 + {lines}]",
+    "cmp [rax + \\tag], r9", "jne 9f",
+    "mov r11d, r10d", "shr r11d, 1", "and r11d, {index}", "add r11, [r15 + {lines}]",
+    "cmp [r11 + \\tag], r10", "jne 9f",
+    "mov r9, [rax + {addend}]", "cmp [r11 + {addend}], r9", "jne 9f",
+    "lea r10, [rcx + 1]", "mov [rax + {stamp}], r10", "mov [r11 + {stamp}], r10",
+    "add r9, rdi",
+    ".endm",
+    ".macro sevlab_restore_and_return",
+    "pop r11", "pop r10", "pop r9", "pop rax", "ret",
+    ".endm",
+    ".macro sevlab_call_saving_all target",
+    "push rax", "push rcx", "push rdx", "push rsi", "push rdi", "push r8", "push r9", "push r10", "push r11",
+    "sub rsp, 256",
+    "movups [rsp], xmm0", "movups [rsp+16], xmm1", "movups [rsp+32], xmm2", "movups [rsp+48], xmm3",
+    "movups [rsp+64], xmm4", "movups [rsp+80], xmm5", "movups [rsp+96], xmm6", "movups [rsp+112], xmm7",
+    "movups [rsp+128], xmm8", "movups [rsp+144], xmm9", "movups [rsp+160], xmm10", "movups [rsp+176], xmm11",
+    "movups [rsp+192], xmm12", "movups [rsp+208], xmm13", "movups [rsp+224], xmm14", "movups [rsp+240], xmm15",
+    "mov r9, r15",
+    "call \\target",
+    "movups xmm0, [rsp]", "movups xmm1, [rsp+16]", "movups xmm2, [rsp+32]", "movups xmm3, [rsp+48]",
+    "movups xmm4, [rsp+64]", "movups xmm5, [rsp+80]", "movups xmm6, [rsp+96]", "movups xmm7, [rsp+112]",
+    "movups xmm8, [rsp+128]", "movups xmm9, [rsp+144]", "movups xmm10, [rsp+160]", "movups xmm11, [rsp+176]",
+    "movups xmm12, [rsp+192]", "movups xmm13, [rsp+208]", "movups xmm14, [rsp+224]", "movups xmm15, [rsp+240]",
+    "add rsp, 256",
+    "pop r11", "pop r10", "pop r9", "pop r8", "pop rdi", "pop rsi", "pop rdx", "pop rcx", "pop rax",
+    "ret",
+    ".endm",
+    ".macro sevlab_line_address stub, tag, target",
+    ".globl \\stub",
+    ".p2align 4",
+    "\\stub:",
+    "sevlab_two_lines \\tag, rsi",
+    "mov [r15 + {ret}], r9",
+    "sevlab_restore_and_return",
+    "9: pop r11", "pop r10", "pop r9", "pop rax",
+    "sevlab_call_saving_all \\target",
+    ".endm",
+    ".macro sevlab_line_helper stub, target",
+    ".globl \\stub",
+    ".p2align 4",
+    "\\stub:",
+    "sevlab_call_saving_all \\target",
+    ".endm",
+
+    "sevlab_line_address sevlab_stub_line_load, {read}, {load}",
+    "sevlab_line_address sevlab_stub_line_rmw, {write}, {rmw}",
+
+    // 2, 4 or 8 bytes: a single one does not cross.
+    ".globl sevlab_stub_line_store",
+    ".p2align 4",
+    "sevlab_stub_line_store:",
+    "sevlab_two_lines {write}, rdx",
+    "cmp edx, 4", "je 4f", "ja 8f",
+    "mov [r9], si", "jmp 7f",
+    "4: mov [r9], esi", "jmp 7f",
+    "8: mov [r9], rsi",
+    "7: mov qword ptr [r15 + {ret}], 1",
+    "sevlab_restore_and_return",
+    "9: pop r11", "pop r10", "pop r9", "pop rax",
+    "sevlab_call_saving_all {store}",
+
+    ".globl sevlab_stub_line_store_wide",
+    ".p2align 4",
+    "sevlab_stub_line_store_wide:",
+    "sevlab_two_lines {write}, rsi",
+    "mov rax, [r15 + {scratch}]", "mov r10, [r15 + {scratch} + 8]",
+    "mov [r9], rax", "mov [r9 + 8], r10",
+    "cmp esi, 16", "je 7f",
+    "mov rax, [r15 + {scratch} + 16]", "mov r10, [r15 + {scratch} + 24]",
+    "mov [r9 + 16], rax", "mov [r9 + 24], r10",
+    "7: mov qword ptr [r15 + {ret}], 1",
+    "sevlab_restore_and_return",
+    "9: pop r11", "pop r10", "pop r9", "pop rax",
+    "sevlab_call_saving_all {store_wide}",
+
+    "sevlab_line_helper sevlab_stub_line_fetch, {fetch}",
+    "sevlab_line_helper sevlab_stub_line_thunk, {thunk}",
+    "sevlab_line_helper sevlab_stub_line_step, {step}",
+    index = const (LineFilter::ENTRIES - 1) << TlbEntry::SIZE_SHIFT,
+    lines = const layout::LINES,
+    ret = const layout::RET,
+    scratch = const layout::SCRATCH,
+    read = const offset_of!(TlbEntry, read),
+    write = const offset_of!(TlbEntry, write),
+    stamp = const offset_of!(TlbEntry, exec),
+    addend = const offset_of!(TlbEntry, addend),
+    load = sym load,
+    rmw = sym rmw,
+    store = sym store,
+    store_wide = sym store_wide,
+    fetch = sym fetch,
+    thunk = sym thunk,
+    step = sym step,
+);
+
+/// An index is part of an address's low half, shifted by this much.
+const _: () = assert!(6 - TlbEntry::SIZE_SHIFT == 1 && LineFilter::ENTRIES <= 1 << 24);
+
+unsafe extern "C" {
+    pub(super) fn sevlab_stub_line_load();
+    pub(super) fn sevlab_stub_line_rmw();
+    pub(super) fn sevlab_stub_line_store();
+    pub(super) fn sevlab_stub_line_store_wide();
+    pub(super) fn sevlab_stub_line_fetch();
+    pub(super) fn sevlab_stub_line_thunk();
+    pub(super) fn sevlab_stub_line_step();
+}
+
+/// The vCPU, with its lag set to what translated code says of its position: the clock, and what the state's tally lacks.
+///
+/// # Safety
+/// As [`vcpu`].
+unsafe fn at<'a>(state: *mut CpuState, clock: u64, tally: u64) -> &'a mut Vcpu {
+    // SAFETY: the caller's promise.
+    let v = unsafe { vcpu(state) };
+    v.lag = At {
+        retired: clock.wrapping_sub(v.state.clock()),
+        tally,
+    };
+    v
+}
+
+/// Ends a helper that [`at`] began.
+fn done(v: &mut Vcpu, value: u64) {
+    v.lag = At::default();
+    answer(v, value);
+}
+
+fn crosses(va: u64, n: u64) -> bool {
+    va & 63 > 64 - n
+}
+
+fn touch(v: &mut Vcpu, va: u64, n: u64, access: Access) -> u64 {
+    let at = v.at();
+    v.touch_data(va, n, access, at)
+        .map_or(0, |host| host.as_ptr() as u64)
+}
+
+extern "sysv64" fn load(va: u64, n: u64, _: u64, clock: u64, tally: u64, state: *mut CpuState) {
+    // SAFETY: called by translated code only, with the pinned register as the last argument.
+    let v = unsafe { at(state, clock, tally) };
+    let host = if crosses(va, n) {
+        copy_to_scratch(v, va, n)
+    } else {
+        touch(v, va, n, Access::Read)
+    };
+    done(v, host);
+}
+
+extern "sysv64" fn rmw(va: u64, n: u64, _: u64, clock: u64, tally: u64, state: *mut CpuState) {
+    // SAFETY: as in `load`.
+    let v = unsafe { at(state, clock, tally) };
+    let host = if crosses(va, n) || v.would_hit_code(va, n) {
+        0
+    } else {
+        touch(v, va, n, Access::Write)
+    };
+    done(v, host);
+}
+
+extern "sysv64" fn store(
+    va: u64,
+    value: u64,
+    n: u64,
+    clock: u64,
+    tally: u64,
+    state: *mut CpuState,
+) {
+    // SAFETY: as in `load`.
+    let v = unsafe { at(state, clock, tally) };
+    let ok = store_bytes(v, va, &value.to_le_bytes()[..(n as usize).min(8)]);
+    done(v, u64::from(ok));
+}
+
+extern "sysv64" fn store_wide(
+    va: u64,
+    n: u64,
+    _: u64,
+    clock: u64,
+    tally: u64,
+    state: *mut CpuState,
+) {
+    // SAFETY: as in `load`.
+    let v = unsafe { at(state, clock, tally) };
+    let mut bytes = [0u8; 32];
+    bytes.copy_from_slice(&v.state.scratch.0[..32]);
+    let ok = store_bytes(v, va, &bytes[..(n as usize).min(32)]);
+    done(v, u64::from(ok));
+}
+
+extern "sysv64" fn fetch(va: u64, _: u64, _: u64, clock: u64, tally: u64, state: *mut CpuState) {
+    // SAFETY: as in `load`.
+    let v = unsafe { at(state, clock, tally) };
+    let at = v.at();
+    let ok = v.touch_fetch(va, at).is_ok();
+    done(v, u64::from(ok));
+}
+
+extern "sysv64" fn thunk(n: u64, _: u64, _: u64, clock: u64, tally: u64, state: *mut CpuState) {
+    // SAFETY: as in `load`.
+    let v = unsafe { at(state, clock, tally) };
+    let ok = run_thunk(v, n).is_some();
+    done(v, u64::from(ok));
+}
+
+/// Runs instruction `n` in the interpreter, with the position in the state. 1 if translated code may go on behind it; `ahead`
+/// instructions more may then run before it asks whether the turn ends.
+extern "sysv64" fn step(n: u64, ahead: u64, _: u64, _: u64, _: u64, state: *mut CpuState) {
+    // SAFETY: as in `load`.
+    let v = unsafe { vcpu(state) };
+    let Some(site) = site(v, n) else {
+        return answer(v, 0);
+    };
+    let go_on = run_step(v, site) && v.state.clock().saturating_add(ahead) < v.state.stop_at;
+    answer(v, u64::from(go_on));
+}

@@ -1,0 +1,501 @@
+//! Translated code against the interpreter where caches are simulated: random programs on machines with tiny caches and
+//! TLBs must leave the same registers and memory, and have counted the same, at the end of each turn.
+//!
+//! Caches and TLBs are never emptied: each program runs several times, one after another on the same machines, so that what
+//! the comparison does not look at itself shows in what misses next.
+//!
+//! `SEVLAB_LINES_CASES` is the number of programs, `SEVLAB_DIFF_SEED` where to begin (random and printed by default).
+
+#[path = "diff/compare.rs"]
+mod compare;
+#[path = "diff/forms.rs"]
+mod forms;
+#[path = "diff/machine.rs"]
+mod machine;
+#[path = "diff/program.rs"]
+mod program;
+
+use compare::{Sticky, engines, same};
+use forms::Forms;
+use iced_x86::IcedError;
+use iced_x86::code_asm::*;
+use machine::{CODE, DATA, DATA_PAGES, Kind, Machine, Outcome, PAGE, Rng, Start};
+use program::{Generator, Program, listing};
+use sevlab_arch::{Spa, Va};
+use sevlab_cpu::Stop;
+use sevlab_cpu::model::CoreCounters;
+use sevlab_cpu::state::CpuState;
+use sevlab_jit::JitOptions;
+use sevlab_memctl::model::{
+    Cache, Core, CoreModel, Costs, Dram, DramModel, ExitCosts, Inclusion, Latency, Model, Policy,
+    Prefetch, Tlb, Tlbs,
+};
+use sevlab_memctl::{FetchFilter, HierCounters, LineFilter, TlbEntry};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+fn variable(name: &str) -> Option<u64> {
+    let v = std::env::var(name).ok()?;
+    let v = v.trim();
+    Some(match v.strip_prefix("0x") {
+        Some(h) => u64::from_str_radix(h, 16).expect("a hexadecimal number"),
+        None => v.parse().expect("a number"),
+    })
+}
+
+fn first_seed() -> u64 {
+    variable("SEVLAB_DIFF_SEED").unwrap_or_else(|| {
+        let now = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .expect("a clock after 1970");
+        now.as_nanos() as u64 & 0xffff_ffff_0000
+    })
+}
+
+/// Mostly the one whose state is in the stamps.
+const POLICIES: [Policy; 8] = [
+    Policy::Lru,
+    Policy::Lru,
+    Policy::Lru,
+    Policy::Lru,
+    Policy::TreePlru,
+    Policy::Nru,
+    Policy::Fifo,
+    Policy::Random,
+];
+
+fn cache(r: &mut Rng, sets: &[u64], ways: &[u32]) -> Cache {
+    let ways = r.pick(ways);
+    Cache {
+        size: 64 * r.pick(sets) * u64::from(ways),
+        ways,
+        policy: r.pick(&POLICIES),
+    }
+}
+
+fn tlb(r: &mut Rng, policies: &[Policy]) -> Tlb {
+    let ways = r.pick(&[1, 2, 4]);
+    Tlb {
+        entries: ways * r.pick(&[1, 2]),
+        ways,
+        policy: r.pick(policies),
+    }
+}
+
+/// A machine in which much misses.
+fn model(variation: u64) -> Model {
+    const FIRST: [Policy; 2] = [Policy::Fifo, Policy::Random];
+    let r = &mut Rng::new(variation ^ 0x1135);
+    let small = r.one_in(2);
+    let sets: &[u64] = if small { &[1, 2, 4] } else { &[8, 16, 32] };
+    Model {
+        name: "tiny".into(),
+        core: Core {
+            model: CoreModel::Simple,
+            clock_mhz: 1000,
+            window: 64,
+            mshrs: 4,
+        },
+        l1i: cache(r, sets, &[1, 2, 4]),
+        l1d: cache(r, sets, &[2, 4, 8]),
+        l2: (!r.one_in(4)).then(|| cache(r, &[4, 8, 16], &[2, 4, 8])),
+        llc: cache(r, &[16, 32, 64], &[4, 8]),
+        llc_inclusion: r.pick(&[Inclusion::Inclusive, Inclusion::NonInclusive]),
+        prefetch: Prefetch {
+            next_line: r.one_in(3),
+            stride: r.one_in(3),
+            degree: 2,
+        },
+        tlb: (!r.one_in(5)).then(|| Tlbs {
+            l1i: tlb(r, &FIRST),
+            l1d: tlb(r, &FIRST),
+            l2i: r.one_in(2).then(|| tlb(r, &POLICIES)),
+            l2: tlb(r, &POLICIES),
+            walk_entries: 2,
+            nested_entries: 2,
+        }),
+        dram: Dram {
+            model: r.pick(&[DramModel::Flat, DramModel::Banks]),
+            channels: 2,
+            banks: 2,
+            row_bytes: 1024,
+            line_ns: 3.0,
+        },
+        latency: Latency {
+            l1d_cycles: 1,
+            l1i_cycles: 2,
+            l2_cycles: 11,
+            llc_cycles: 41,
+            remote_cycles: 67,
+            upgrade_cycles: 31,
+            dram_ns: 101.0,
+            dram_row_ns: 17.0,
+            dram_write_ns: 13.0,
+            aes_ns: 19.0,
+            aes_write_ns: 23.0,
+            aes_line_ns: 7.0,
+            tlb2_cycles: 5,
+            walk_cycles: 3,
+            rmp_cycles: 2,
+        },
+        cost: Costs::default(),
+        exit: ExitCosts::default(),
+    }
+}
+
+/// All that a turn's end shows. (Not the flags: those that nothing can read before they are written are not kept.)
+#[derive(Clone, PartialEq, Debug)]
+struct TurnEnd {
+    gpr: [u64; 16],
+    rip: u64,
+    retired: u64,
+    repeats: u64,
+    fetched: u64,
+    fetch_line: u64,
+    cycles: u64,
+    core: CoreCounters,
+    hier: HierCounters,
+    /// Lines in caches, and whether they are dirty.
+    lines: Vec<(Spa, bool)>,
+    /// What the filters have: tags and stamps.
+    filters: Vec<[u64; 3]>,
+}
+
+/// Entries of the filters that have tags.
+#[allow(unsafe_code)] // the filters are where translated code sees them
+fn filters(s: &CpuState) -> Vec<[u64; 3]> {
+    // SAFETY: the bases and lengths of the filters, which live as long as the vCPU; their words are atomics.
+    let (lines, fetches) = unsafe {
+        (
+            std::slice::from_raw_parts(s.lines, LineFilter::ENTRIES),
+            std::slice::from_raw_parts(s.fetches, FetchFilter::ENTRIES),
+        )
+    };
+    let data = lines
+        .iter()
+        .map(|e| [&e.read, &e.write, &e.exec].map(|w| w.load(Relaxed)));
+    let code = fetches
+        .iter()
+        .map(|[tag, stamp]| [tag, tag, stamp].map(|w| w.load(Relaxed)));
+    data.chain(code)
+        .filter(|[a, b, _]| a & b != TlbEntry::NEVER)
+        .collect()
+}
+
+fn turn_end(m: &mut Machine) -> TurnEnd {
+    m.vcpu.drain();
+    let s = &m.vcpu.state;
+    TurnEnd {
+        gpr: s.gpr,
+        rip: s.rip,
+        retired: s.retired,
+        repeats: s.repeats,
+        fetched: s.fetched,
+        fetch_line: s.fetch_line,
+        cycles: m.vcpu.cycles(),
+        core: m
+            .vcpu
+            .model
+            .as_ref()
+            .expect("made with one")
+            .counters
+            .clone(),
+        hier: m.vcpu.mem.hier_counters(0),
+        filters: filters(s),
+        lines: m.vcpu.mem.cached_lines(),
+    }
+}
+
+/// Most instructions of a run: some programs don't end.
+const MOST: u64 = 20_000;
+
+/// Runs a program turn by turn. Between turns something may happen that makes the next accesses miss.
+fn run(m: &mut Machine, start: &Start, seed: u64) -> (Vec<TurnEnd>, Option<Outcome>) {
+    let mut r = Rng::new(seed ^ 0x7075);
+    let longest = r.pick(&[30, 200, 3000]);
+    m.reset(start);
+    let mut ends = Vec::new();
+    let mut left = MOST;
+    while left > 0 {
+        let length = (1 + r.below(longest)).min(left);
+        left -= length;
+        let stop = m.run_turn(length);
+        ends.push(turn_end(m));
+        if stop != Stop::Budget {
+            return (ends, Some(m.outcome(stop)));
+        }
+        match r.below(8) {
+            0 => m.forget_mappings(),
+            1 => m.vcpu.invlpg(Va(DATA + PAGE * r.below(DATA_PAGES))),
+            _ => {}
+        }
+    }
+    (ends, None)
+}
+
+/// Runs of a program: until it is translated, and a few times more.
+const RUNS: u64 = 5;
+
+struct Rig {
+    reference: Machine,
+    others: Vec<(&'static str, Sticky, Machine)>,
+    /// Instructions of all last runs, and how many of them the interpreter ran.
+    last_runs: (u64, u64),
+}
+
+impl Rig {
+    fn new(kind: Kind, variation: u64) -> Self {
+        let model = Arc::new(model(variation));
+        let machine =
+            |o: Option<JitOptions>| Machine::with_model(kind, o, Some(Arc::clone(&model)));
+        Self {
+            reference: machine(None),
+            others: engines(variation)
+                .into_iter()
+                .map(|(name, o)| (name, Sticky::of(&o), machine(Some(o))))
+                .collect(),
+            last_runs: (0, 0),
+        }
+    }
+
+    /// What differs, if something does.
+    fn check(&mut self, start: &Start, seed: u64) -> Option<String> {
+        for n in 0..RUNS {
+            let turns = seed.wrapping_mul(RUNS) + n;
+            let (ends, out) = run(&mut self.reference, start, turns);
+            for (name, sticky, m) in &mut self.others {
+                let interpreted = |m: &Machine| {
+                    m.engine
+                        .as_ref()
+                        .expect("made with one")
+                        .stats()
+                        .interpreted
+                };
+                let before = (m.vcpu.state.retired, interpreted(m));
+                let (got, end) = run(m, start, turns);
+                if n == RUNS - 1 {
+                    self.last_runs.0 += m.vcpu.state.retired - before.0;
+                    self.last_runs.1 += interpreted(m) - before.1;
+                }
+                if let Some(k) = (0..ends.len().max(got.len())).find(|&k| ends.get(k) != got.get(k))
+                {
+                    return Some(format!(
+                        "engine `{name}`, run {n}: turn {k} of {} differs\n{}",
+                        ends.len(),
+                        difference(ends.get(k), got.get(k))
+                    ));
+                }
+                let agree = match (&out, &end) {
+                    (Some(a), Some(b)) => same(a, b, *sticky),
+                    (None, None) => true,
+                    _ => false,
+                };
+                if !agree {
+                    return Some(format!("engine `{name}`, run {n}: the outcomes differ"));
+                }
+            }
+        }
+        None
+    }
+
+    fn refused(&self) -> u64 {
+        let stats = |m: &Machine| m.engine.as_ref().expect("made with one").stats();
+        self.others.iter().map(|o| stats(&o.2).refused).sum()
+    }
+}
+
+/// The lines of two turn ends that are not the same.
+fn difference(a: Option<&TurnEnd>, b: Option<&TurnEnd>) -> String {
+    let text = |t: Option<&TurnEnd>| t.map_or(String::new(), |t| format!("{t:#x?}"));
+    let (a, b) = (text(a), text(b));
+    let (a, b): (Vec<&str>, Vec<&str>) = (a.lines().collect(), b.lines().collect());
+    let line = |l: &[&str], n: usize| l.get(n).copied().unwrap_or("").to_owned();
+    let mut section = String::new();
+    let mut out = String::new();
+    for n in 0..a.len().max(b.len()) {
+        if line(&a, n).ends_with('{') {
+            section = line(&a, n);
+        }
+        if line(&a, n) != line(&b, n) {
+            out += &format!(
+                "  {}: {} | {}\n",
+                section.trim(),
+                line(&a, n).trim(),
+                line(&b, n).trim()
+            );
+        }
+    }
+    out
+}
+
+fn shrink(program: &Program, seed: u64, kind: Kind, variation: u64) -> (Program, String) {
+    let differs =
+        |p: &Program| Rig::new(kind, variation).check(&Start::new(seed, &p.assemble()), seed);
+    let Some(mut what) = differs(program) else {
+        return (program.clone(), "only after what ran before it".into());
+    };
+    let mut best = program.clone();
+    let started = Instant::now();
+    loop {
+        let before = best.items.len();
+        for n in (0..before).rev() {
+            let p = best.without(n);
+            if let Some(w) = differs(&p) {
+                (best, what) = (p, w);
+            }
+            if started.elapsed() > Duration::from_secs(30) {
+                return (best, what);
+            }
+        }
+        if best.items.len() == before {
+            return (best, what);
+        }
+    }
+}
+
+/// Programs that run on the same machines, one after the other.
+const PROGRAMS: u64 = 12;
+
+fn random(kind: Kind, cases: u64, seed: u64) {
+    let forms = Forms::new();
+    let mut rig = Rig::new(kind, seed);
+    let mut variation = seed;
+    let (mut failed, mut refused, mut ran, mut interpreted) = (0, 0, 0, 0);
+    for case in 0..cases {
+        let seed = seed + case;
+        if case % PROGRAMS == 0 {
+            refused += rig.refused();
+            ran += rig.last_runs.0;
+            interpreted += rig.last_runs.1;
+            variation = seed;
+            rig = Rig::new(kind, variation);
+        }
+        let program = Generator::new(&forms, seed).program();
+        let start = Start::new(seed, &program.assemble());
+        if let Some(first) = rig.check(&start, seed) {
+            failed += 1;
+            let (small, what) = shrink(&program, seed, kind, variation);
+            eprintln!(
+                "seed {seed:#x}, machines {variation:#x}, {kind:?}: {first}\ncut down: {what}{}",
+                listing(&small.assemble())
+            );
+            rig = Rig::new(kind, variation);
+            if failed == 3 {
+                break;
+            }
+        }
+    }
+    refused += rig.refused();
+    let translated = 100 - 100 * interpreted / ran.max(1);
+    eprintln!(
+        "{kind:?}: {cases} programs from seed {seed:#x}, {failed} differ, {translated}% of the last runs translated"
+    );
+    assert_eq!(failed, 0, "programs differ");
+    assert_eq!(refused, 0, "regions were refused");
+    assert!(cases < 48 || translated > 50, "most must run translated");
+}
+
+fn assemble(at: u64, build: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Vec<u8> {
+    let mut a = CodeAssembler::new(64).expect("64 bits");
+    build(&mut a).expect("an encodable program");
+    a.assemble(at).expect("an encodable program")
+}
+
+/// A loop of accesses to random places in a range, and of jumps to random blocks, each in a line of its own.
+fn wandering(seed: u64) -> Vec<u8> {
+    const BLOCKS: u64 = CODE + PAGE;
+    const END: u64 = BLOCKS + 16 * 64;
+    let r = &mut Rng::new(seed ^ 0x3a4d);
+    let mask = r.pick(&[0x1f8u32, 0x7f8, 0xff8, 0x3fc0, 0x3ff8]) | r.pick(&[0, 0, 3, 7]);
+    let start = assemble(CODE, |a| {
+        a.mov(r8, seed | 1)?;
+        a.mov(rsi, BLOCKS)?;
+        a.mov(ecx, 40 + r.below(300) as u32)
+    });
+    let top = CODE + start.len() as u64;
+    let body = assemble(top, |a| {
+        for _ in 0..1 + r.below(5) {
+            a.mov(r9, r8)?;
+            a.shl(r9, 13)?;
+            a.xor(r8, r9)?;
+            a.mov(r9, r8)?;
+            a.shr(r9, 7)?;
+            a.xor(r8, r9)?;
+            a.mov(r9, r8)?;
+            a.shl(r9, 17)?;
+            a.xor(r8, r9)?;
+            a.mov(r10, r8)?;
+            a.shr(r10, 20)?;
+            a.and(r10d, mask as i32)?;
+            let at = DATA;
+            match r.below(9) {
+                0 | 1 => a.mov(rax, qword_ptr(r10 + at))?,
+                2 => a.mov(qword_ptr(r10 + at), r9)?,
+                3 => a.add(dword_ptr(r10 + at), 5)?,
+                4 => a.movdqu(xmm1, xmmword_ptr(r10 + at))?,
+                5 => a.vmovdqu(ymmword_ptr(r10 + at), ymm2)?,
+                6 => a.vpaddd(ymm2, ymm3, ymmword_ptr(r10 + at))?,
+                7 => a.lock().inc(dword_ptr(r10 + at))?,
+                _ => a.cvttsd2si(edx, qword_ptr(r10 + at))?,
+            }
+        }
+        a.mov(edx, r8d)?;
+        a.shr(edx, 9)?;
+        a.and(edx, 15 * 64)?;
+        a.add(rdx, rsi)?;
+        a.jmp(rdx)
+    });
+    let mut code = [start, body].concat();
+    assert!(code.len() as u64 <= PAGE);
+    for n in 0..16 {
+        let at = BLOCKS + 64 * n;
+        code.resize((at - CODE) as usize, 0xcc);
+        code.extend(assemble(at, |a| {
+            a.inc(ebx)?;
+            if n % 3 == 0 {
+                a.push(rbx)?;
+                a.pop(rdi)?;
+            }
+            a.dec(ecx)?;
+            a.je(END)?;
+            a.jmp(top)
+        }));
+    }
+    code.resize((END - CODE) as usize, 0xcc);
+    code.extend(assemble(END, |a| a.cpuid()));
+    code
+}
+
+fn wander(kind: Kind, cases: u64, seed: u64) {
+    let mut rig = Rig::new(kind, seed);
+    for case in 0..cases {
+        let seed = seed + case;
+        if case % 4 == 3 {
+            rig = Rig::new(kind, seed);
+        }
+        let start = Start::new(seed, &wandering(seed));
+        if let Some(what) = rig.check(&start, seed) {
+            panic!("seed {seed:#x}, {kind:?}: {what}\n{}", listing(&start.code));
+        }
+    }
+    let (ran, interpreted) = rig.last_runs;
+    assert!(
+        ran > interpreted * 3,
+        "most must run translated: {interpreted} of {ran} did not"
+    );
+}
+
+#[test]
+fn wandering_loops_count_the_same() {
+    let cases = variable("SEVLAB_LINES_CASES").unwrap_or(120);
+    wander(Kind::Plain, cases / 6, first_seed());
+    wander(Kind::Private, cases / 6, first_seed() ^ 0x1_0000_0000_0000);
+}
+
+#[test]
+fn random_programs_count_the_same() {
+    let cases = variable("SEVLAB_LINES_CASES").unwrap_or(120);
+    random(Kind::Plain, cases / 2, first_seed());
+    random(Kind::Private, cases / 2, first_seed() ^ 0x1_0000_0000_0000);
+}
