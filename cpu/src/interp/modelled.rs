@@ -65,8 +65,8 @@ pub(super) fn run(v: &mut Vcpu, block: &Block) -> Result<(), Stop> {
 pub(super) fn exec(v: &mut Vcpu, i: &Insn, tally: u64) -> Result<(), Stop> {
     as_guest(v, |v| {
         v.state.rip = i.rip;
-        use crate::insn::{Control, Insn, Op, Rep};
-        use crate::model::trace::TraceEvent;
+        v.enter_code(i.rip);
+        v.tell_begin(i);
         v.fetch_lines(i)?;
         let mut it = Interp::new(v);
         it.next = i.next_rip();
