@@ -195,12 +195,16 @@ fn config(args: &RunArgs) -> Result<MachineConfig, Failure> {
             .unwrap_or(CpuPreset::EpycMilan),
     });
     let model = loaded.map(|loaded| Arc::new(loaded.model));
-    if args.jit == Switch::On
+    if (args.jit == Switch::On || args.check)
         && model
             .as_ref()
             .is_some_and(|m| m.core.model == CoreModel::Overlap)
     {
-        let why = "core.model = \"overlap\" runs in the interpreter alone today: add --jit off";
+        let why = if args.check {
+            "--check knows core.model = \"simple\" only"
+        } else {
+            "core.model = \"overlap\" runs in the interpreter alone today: add --jit off"
+        };
         return Err(Failure::Usage(why.to_owned()));
     }
     if args.jit == Switch::Off && !args.jit_opt.is_empty() {
