@@ -238,7 +238,7 @@ impl Engine {
     fn dispatch(&mut self, vcpu: &mut Vcpu) -> Result<(), Stop> {
         let (rip, before) = (vcpu.state.rip, vcpu.state.retired);
         let slot = self.unlinked.take();
-        match interp::dispatch(vcpu) {
+        match interp::dispatch(vcpu, self.options.threshold) {
             Ok(Dispatched::Translated(address)) => {
                 self.jump_cache[rip as usize & (JUMP_CACHE_ENTRIES - 1)] = [rip, address];
                 // Whoever runs the vCPU may have sent it elsewhere meanwhile.
@@ -251,7 +251,7 @@ impl Engine {
                 }
                 self.run_translated(vcpu, address as usize)
             }
-            Ok(Dispatched::Ran { hits, .. }) => {
+            Ok(Dispatched::Ran { rip, hits }) => {
                 self.stats.interpreted += vcpu.state.retired - before;
                 self.count(vcpu, rip, hits);
                 Ok(())
@@ -259,6 +259,7 @@ impl Engine {
             Err(stop) => {
                 self.stats.interpreted += vcpu.state.retired - before;
                 // What comes before the stop may be worth it.
+                let rip = vcpu.interp.stopped_in();
                 let hits = interp::hits(vcpu, rip);
                 self.count(vcpu, rip, hits);
                 Err(stop)

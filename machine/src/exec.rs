@@ -54,7 +54,7 @@ impl Exec {
     fn run_guest(&mut self, vcpu: &mut Vcpu) -> Stop {
         with_guest_mxcsr(vcpu, |vcpu| match self {
             Self::Interpreter if vcpu.model.is_some() => loop {
-                if let Err(stop) = interp::run_block(vcpu) {
+                if let Err(stop) = interp::run_row(vcpu) {
                     break stop;
                 }
             },
@@ -63,7 +63,7 @@ impl Exec {
                 if vcpu.state.budget < 0 {
                     break Stop::Budget;
                 }
-                if let Err(stop) = interp::run_block(vcpu) {
+                if let Err(stop) = interp::run_row(vcpu) {
                     break stop;
                 }
             },

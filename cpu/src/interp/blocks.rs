@@ -6,6 +6,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 
 use sevlab_arch::PAGE_SIZE;
 
+use super::steps::Step;
 use crate::insn::{Control, Insn, Op};
 use crate::model::costs::CostTable;
 use crate::thunk::{Thunk, ThunkCache};
@@ -16,21 +17,42 @@ pub const MAX_BLOCK: usize = 64;
 /// Entries of the direct-mapped front.
 const FRONT: usize = 32768;
 
-/// A decoded basic block.
+/// Where a block led: an address, the block there, and the cache's epoch in which it was there.
+#[derive(Clone, Copy, Debug)]
+struct Link {
+    rip: u64,
+    epoch: u64,
+    block: *const Block,
+}
+
+impl Link {
+    const NONE: Self = Self {
+        rip: 0,
+        epoch: u64::MAX,
+        block: core::ptr::null(),
+    };
+}
+
+/// A decoded basic block. What running it touches comes first: two of the host's cache lines, and the steps.
 #[derive(Debug)]
+#[repr(C, align(64))]
 pub struct Block {
-    /// Guest address of the first instruction.
-    pub rip: u64,
-    /// Guest address after the last.
-    pub end: u64,
-    /// Its instructions; never empty.
-    pub insns: Box<[Insn]>,
-    /// The last instruction may go on to `end` without saying so.
-    pub(super) falls_through: bool,
+    /// Its instructions, ready to run.
+    pub(super) steps: Box<[Step]>,
     /// How often the block was entered.
     pub hits: Cell<u32>,
+    /// The last instruction may go on to `end` without saying so.
+    pub(super) falls_through: bool,
     /// A word for an engine above the interpreter: where its translation of this block is, 0 if there is none.
     pub(super) translated: Cell<u64>,
+    /// Guest address after the last.
+    pub end: u64,
+    /// The last two places it led to.
+    links: Cell<[Link; 2]>,
+    /// Guest address of the first instruction.
+    pub rip: u64,
+    /// Its instructions; never empty.
+    pub insns: Box<[Insn]>,
     /// Thunks of the instructions, filled when first run; empty if none is a thunk.
     pub(super) thunks: Box<[Cell<Option<&'static Thunk>>]>,
     /// Under a machine model: what the instructions add to the tally.
@@ -52,16 +74,33 @@ impl Block {
         let falls_through = insns.last().is_none_or(|i| i.control == Control::Next);
         let tallies =
             costs.map_or_else(Box::default, |c| insns.iter().map(|i| c.tally(i)).collect());
+        let steps = insns.iter().enumerate();
         Box::new(Self {
+            steps: steps.map(|(k, i)| Step::new(i, k)).collect(),
             tallies,
             rip,
             end,
             insns: insns.into_boxed_slice(),
             falls_through,
+            links: Cell::new([Link::NONE; 2]),
             hits: Cell::new(0),
             translated: Cell::new(0),
             thunks,
         })
+    }
+
+    /// The block at `rip`, if this one led there in this epoch of the cache.
+    #[inline(always)]
+    pub(super) fn next(&self, rip: u64, epoch: u64) -> Option<*const Block> {
+        let links = self.links.get();
+        let found = links.iter().find(|l| l.rip == rip && l.epoch == epoch);
+        found.map(|l| l.block)
+    }
+
+    /// Notes that this block led to `block`, which is at `rip`.
+    pub(super) fn link(&self, rip: u64, epoch: u64, block: *const Block) {
+        let [first, _] = self.links.get();
+        self.links.set([Link { rip, epoch, block }, first]);
     }
 }
 
@@ -92,6 +131,10 @@ pub struct Cache {
     blocks: AddressMap<Box<Block>>,
     /// Addresses of the blocks that have bytes in a page.
     pages: AddressMap<Vec<u64>>,
+    /// Grows whenever blocks are freed.
+    pub(super) epoch: u64,
+    /// Address of the block in which [`super::dispatch`] stopped.
+    pub(super) stopped_in: u64,
     pub(super) thunks: Option<ThunkCache>,
 }
 
@@ -104,6 +147,8 @@ impl Default for Cache {
             front: vec![EMPTY; FRONT].into_boxed_slice(),
             blocks: AddressMap::default(),
             pages: AddressMap::default(),
+            epoch: 0,
+            stopped_in: 0,
             thunks: None,
         }
     }
@@ -128,6 +173,7 @@ impl Cache {
     }
 
     pub(super) fn insert(&mut self, b: Box<Block>) -> *const Block {
+        self.epoch += u64::from(self.blocks.contains_key(&b.rip));
         let rip = b.rip;
         let mask = !(PAGE_SIZE - 1);
         let (first, last) = (rip & mask, b.end.wrapping_sub(1) & mask);
@@ -144,6 +190,7 @@ impl Cache {
 
     /// Frees the blocks with bytes in `page`.
     pub(super) fn drop_page(&mut self, page: u64) {
+        self.epoch += 1;
         for rip in self.pages.remove(&page).unwrap_or_default() {
             let front = &mut self.front[slot(rip)];
             if front.0 == rip {
@@ -174,6 +221,12 @@ impl Cache {
     #[must_use]
     pub fn hits(&self, rip: u64) -> u32 {
         self.block(rip).map_or(0, |b| b.hits.get())
+    }
+
+    /// Address of the block in which [`dispatch`](super::dispatch) last stopped.
+    #[must_use]
+    pub fn stopped_in(&self) -> u64 {
+        self.stopped_in
     }
 
     /// Blocks decoded.

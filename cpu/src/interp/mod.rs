@@ -5,7 +5,7 @@
 //! submodules, behind [`Builder::complex`](crate::Builder::complex).
 //!
 //! Invariants:
-//! 1. `state.rip` is the running instruction's address while it runs, so every stop is precise.
+//! 1. `state.rip` is the stopped instruction's address at every stop; while a block runs, it may lag behind.
 //! 2. A block is freed only by [`drain`], which runs only between blocks; a block that is running stays.
 //! 3. After an instruction that voided decoded code ([`Vcpu::code_epoch`] grew), nothing more of the
 //!    running block runs.
@@ -22,6 +22,7 @@ mod faults;
 mod fpu;
 mod locked;
 mod modelled;
+mod steps;
 mod string;
 mod system;
 mod thunks;
@@ -204,27 +205,87 @@ pub enum Dispatched {
     },
 }
 
-/// As [`run_block`], for an engine that keeps a word with each block it has translated
-/// ([`Cache::set_translated`]): a block with a word is not run. The caller has seen to the exit request and TF.
+/// Blocks that [`dispatch`] runs in a row.
+const ROW: u32 = 1024;
+
+/// Runs the block at `state.rip` and those behind it, for an engine that keeps a word with each block it has translated
+/// ([`Cache::set_translated`]): a block with a word is not run. Comes back after a block that is new or has run `hot` times or
+/// more, and after some blocks in any case. Each block after the first takes one from the budget, and is not run if that falls below
+/// zero. The caller has seen to the exit request and TF.
 ///
 /// # Errors
-/// Why it stopped; the state is precise.
+/// Why it stopped; the state is precise, and [`Cache::stopped_in`] is the block's address.
 #[inline]
-pub fn dispatch(v: &mut Vcpu) -> Result<Dispatched, Stop> {
+pub fn dispatch(v: &mut Vcpu, hot: u32) -> Result<Dispatched, Stop> {
     if !v.dropped_blocks.is_empty() {
         drain(v);
     }
-    let block = find(v)?;
+    v.interp.stopped_in = v.state.rip;
+    let mut block = find(v)?;
     // SAFETY: as in `run_block`.
-    let block = unsafe { &*block };
-    if block.translated.get() != 0 {
-        return Ok(Dispatched::Translated(block.translated.get()));
+    let word = unsafe { &*block }.translated.get();
+    if word != 0 {
+        return Ok(Dispatched::Translated(word));
     }
-    let hits = block.hits.get().saturating_add(1);
-    block.hits.set(hits);
-    let rip = block.rip;
-    run(v, block)?;
-    Ok(Dispatched::Ran { rip, hits })
+    let mut left = ROW;
+    loop {
+        // SAFETY: as in `run_block`: between here and the next `find` or `drain` nothing is freed.
+        let b = unsafe { &*block };
+        let (rip, hits) = (b.rip, b.hits.get().saturating_add(1));
+        b.hits.set(hits);
+        if let Err(stop) = run(v, b) {
+            v.interp.stopped_in = rip;
+            return Err(stop);
+        }
+        let ran = Dispatched::Ran { rip, hits };
+        left -= 1;
+        if hits == 1
+            || hits >= hot
+            || left == 0
+            || v.state.exit_request.load(Ordering::Relaxed) != 0
+            || v.state.rflags & TF != 0
+            || !v.dropped_blocks.is_empty()
+        {
+            return Ok(ran);
+        }
+        let (to, epoch) = (v.state.rip, v.interp.epoch);
+        block = match b.next(to, epoch) {
+            Some(next) => next,
+            None => {
+                let next = match find(v) {
+                    Ok(next) => next,
+                    Err(stop) => {
+                        v.interp.stopped_in = to;
+                        return Err(stop);
+                    }
+                };
+                // Building it may have freed this one.
+                if v.interp.epoch == epoch {
+                    b.link(to, epoch, next);
+                }
+                next
+            }
+        };
+        // SAFETY: as above.
+        if unsafe { &*block }.translated.get() != 0 {
+            return Ok(ran);
+        }
+        v.state.budget = v.state.budget.wrapping_sub(1);
+        if v.state.budget < 0 {
+            return Ok(ran);
+        }
+    }
+}
+
+/// Runs the block at `state.rip` and some of those behind it, as [`dispatch`] does.
+///
+/// # Errors
+/// Why it stopped; the state is precise.
+pub fn run_row(v: &mut Vcpu) -> Result<(), Stop> {
+    if v.state.rflags & TF != 0 || v.state.exit_request.load(Ordering::Relaxed) != 0 {
+        return run_block(v);
+    }
+    dispatch(v, u32::MAX).map(|_| ())
 }
 
 /// Runs up to `blocks` blocks.
@@ -244,21 +305,20 @@ fn run(v: &mut Vcpu, block: &Block) -> Result<(), Stop> {
     }
     let epoch = v.code_epoch;
     let mut it = Interp::new(v);
-    for (k, i) in block.insns.iter().enumerate() {
-        it.v.state.rip = i.rip;
-        it.next = i.next_rip();
-        let done = if i.op == Op::Thunk {
-            it.thunk(i, &block.thunks[k])
-        } else {
-            sem::exec(&mut it, i)
-        };
-        if done.is_err() {
+    for (k, s) in block.steps.iter().enumerate() {
+        if (s.run)(&mut it, s, block).is_err() {
+            let i = &block.insns[k];
+            if !s.keeps_rip() {
+                it.v.state.rip = i.rip;
+            }
             let stop = it.take_stop(i);
             v.state.retired += k as u64 + u64::from(completed(&stop));
             return Err(stop);
         }
-        if it.v.code_epoch != epoch && i.control == Control::Next {
-            it.v.state.rip = it.next;
+        if it.v.code_epoch != epoch
+            && let Some(next) = block.insns.get(k + 1)
+        {
+            v.state.rip = next.rip;
             v.state.retired += k as u64 + 1;
             return Ok(());
         }

@@ -27,20 +27,14 @@ pub(super) fn run(v: &mut Vcpu, block: &Block) -> Result<(), Stop> {
         let epoch = v.code_epoch;
         v.enter_code(block.rip);
         let mut it = Interp::new(v);
-        for (k, i) in block.insns.iter().enumerate() {
+        for (k, (i, s)) in block.insns.iter().zip(&block.steps).enumerate() {
             it.v.state.rip = i.rip;
             if turn_over(it.v) {
                 return Err(Stop::Budget);
             }
             it.v.tell_begin(i);
             it.v.fetch_lines(i)?;
-            it.next = i.next_rip();
-            let done = if i.op == Op::Thunk {
-                it.thunk(i, &block.thunks[k])
-            } else {
-                sem::exec(&mut it, i)
-            };
-            if done.is_err() {
+            if (s.run)(&mut it, s, block).is_err() {
                 let stop = it.take_stop(i);
                 if completed(&stop) {
                     complete(v, block.tallies[k]);
@@ -50,7 +44,7 @@ pub(super) fn run(v: &mut Vcpu, block: &Block) -> Result<(), Stop> {
             complete(it.v, block.tallies[k]);
             after_repeats(it.v, i);
             if it.v.code_epoch != epoch && i.control == Control::Next {
-                it.v.state.rip = it.next;
+                it.v.state.rip = i.next_rip();
                 return Ok(());
             }
         }

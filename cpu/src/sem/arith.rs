@@ -46,13 +46,13 @@ fn binary<B: Builder>(
 }
 
 #[inline(always)]
-pub(super) fn add<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
+pub(crate) fn add<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
     let v = read_op(b, i, 1, i.width)?;
     binary(b, i, Bin::Add, Rmw::Add, FlagOp::Add, v)
 }
 
 #[inline(always)]
-pub(super) fn sub<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
+pub(crate) fn sub<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
     if same_register(i) {
         return zero_register(b, i);
     }
@@ -61,19 +61,19 @@ pub(super) fn sub<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
 }
 
 #[inline(always)]
-pub(super) fn and<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
+pub(crate) fn and<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
     let v = read_op(b, i, 1, i.width)?;
     binary(b, i, Bin::And, Rmw::And, FlagOp::Logic, v)
 }
 
 #[inline(always)]
-pub(super) fn or<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
+pub(crate) fn or<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
     let v = read_op(b, i, 1, i.width)?;
     binary(b, i, Bin::Or, Rmw::Or, FlagOp::Logic, v)
 }
 
 #[inline(always)]
-pub(super) fn xor<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
+pub(crate) fn xor<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
     if same_register(i) {
         return zero_register(b, i);
     }
@@ -82,7 +82,7 @@ pub(super) fn xor<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
 }
 
 #[inline(always)]
-pub(super) fn cmp<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
+pub(crate) fn cmp<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
     let w = i.width;
     let a = read_op(b, i, 0, w)?;
     let v = read_op(b, i, 1, w)?;
@@ -92,7 +92,7 @@ pub(super) fn cmp<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
 }
 
 #[inline(always)]
-pub(super) fn test<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
+pub(crate) fn test<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
     let w = i.width;
     let a = read_op(b, i, 0, w)?;
     let r = if same_register(i) {
@@ -106,7 +106,7 @@ pub(super) fn test<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
 }
 
 #[inline(always)]
-pub(super) fn inc_dec<B: Builder>(b: &mut B, i: &Insn, inc: bool) -> Result<(), B::Stop> {
+pub(crate) fn inc_dec<B: Builder>(b: &mut B, i: &Insn, inc: bool) -> Result<(), B::Stop> {
     let w = i.width;
     let one = b.imm(w, 1);
     let (bin, rmw, flags) = if inc {
@@ -135,11 +135,11 @@ fn carry_in<B: Builder>(b: &mut B, w: Width) -> B::V {
     b.cond_value(c, w)
 }
 
-pub(super) fn adc<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
+pub(crate) fn adc<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
     with_carry(b, i, Bin::Add, Rmw::Add, FlagOp::Add)
 }
 
-pub(super) fn sbb<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
+pub(crate) fn sbb<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
     if same_register(i) {
         // 0 or -1: the register's old value does not enter.
         let z = b.imm(i.width, 0);
@@ -178,7 +178,7 @@ fn with_carry<B: Builder>(
     Ok(())
 }
 
-pub(super) fn neg<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
+pub(crate) fn neg<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
     if i.lock {
         return b.complex(i); // a compare-exchange loop
     }
@@ -191,7 +191,7 @@ pub(super) fn neg<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
     Ok(())
 }
 
-pub(super) fn not<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
+pub(crate) fn not<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
     let w = i.width;
     if i.lock {
         let ones = b.imm(w, u64::MAX);
@@ -204,7 +204,7 @@ pub(super) fn not<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
     close(b, p, w, r)
 }
 
-pub(super) fn adcx<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
+pub(crate) fn adcx<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
     let w = i.width;
     let v = read_op(b, i, 1, w)?;
     let a = read_op(b, i, 0, w)?;
@@ -216,7 +216,7 @@ pub(super) fn adcx<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
     Ok(())
 }
 
-pub(super) fn adox<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
+pub(crate) fn adox<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
     let w = i.width;
     let v = read_op(b, i, 1, w)?;
     let a = read_op(b, i, 0, w)?;
@@ -236,7 +236,7 @@ pub(super) fn adox<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
     Ok(())
 }
 
-pub(super) fn xadd<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
+pub(crate) fn xadd<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
     let w = i.width;
     let v = read_op(b, i, 1, w)?;
     if i.lock {
@@ -261,7 +261,7 @@ pub(super) fn xadd<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
     Ok(())
 }
 
-pub(super) fn cmpxchg<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
+pub(crate) fn cmpxchg<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
     let w = i.width;
     let new = read_op(b, i, 1, w)?;
     let acc = b.gpr(RAX, w);
@@ -305,13 +305,13 @@ pub(super) fn cmpxchg<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
     Ok(())
 }
 
-pub(super) fn carry<B: Builder>(b: &mut B, v: bool) -> Result<(), B::Stop> {
+pub(crate) fn carry<B: Builder>(b: &mut B, v: bool) -> Result<(), B::Stop> {
     let c = b.cond_const(v);
     b.set_flag(Flag::Cf, c);
     Ok(())
 }
 
-pub(super) fn cmc<B: Builder>(b: &mut B) -> Result<(), B::Stop> {
+pub(crate) fn cmc<B: Builder>(b: &mut B) -> Result<(), B::Stop> {
     let c = b.flag(Flag::Cf);
     let v = b.cond_value(c, Width::B1);
     let c = is_zero(b, Width::B1, v);

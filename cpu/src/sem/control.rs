@@ -17,32 +17,32 @@ fn target(i: &Insn) -> u64 {
 }
 
 #[inline(always)]
-pub(super) fn jmp<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
+pub(crate) fn jmp<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
     b.jump(target(i))
 }
 
 #[inline(always)]
-pub(super) fn jcc<B: Builder>(b: &mut B, i: &Insn, cc: Cond) -> Result<(), B::Stop> {
+pub(crate) fn jcc<B: Builder>(b: &mut B, i: &Insn, cc: Cond) -> Result<(), B::Stop> {
     let c = b.cond(cc);
     b.branch(c, target(i))
 }
 
 #[inline(always)]
-pub(super) fn jmp_indirect<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
+pub(crate) fn jmp_indirect<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
     let t = read_op(b, i, 0, B8)?;
     b.check_target(t, None)?;
     b.jump_indirect(t)
 }
 
 #[inline(always)]
-pub(super) fn call<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
+pub(crate) fn call<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
     let back = b.imm(B8, i.next_rip());
     push_value(b, B8, back)?;
     b.jump(target(i))
 }
 
 #[inline(always)]
-pub(super) fn call_indirect<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
+pub(crate) fn call_indirect<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
     let t = read_op(b, i, 0, B8)?;
     let back = b.imm(B8, i.next_rip());
     b.check_target(t, Some(back))?;
@@ -51,7 +51,7 @@ pub(super) fn call_indirect<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::St
 }
 
 #[inline(always)]
-pub(super) fn ret<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
+pub(crate) fn ret<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
     let sp = b.gpr(RSP, B8);
     let t = b.load(B8, sp)?;
     b.check_target(t, None)?;
@@ -64,13 +64,13 @@ pub(super) fn ret<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
     b.jump_indirect(t)
 }
 
-pub(super) fn jrcxz<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
+pub(crate) fn jrcxz<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
     let n = b.gpr(RCX, i.width);
     let c = is_zero(b, i.width, n);
     b.branch(c, target(i))
 }
 
-pub(super) fn loop_<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
+pub(crate) fn loop_<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
     let w = i.width;
     let n = b.gpr(RCX, w);
     let one = b.imm(w, 1);

@@ -10,12 +10,12 @@
 //!
 //! Instructions that don't fit the vocabulary go to [`Builder::complex`].
 
-mod arith;
+pub(crate) mod arith;
 mod bits;
-mod control;
-mod mov;
-mod muldiv;
-mod shift;
+pub(crate) mod control;
+pub(crate) mod mov;
+pub(crate) mod muldiv;
+pub(crate) mod shift;
 
 use crate::builder::{Builder, Cmp};
 use crate::insn::{Insn, Op, Operand, Width};

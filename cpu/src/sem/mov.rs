@@ -10,20 +10,20 @@ const B1: Width = Width::B1;
 const B8: Width = Width::B8;
 
 #[inline(always)]
-pub(super) fn mov<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
+pub(crate) fn mov<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
     let v = read_op(b, i, 1, i.width)?;
     write_op(b, i, 0, i.width, v)
 }
 
 #[inline(always)]
-pub(super) fn movzx<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
+pub(crate) fn movzx<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
     let v = read_op(b, i, 1, i.src_width)?;
     let v = b.zext(i.src_width, i.width, v);
     write_op(b, i, 0, i.width, v)
 }
 
 #[inline(always)]
-pub(super) fn movsx<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
+pub(crate) fn movsx<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
     let v = read_op(b, i, 1, i.src_width)?;
     let v = if i.src_width == i.width {
         v
@@ -34,7 +34,7 @@ pub(super) fn movsx<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
 }
 
 #[inline(always)]
-pub(super) fn lea<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
+pub(crate) fn lea<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
     // A segment override does not enter the result.
     let m = MemRef {
         seg: MemRef::NONE,
@@ -49,7 +49,7 @@ pub(super) fn lea<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
     write_op(b, i, 0, i.width, a)
 }
 
-pub(super) fn xchg<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
+pub(crate) fn xchg<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
     let w = i.width;
     let v = read_op(b, i, 1, w)?;
     if i.ops[0] == Operand::Mem {
@@ -63,14 +63,14 @@ pub(super) fn xchg<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
 }
 
 /// RSP moved by `by`.
-pub(super) fn stack<B: Builder>(b: &mut B, by: i64) -> B::V {
+pub(crate) fn stack<B: Builder>(b: &mut B, by: i64) -> B::V {
     let sp = b.gpr(RSP, B8);
     let by = b.imm(B8, by as u64);
     b.bin(Bin::Add, B8, sp, by)
 }
 
 #[inline(always)]
-pub(super) fn push_value<B: Builder>(b: &mut B, w: Width, v: B::V) -> Result<(), B::Stop> {
+pub(crate) fn push_value<B: Builder>(b: &mut B, w: Width, v: B::V) -> Result<(), B::Stop> {
     let sp = stack(b, -i64::from(w.bytes()));
     b.store(w, sp, v)?;
     b.set_gpr(RSP, B8, sp);
@@ -78,13 +78,13 @@ pub(super) fn push_value<B: Builder>(b: &mut B, w: Width, v: B::V) -> Result<(),
 }
 
 #[inline(always)]
-pub(super) fn push<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
+pub(crate) fn push<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
     let v = read_op(b, i, 0, i.width)?;
     push_value(b, i.width, v)
 }
 
 #[inline(always)]
-pub(super) fn pop<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
+pub(crate) fn pop<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
     let w = i.width;
     let n = i64::from(w.bytes());
     let sp = b.gpr(RSP, B8);
@@ -106,7 +106,7 @@ pub(super) fn pop<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
     Ok(())
 }
 
-pub(super) fn pushf<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
+pub(crate) fn pushf<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
     let f = b.rflags();
     // RF and VM read as zero.
     let mask = b.imm(B8, !0x3_0000);
@@ -119,7 +119,7 @@ pub(super) fn pushf<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
     push_value(b, i.width, f)
 }
 
-pub(super) fn leave<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
+pub(crate) fn leave<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
     let w = i.width;
     let bp = b.gpr(RBP, B8);
     let v = b.load(w, bp)?;
@@ -130,7 +130,7 @@ pub(super) fn leave<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
     Ok(())
 }
 
-pub(super) fn enter<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
+pub(crate) fn enter<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
     let w = i.width;
     let n = i64::from(w.bytes());
     let imm = |k: usize| match i.ops[k] {
@@ -163,7 +163,7 @@ pub(super) fn enter<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
     Ok(())
 }
 
-pub(super) fn bswap<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
+pub(crate) fn bswap<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
     let v = read_op(b, i, 0, i.width)?;
     // The 16-bit form is undefined; hardware gives zero.
     let v = if i.width == Width::B2 {
@@ -174,13 +174,13 @@ pub(super) fn bswap<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
     write_op(b, i, 0, i.width, v)
 }
 
-pub(super) fn movbe<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
+pub(crate) fn movbe<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
     let v = read_op(b, i, 1, i.width)?;
     let v = b.un(Un::Bswap, i.width, v);
     write_op(b, i, 0, i.width, v)
 }
 
-pub(super) fn xlat<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
+pub(crate) fn xlat<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
     let base = b.gpr(RBX, B8);
     let al = b.gpr(RAX, B1);
     let al = b.zext(B1, B8, al);
@@ -199,7 +199,7 @@ pub(super) fn xlat<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
 }
 
 #[inline]
-pub(super) fn cmov<B: Builder>(b: &mut B, i: &Insn, cc: Cond) -> Result<(), B::Stop> {
+pub(crate) fn cmov<B: Builder>(b: &mut B, i: &Insn, cc: Cond) -> Result<(), B::Stop> {
     // The load happens, and faults, whether or not the condition holds.
     let v = read_op(b, i, 1, i.width)?;
     let old = read_op(b, i, 0, i.width)?;
@@ -209,14 +209,14 @@ pub(super) fn cmov<B: Builder>(b: &mut B, i: &Insn, cc: Cond) -> Result<(), B::S
 }
 
 #[inline]
-pub(super) fn setcc<B: Builder>(b: &mut B, i: &Insn, cc: Cond) -> Result<(), B::Stop> {
+pub(crate) fn setcc<B: Builder>(b: &mut B, i: &Insn, cc: Cond) -> Result<(), B::Stop> {
     let c = b.cond(cc);
     let v = b.cond_value(c, B1);
     write_op(b, i, 0, B1, v)
 }
 
 /// CWD, CDQ, CQO.
-pub(super) fn cwd<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
+pub(crate) fn cwd<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
     let w = i.width;
     let a = b.gpr(RAX, w);
     let n = b.imm(w, u64::from(w.bits() - 1));
@@ -226,7 +226,7 @@ pub(super) fn cwd<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
 }
 
 /// CBW, CWDE, CDQE.
-pub(super) fn cbw<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
+pub(crate) fn cbw<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
     let half = Width::from_log2(i.width.log2() - 1);
     let a = b.gpr(RAX, half);
     let a = b.sext(half, i.width, a);
@@ -234,14 +234,14 @@ pub(super) fn cbw<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
     Ok(())
 }
 
-pub(super) fn lahf<B: Builder>(b: &mut B) -> Result<(), B::Stop> {
+pub(crate) fn lahf<B: Builder>(b: &mut B) -> Result<(), B::Stop> {
     let f = b.rflags();
     let f = b.zext(B8, B1, f);
     b.set_gpr_high(RAX, f);
     Ok(())
 }
 
-pub(super) fn sahf<B: Builder>(b: &mut B) -> Result<(), B::Stop> {
+pub(crate) fn sahf<B: Builder>(b: &mut B) -> Result<(), B::Stop> {
     let ah = b.gpr_high(RAX);
     let ah = b.zext(B1, B8, ah);
     let mask = b.imm(B8, ARITH & !OF);
@@ -251,7 +251,7 @@ pub(super) fn sahf<B: Builder>(b: &mut B) -> Result<(), B::Stop> {
 }
 
 /// CLFLUSH family: the line must be readable. Caches are coherent, so nothing else shows.
-pub(super) fn clflush<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
+pub(crate) fn clflush<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
     let va = b.address(&i.mem);
     b.load(B1, va)?;
     Ok(())

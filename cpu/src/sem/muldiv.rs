@@ -48,7 +48,7 @@ fn set_product_flags<B: Builder>(b: &mut B, w: Width, lo: B::V, over: B::C) {
 }
 
 /// MUL and one-operand IMUL.
-pub(super) fn mul1<B: Builder>(b: &mut B, i: &Insn, signed: bool) -> Result<(), B::Stop> {
+pub(crate) fn mul1<B: Builder>(b: &mut B, i: &Insn, signed: bool) -> Result<(), B::Stop> {
     let w = i.width;
     let v = read_op(b, i, 0, w)?;
     let a = b.gpr(RAX, w);
@@ -64,7 +64,7 @@ pub(super) fn mul1<B: Builder>(b: &mut B, i: &Insn, signed: bool) -> Result<(), 
 }
 
 /// IMUL with two or three operands: `op0 = ops[x] * ops[y]`.
-pub(super) fn imul<B: Builder>(b: &mut B, i: &Insn, x: usize, y: usize) -> Result<(), B::Stop> {
+pub(crate) fn imul<B: Builder>(b: &mut B, i: &Insn, x: usize, y: usize) -> Result<(), B::Stop> {
     let w = i.width;
     let x = read_op(b, i, x, w)?;
     let y = read_op(b, i, y, w)?;
@@ -75,7 +75,7 @@ pub(super) fn imul<B: Builder>(b: &mut B, i: &Insn, x: usize, y: usize) -> Resul
 }
 
 /// MULX: no flags; if both destinations are one register it gets the high half.
-pub(super) fn mulx<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
+pub(crate) fn mulx<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
     let w = i.width;
     let v = read_op(b, i, 2, w)?;
     let a = b.gpr(RDX, w);
@@ -85,7 +85,7 @@ pub(super) fn mulx<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
 }
 
 /// DIV and IDIV. The flags keep their values, as on current hardware.
-pub(super) fn div<B: Builder>(b: &mut B, i: &Insn, signed: bool) -> Result<(), B::Stop> {
+pub(crate) fn div<B: Builder>(b: &mut B, i: &Insn, signed: bool) -> Result<(), B::Stop> {
     let w = i.width;
     let d = read_op(b, i, 0, w)?;
     let lo = b.gpr(RAX, w);

@@ -49,7 +49,7 @@ fn set_cf_of<B: Builder>(b: &mut B, when: Option<B::C>, cf: B::C, of: B::C) {
 
 /// SHL, SHR, SAR.
 #[inline]
-pub(super) fn shift<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
+pub(crate) fn shift<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
     let w = i.width;
     let (bin, flags) = match i.op {
         Op::Shl => (Bin::Shl, FlagOp::Shl),
@@ -137,7 +137,7 @@ fn lowest<B: Builder>(b: &mut B, w: Width, v: B::V) -> B::C {
 
 /// ROL, ROR.
 #[inline]
-pub(super) fn rotate<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
+pub(crate) fn rotate<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
     let w = i.width;
     let left = i.op == Op::Rol;
     let c = count(b, i, 1);
@@ -186,7 +186,7 @@ fn modulo<B: Builder>(b: &mut B, w: Width, n: B::V) -> B::V {
 }
 
 /// RCL, RCR: a rotation of n + 1 bits.
-pub(super) fn rotate_carry<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
+pub(crate) fn rotate_carry<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
     let w = i.width;
     let left = i.op == Op::Rcl;
     let c = count(b, i, 1);
@@ -288,7 +288,7 @@ fn rotate_65<B: Builder>(b: &mut B, left: bool, carry: B::C, a: B::V, n: B::V) -
 }
 
 /// SHLD, SHRD.
-pub(super) fn double<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
+pub(crate) fn double<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
     let w = i.width;
     let left = i.op == Op::Shld;
     let c = count(b, i, 2);
@@ -384,7 +384,7 @@ fn double_16<B: Builder>(
 }
 
 /// RORX: no flags.
-pub(super) fn rorx<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
+pub(crate) fn rorx<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
     let w = i.width;
     let v = read_op(b, i, 1, w)?;
     let n = match i.ops[2] {
@@ -397,7 +397,7 @@ pub(super) fn rorx<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
 }
 
 /// SHLX, SHRX, SARX: no flags.
-pub(super) fn shift_x<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
+pub(crate) fn shift_x<B: Builder>(b: &mut B, i: &Insn) -> Result<(), B::Stop> {
     let w = i.width;
     let v = read_op(b, i, 1, w)?;
     let n = read_op(b, i, 2, w)?;
