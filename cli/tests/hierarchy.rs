@@ -378,7 +378,8 @@ fn the_model_is_in_the_report_and_wrong_options_are_named() {
     assert_eq!(config["cache"], "hierarchy");
     assert_eq!(config["cpu"], "epyc-genoa");
     assert_eq!(config["seed"], 1);
-    assert_eq!(config["model"]["name"], "epyc-genoa");
+    let name = config["model"]["name"].as_str().unwrap_or("");
+    assert!(name.starts_with("epyc-genoa"), "{name}");
     assert_eq!(config["model"]["latency"]["aes_ns"], 12.5);
     for words in [
         "cycles",
