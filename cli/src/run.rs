@@ -15,6 +15,7 @@ use sevlab_machine::{
 };
 
 use sevlab_machine::presets;
+use sevlab_memctl::model::CoreModel;
 
 use crate::args::{Cache, RunArgs, Switch};
 use crate::check::Check;
@@ -194,6 +195,18 @@ fn config(args: &RunArgs) -> Result<MachineConfig, Failure> {
             .unwrap_or(CpuPreset::EpycMilan),
     });
     let model = loaded.map(|loaded| Arc::new(loaded.model));
+    if (args.jit == Switch::On || args.check)
+        && model
+            .as_ref()
+            .is_some_and(|m| m.core.model == CoreModel::Overlap)
+    {
+        let why = if args.check {
+            "--check knows core.model = \"simple\" only"
+        } else {
+            "core.model = \"overlap\" runs in the interpreter alone today: add --jit off"
+        };
+        return Err(Failure::Usage(why.to_owned()));
+    }
     if args.jit == Switch::Off && !args.jit_opt.is_empty() {
         return Err(Failure::Usage(
             "--jit-opt has no effect with --jit off".to_owned(),

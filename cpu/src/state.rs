@@ -141,6 +141,9 @@ pub struct CpuState {
     pub lines: *const sevlab_memctl::TlbEntry,
     /// Under a machine model: base of the filter of instruction lines, pairs of {tag, stamp}.
     pub fetches: *const [core::sync::atomic::AtomicU64; 2],
+    /// Under a machine model whose misses overlap: the next place of the trail ([`crate::model::TRAIL`]), where each piece of
+    /// straight code that is entered leaves its address and the clock. Else null.
+    pub trail: *mut [u64; 2],
     /// Words an execution engine keeps here (helper addresses, caches, slots).
     pub engine: [u64; ENGINE_WORDS],
     /// Low 128 bits of the vector registers.
@@ -207,6 +210,7 @@ impl CpuState {
             stop_at: u64::MAX,
             lines: core::ptr::null(),
             fetches: core::ptr::null(),
+            trail: core::ptr::null_mut(),
             engine: [0; ENGINE_WORDS],
             xmm: [Lane::default(); 16],
             ymmh: [Lane::default(); 16],

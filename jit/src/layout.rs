@@ -118,6 +118,8 @@ pub const STOP_AT: i32 = offset_of!(CpuState, stop_at) as i32;
 pub const LINES: i32 = offset_of!(CpuState, lines) as i32;
 /// Under a machine model: offset of the base of the filter of instruction lines.
 pub const FETCHES: i32 = offset_of!(CpuState, fetches) as i32;
+/// Under a machine model whose misses overlap: offset of the pointer to the trail's next place.
+pub const TRAIL: i32 = offset_of!(CpuState, trail) as i32;
 /// Offset of the scratch space.
 pub const SCRATCH: i32 = offset_of!(CpuState, scratch) as i32;
 /// Sixteen bytes of the scratch space that nobody reads.

@@ -1,7 +1,7 @@
 //! Running blocks as a core of a simulated machine: the clock, the fetches and the tally of every instruction.
 
 use super::{Block, Interp, completed};
-use crate::insn::{Control, Insn, Op};
+use crate::insn::{Control, Insn, Op, Rep};
 use crate::model::trace::TraceEvent;
 use crate::sem;
 use crate::stop::Stop;
@@ -25,6 +25,7 @@ pub(super) fn turn_over(v: &Vcpu) -> bool {
 pub(super) fn run(v: &mut Vcpu, block: &Block) -> Result<(), Stop> {
     as_guest(v, |v| {
         let epoch = v.code_epoch;
+        v.enter_code(block.rip);
         let mut it = Interp::new(v);
         for (k, i) in block.insns.iter().enumerate() {
             it.v.state.rip = i.rip;
@@ -47,6 +48,7 @@ pub(super) fn run(v: &mut Vcpu, block: &Block) -> Result<(), Stop> {
                 return Err(stop);
             }
             complete(it.v, block.tallies[k]);
+            after_repeats(it.v, i);
             if it.v.code_epoch != epoch && i.control == Control::Next {
                 it.v.state.rip = it.next;
                 return Ok(());
@@ -63,6 +65,7 @@ pub(super) fn run(v: &mut Vcpu, block: &Block) -> Result<(), Stop> {
 pub(super) fn exec(v: &mut Vcpu, i: &Insn, tally: u64) -> Result<(), Stop> {
     as_guest(v, |v| {
         v.state.rip = i.rip;
+        v.enter_code(i.rip);
         v.tell_begin(i);
         v.fetch_lines(i)?;
         let mut it = Interp::new(v);
@@ -78,6 +81,7 @@ pub(super) fn exec(v: &mut Vcpu, i: &Insn, tally: u64) -> Result<(), Stop> {
             v.state.rip = i.next_rip();
         }
         complete(v, tally);
+        after_repeats(v, i);
         Ok(())
     })
 }
@@ -87,6 +91,14 @@ fn complete(v: &mut Vcpu, tally: u64) {
     v.state.retired += 1;
     v.state.tally = v.state.tally.wrapping_add(tally);
     v.tell(|core| TraceEvent::Retired { core });
+}
+
+/// A repeated instruction takes the clock on by more than one: a piece of code ends with it.
+#[inline(always)]
+fn after_repeats(v: &mut Vcpu, i: &Insn) {
+    if i.rep != Rep::None {
+        v.enter_code(i.next_rip());
+    }
 }
 
 impl Interp<'_> {

@@ -8,10 +8,12 @@
 //! before it, plus 1. So it does not matter who makes an access, or whether it is made twice.
 
 pub mod costs;
+mod overlap;
 mod paths;
 mod tlb;
 mod touch;
 pub mod trace;
+mod uses;
 mod walk;
 
 use std::sync::Arc;
@@ -23,6 +25,8 @@ use sevlab_memctl::{Error, FetchFilter, LineFilter};
 use crate::state::CpuState;
 use crate::vcpu::Vcpu;
 use costs::{CostTable, Tally};
+use overlap::Overlap;
+pub use overlap::{TRAIL, TRAIL_BYTES};
 pub(crate) use tlb::Entry;
 use tlb::Tlb;
 use trace::{Trace, TraceEvent};
@@ -133,6 +137,40 @@ impl StallCycles {
     #[must_use]
     pub fn total(&self) -> u64 {
         self.list().iter().map(|(_, n)| n).sum()
+    }
+
+    /// Adds `cycles`, in proportion to the parts of `of`, which sum up to `total`; what does not divide goes to the largest.
+    fn share(&mut self, cycles: u64, of: &Self, total: u64) {
+        let part = |n: u64| (u128::from(cycles) * u128::from(n) / u128::from(total.max(1))) as u64;
+        let mut s = Self {
+            l2: part(of.l2),
+            llc: part(of.llc),
+            remote: part(of.remote),
+            dram: part(of.dram),
+            aes: part(of.aes),
+            write_back: part(of.write_back),
+            upgrade: part(of.upgrade),
+            tlb: part(of.tlb),
+            walk: part(of.walk),
+            rmp: part(of.rmp),
+        };
+        let rest = cycles - s.total();
+        let all = [
+            (of.l2, &mut s.l2),
+            (of.llc, &mut s.llc),
+            (of.remote, &mut s.remote),
+            (of.dram, &mut s.dram),
+            (of.aes, &mut s.aes),
+            (of.write_back, &mut s.write_back),
+            (of.upgrade, &mut s.upgrade),
+            (of.tlb, &mut s.tlb),
+            (of.walk, &mut s.walk),
+            (of.rmp, &mut s.rmp),
+        ];
+        if let Some((_, most)) = all.into_iter().max_by_key(|(n, _)| *n) {
+            *most += rest;
+        }
+        self.add(&s);
     }
 
     fn add(&mut self, o: &Self) {
@@ -281,6 +319,10 @@ pub struct CoreModel {
     caches: WalkCaches,
     lines: Arc<LineFilter>,
     fetches: Arc<FetchFilter>,
+    /// What the access under way has waited for so far, and when it was issued.
+    pending: StallCycles,
+    issue: u64,
+    overlap: Option<Box<Overlap>>,
 }
 
 impl CoreModel {
@@ -372,6 +414,15 @@ impl Vcpu {
         self.state.lines = lines.base_ptr();
         self.state.fetches = fetches.base_ptr().cast();
         self.state.stop_at = self.state.clock() + TURN;
+        let mut overlap = match model.core.model {
+            sevlab_memctl::model::CoreModel::Simple => None,
+            sevlab_memctl::model::CoreModel::Overlap => {
+                Some(Box::new(Overlap::new(model.core.window, model.core.mshrs)))
+            }
+        };
+        self.state.trail = overlap
+            .as_mut()
+            .map_or(core::ptr::null_mut(), |o| o.trail());
         let t = model.tlb.as_ref();
         self.model = Some(Box::new(CoreModel {
             core,
@@ -387,6 +438,9 @@ impl Vcpu {
             ),
             lines,
             fetches,
+            pending: StallCycles::default(),
+            issue: 0,
+            overlap,
             model,
         }));
         self.tlb.flush();
@@ -413,26 +467,23 @@ impl Vcpu {
             .map_or(0, |m| m.cycles_at(s.tally, s.fetched))
     }
 
-    /// Lets time pass: `cycles` for `cause`. Nothing without a model.
+    /// Lets time pass: `cycles` for `cause`, an exit: whatever is outstanding is waited for. Nothing without a model.
     pub fn charge(&mut self, cycles: u64, cause: Cause) {
-        if let Some(m) = &mut self.model {
-            m.counters.exits[cause as usize] += cycles;
-            if let Some(trace) = &mut self.trace {
-                let core = m.core;
-                trace(&TraceEvent::Charge {
-                    core,
-                    cause,
-                    cycles,
-                });
-            }
-        }
+        self.charge_events(0, cycles, cause);
     }
 
     /// As [`Vcpu::charge`], for so many events.
     pub fn charge_events(&mut self, events: u64, cycles: u64, cause: Cause) {
+        let (clock, time) = (self.clock(), self.cycles());
         if let Some(m) = &mut self.model {
+            if let Some(o) = &mut m.overlap {
+                o.wait_for_all(clock, time, &mut m.counters.stalls);
+            }
             m.counters.events[cause as usize] += events;
             m.counters.exits[cause as usize] += cycles;
+            if let Some(o) = &mut m.overlap {
+                o.passed(cycles);
+            }
             if let Some(trace) = &mut self.trace {
                 let core = m.core;
                 trace(&TraceEvent::Charge {

@@ -9,6 +9,7 @@ use core::sync::atomic::Ordering;
 use sevlab_arch::{PAGE_SIZE, Va};
 use sevlab_memctl::TlbEntry;
 
+use super::TRAIL_BYTES;
 use crate::insn::Insn;
 use crate::mmu::Access;
 use crate::stop::Stop;
@@ -143,6 +144,24 @@ impl Vcpu {
 
     fn filter_entry(&self, va: u64) -> Option<&TlbEntry> {
         self.model.as_ref().map(|m| m.lines.entry(Va(va)))
+    }
+
+    /// Straight code begins at `rip`, at the present clock.
+    #[inline]
+    pub(crate) fn enter_code(&mut self, rip: u64) {
+        let place = self.state.trail;
+        if place.is_null() {
+            return;
+        }
+        let clock = self.clock();
+        // SAFETY: `trail` is null or a place in the ring of `TRAIL` places that the model keeps alive, aligned to its size; so is
+        // the next one.
+        unsafe {
+            *place = [rip, clock];
+            let next = place.addr() + 16;
+            let ring = place.addr() & !(TRAIL_BYTES - 1);
+            self.state.trail = place.with_addr(ring | next & (TRAIL_BYTES - 1));
+        }
     }
 
     /// Fetches the lines of an instruction that were not fetched last.

@@ -6,10 +6,13 @@ use sevlab_arch::rmp::BOOKKEEPING_SIZE;
 use sevlab_arch::{Gpa, Spa, Va};
 use sevlab_memctl::{Domain, Grant, Level, Line, LineKind};
 
+use super::overlap::Code;
 use super::tlb::Entry;
 use super::trace::{Touch, TraceEvent};
+use super::uses::Uses;
 use super::walk::WalkLog;
-use super::{At, CoreModel};
+use super::{At, CoreModel, StallCycles};
+use crate::decode::{self, MAX_LEN};
 use crate::mmu::Access;
 use crate::stop::Stop;
 use crate::vcpu::{SevMode, Vcpu};
@@ -43,6 +46,7 @@ impl Vcpu {
         drops_code: bool,
     ) -> Result<NonNull<u8>, Stop> {
         debug_assert!(va & 63 <= 64 - n);
+        self.begin(at, false);
         let e = self.model_entry(va, access, at)?;
         let spa = Spa(e.spa | va & e.mask());
         let store = access == Access::Write;
@@ -76,6 +80,7 @@ impl Vcpu {
             now: 0,
         };
         let host = self.model_line(line, n, &e, at)?;
+        self.settle(at, line.kind);
         let offset = (va & 63) as usize;
         Ok(host.map_addr(|a| a.saturating_add(offset)))
     }
@@ -85,6 +90,7 @@ impl Vcpu {
     /// # Errors
     /// As [`Vcpu::touch_data`].
     pub fn touch_fetch(&mut self, va: u64, at: At) -> Result<(), Stop> {
+        self.begin(at, true);
         let e = self.model_entry(va, Access::Exec, at)?;
         let line = Line {
             va: Va(va),
@@ -96,6 +102,7 @@ impl Vcpu {
             now: 0,
         };
         self.model_line(line, 1, &e, at)?;
+        self.settle(at, LineKind::Fetch);
         self.fetched(va);
         Ok(())
     }
@@ -106,13 +113,50 @@ impl Vcpu {
         self.state.fetched += 1;
     }
 
+    /// An access begins: when it is issued if it has to wait for anything.
+    fn begin(&mut self, at: At, fetch: bool) {
+        let fetched = self.state.fetched;
+        let Some(m) = &mut self.model else { return };
+        m.pending = StallCycles::default();
+        let time = m.cycles_at(at.tally, fetched);
+        m.issue = time;
+        if let Some(mut o) = m.overlap.take() {
+            let mut stalls = core::mem::take(&mut m.counters.stalls);
+            let (clock, trail) = (self.stamp(at) - 1, self.state.trail);
+            let issue = o.begin(self, trail, clock, time, fetch, &mut stalls);
+            if let Some(m) = &mut self.model {
+                m.counters.stalls = stalls;
+                m.issue = issue;
+                m.overlap = Some(o);
+            }
+        }
+    }
+
+    /// It is over.
+    fn settle(&mut self, at: At, kind: LineKind) {
+        let clock = self.stamp(at) - 1;
+        let Some(m) = &mut self.model else { return };
+        let parts = m.pending;
+        if parts == StallCycles::default() {
+            return;
+        }
+        match &mut m.overlap {
+            Some(o) if kind == LineKind::Fetch => {
+                m.counters.stalls.add(&parts);
+                o.passed(parts.total());
+            }
+            Some(o) => o.missed(clock, m.issue, kind == LineKind::Store, parts),
+            None => m.counters.stalls.add(&parts),
+        }
+    }
+
     /// The access itself, when its translation is known.
     fn model_line(&mut self, line: Line, n: u64, e: &Entry, at: At) -> Result<NonNull<u8>, Stop> {
         let stamp = self.stamp(at);
         let Some(m) = &mut self.model else {
             return Err(no_model());
         };
-        let now = m.cycles_at(at.tally, self.state.fetched);
+        let now = m.issue + m.pending.total();
         let line = Line { stamp, now, ..line };
         if let Some(trace) = &mut self.trace {
             trace(&TraceEvent::Touch(Touch {
@@ -131,7 +175,7 @@ impl Vcpu {
         }
         let served = self.mem.line(m.core, &line).map_err(Stop::Host)?;
         let s = served.stalls;
-        let to = &mut m.counters.stalls;
+        let to = &mut m.pending;
         match served.level {
             Level::L1 => {}
             Level::L2 => to.l2 += u64::from(s.cache),
@@ -211,14 +255,14 @@ impl Vcpu {
                     t.touch(way);
                 }
                 m.tlb_counters(fetch).second_hits += 1;
-                m.counters.stalls.tlb += u64::from(tlb2);
+                m.pending.tlb += u64::from(tlb2);
                 e
             }
             None => {
                 let (e, log) = self.model_walk(va, access)?;
                 if m.tlbs.modelled() {
                     m.tlb_counters(fetch).walks += 1;
-                    m.counters.stalls.walk += u64::from(walk);
+                    m.pending.walk += u64::from(walk);
                     self.traffic(m, va, access, log, &e, at)?;
                 }
                 if let Some(t) = m.tlbs.second(fetch) {
@@ -288,7 +332,7 @@ impl Vcpu {
             } else {
                 LineKind::Walk
             };
-            let now = m.cycles_at(at.tally, self.state.fetched);
+            let now = m.issue + m.pending.total();
             let line = Line {
                 now,
                 ..line(r.spa, domain, kind)
@@ -296,18 +340,18 @@ impl Vcpu {
             let s = self.mem.line(m.core, &line).map_err(Stop::Host)?.stalls;
             m.counters.walk_reads += 1;
             m.counters.walk_writes += u64::from(r.changes);
-            m.counters.stalls.aes += u64::from(s.aes);
-            m.counters.stalls.walk += s.total() - u64::from(s.aes);
+            m.pending.aes += u64::from(s.aes);
+            m.pending.walk += s.total() - u64::from(s.aes);
         }
         if let Some(spa) = rmp {
-            let now = m.cycles_at(at.tally, self.state.fetched);
+            let now = m.issue + m.pending.total();
             let line = Line {
                 now,
                 ..line(spa, Domain::Shared, LineKind::Rmp)
             };
             let s = self.mem.line(m.core, &line).map_err(Stop::Host)?.stalls;
             m.counters.rmp_reads += 1;
-            m.counters.stalls.rmp += s.total() + u64::from(m.model.latency.rmp_cycles);
+            m.pending.rmp += s.total() + u64::from(m.model.latency.rmp_cycles);
         }
         Ok(())
     }
@@ -316,6 +360,18 @@ impl Vcpu {
     #[inline]
     pub(crate) fn stamp(&self, at: At) -> u64 {
         at.retired.wrapping_add(self.state.repeats).wrapping_add(1)
+    }
+}
+
+impl Code for Vcpu {
+    fn uses(&mut self, rip: u64) -> Option<Uses> {
+        let mut bytes = [0; MAX_LEN];
+        let n = self.fetch(rip, &mut bytes).ok()?;
+        let i = decode::decode(rip, &bytes[..n]).ok()?;
+        Some(Uses::of(&i))
+    }
+    fn epoch(&self) -> u64 {
+        self.code_epoch
     }
 }
 

@@ -1,6 +1,8 @@
 //! A small machine with a small model, whose counts can be worked out by hand.
 #![allow(dead_code)] // each test file uses its part
 
+pub mod random;
+
 use std::sync::{Arc, Mutex};
 
 use iced_x86::code_asm::CodeAssembler;

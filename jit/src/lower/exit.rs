@@ -127,10 +127,6 @@ impl Lower<'_, '_> {
 
     /// Leaves if somebody asked for it; nothing of the block has run.
     pub(super) fn poll_exit_request(&mut self) {
-        if self.lines.is_some() {
-            // Turns are short: whoever asks waits for the end of one.
-            return self.poll_turn(self.at);
-        }
         let p = self.pinned();
         let v = self
             .fb
@@ -152,14 +148,14 @@ impl Lower<'_, '_> {
         self.poll_leave(v, exit::LEAVE);
     }
 
-    /// Leaves at a block's start if `v` is not zero.
+    /// Leaves at the current instruction, for a poll, if `v` is not zero.
     pub(super) fn poll_leave(&mut self, v: Value, code: i64) {
         let leave = self.leave_block();
         let go = self.fb.create_block();
         self.fb.ins().brif(v, leave, &[], go, &[]);
         self.fb.switch_to_block(leave);
         let (gprs, vecs, flags) = (self.gprs, self.vecs, self.flags.clone());
-        if self.live_in[self.at] == 0 {
+        if self.done == 0 && self.live_in[self.at] == 0 {
             // Nobody reads the flags from here on: carrying their record round a loop would only be for this.
             self.flags.written_back();
         }

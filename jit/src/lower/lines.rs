@@ -71,9 +71,7 @@ fn leaves_behind_load(i: &Insn) -> Option<u32> {
 pub(super) struct Lines<'a> {
     costs: Option<&'a CostTable>,
     tally_var: Variable,
-    /// Most instructions from each block's start until the next poll or way out.
-    ahead: Vec<u32>,
-    headers: Vec<bool>,
+    polls: Vec<Polls>,
     // per guest block
     /// Tally at the block's start.
     tally: Option<Value>,
@@ -89,14 +87,13 @@ impl<'a> Lines<'a> {
     pub(super) fn new(
         costs: Option<&'a CostTable>,
         region: &Region,
-        headers: Vec<bool>,
+        headers: &[bool],
         tally_var: Variable,
     ) -> Self {
         Self {
             costs,
             tally_var,
-            ahead: ahead(region, &headers),
-            headers,
+            polls: polls(region, headers),
             tally: None,
             tallied: 0,
             at: None,
@@ -109,26 +106,68 @@ impl<'a> Lines<'a> {
     }
 }
 
-/// The longest way from each block's start that meets no poll, in instructions. Without polls there is no cycle.
-fn ahead(region: &Region, headers: &[bool]) -> Vec<u32> {
-    fn visit(n: usize, region: &Region, headers: &[bool], known: &mut [Option<u32>]) -> u32 {
-        if let Some(k) = known[n] {
-            return k;
+/// Most instructions between two looks at whether the turn ends. What is left of a turn then is the interpreter's: the
+/// fewer, the better, but a look costs what half an instruction does.
+const BETWEEN_POLLS: u32 = 16;
+
+/// Where a block polls.
+#[derive(Clone, Default)]
+struct Polls {
+    /// For each instruction: if the block polls before it, the most instructions from there to the next poll or way out.
+    before: Vec<Option<u32>>,
+    /// The most instructions from the block's end to the next poll or way out.
+    behind: u32,
+}
+
+impl Polls {
+    /// The most instructions from before instruction `k` to the next poll, not counting one right there.
+    fn ahead(&self, k: usize) -> u32 {
+        let next = self.before[k..].iter().skip(1).position(Option::is_some);
+        next.map_or_else(
+            || (self.before.len() - k) as u32 + self.behind,
+            |n| n as u32 + 1,
+        )
+    }
+}
+
+/// Places polls at the starts of loops and as often as [`BETWEEN_POLLS`] says.
+fn polls(region: &Region, headers: &[bool]) -> Vec<Polls> {
+    /// The most instructions from the start of block `n` to its first poll.
+    fn visit(
+        n: usize,
+        region: &Region,
+        headers: &[bool],
+        known: &mut [Option<(Polls, u32)>],
+    ) -> u32 {
+        if let Some((_, first)) = &known[n] {
+            return *first;
         }
-        let b = &region.blocks[n];
-        let mut most = 0;
-        for &s in b.successors().filter_map(|t| region.index.get(&t)) {
+        let block = &region.blocks[n];
+        let mut p = Polls::default();
+        // Without loops' starts there is no cycle.
+        for &s in block.successors().filter_map(|t| region.index.get(&t)) {
             if !headers[s] {
-                most = most.max(visit(s, region, headers, known));
+                p.behind = p.behind.max(visit(s, region, headers, known));
             }
         }
-        let k = most + b.insns.len() as u32;
-        known[n] = Some(k);
-        k
+        let mut ahead = p.behind;
+        p.before = vec![None; block.insns.len()];
+        for k in (0..block.insns.len()).rev() {
+            ahead += 1;
+            if ahead >= BETWEEN_POLLS || k == 0 && headers[n] {
+                p.before[k] = Some(std::mem::take(&mut ahead));
+            }
+        }
+        known[n] = Some((p, ahead));
+        ahead
     }
     let mut known = vec![None; region.blocks.len()];
-    (0..region.blocks.len())
-        .map(|n| visit(n, region, headers, &mut known))
+    for n in 0..region.blocks.len() {
+        visit(n, region, headers, &mut known);
+    }
+    known
+        .into_iter()
+        .map(|k| k.map(|(p, _)| p).unwrap_or_default())
         .collect()
 }
 
@@ -202,6 +241,12 @@ impl Lower<'_, '_> {
             let va = self.address(&insn.mem);
             self.leave_if_crossing(va, bytes);
         }
+    }
+
+    /// Whether the current instruction is not to be lowered, but run by a helper, because it lies in two lines of code and may
+    /// be left behind a load: that may have pushed out the second line, which would be fetched again.
+    pub(super) fn runs_whole(&self) -> bool {
+        self.lines.as_ref().is_some_and(|l| l.straddles) && leaves_behind_load(&self.insn).is_some()
     }
 
     /// The current instruction is complete.
@@ -290,9 +335,13 @@ impl Lower<'_, '_> {
         self.store_fetch_line(p, line(self.insn.rip));
     }
 
-    /// Leaves if the turn may end before the next poll; nothing of the block has run.
-    pub(super) fn poll_turn(&mut self, n: usize) {
-        let ahead = self.lines.as_ref().map_or(0, |l| l.ahead[n]);
+    /// Before the current instruction fetches its lines: leaves if this is the place for a poll and the turn may end before
+    /// the next. Nobody polls the exit request: turns are short.
+    pub(super) fn poll_turn(&mut self) {
+        let Some(l) = &self.lines else { return };
+        let Some(ahead) = l.polls[self.at].before[self.done as usize] else {
+            return;
+        };
         let now = self.retired_so_far();
         let then = self.add_constant(now, u64::from(ahead));
         let p = self.pinned();
@@ -309,16 +358,9 @@ impl Lower<'_, '_> {
 
     /// Most instructions from behind the current one until the next poll or way out.
     pub(super) fn still_ahead(&self) -> u32 {
-        let Some(l) = &self.lines else { return 0 };
-        let block = &self.region.blocks[self.at];
-        let rest = block.insns.len() as u32 - self.done - 1;
-        let behind = block
-            .successors()
-            .filter_map(|t| self.region.index.get(&t))
-            .filter(|&&s| !l.headers[s])
-            .map(|&s| l.ahead[s])
-            .max();
-        rest + behind.unwrap_or(0)
+        self.lines
+            .as_ref()
+            .map_or(0, |l| l.polls[self.at].ahead(self.done as usize) - 1)
     }
 }
 

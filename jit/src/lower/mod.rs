@@ -285,7 +285,7 @@ pub(crate) fn lower(
     let insn = region.blocks[0].insns[0];
     let lines = options.lines.then(|| {
         let tally = fb.declare_var(types::I64);
-        lines::Lines::new(options.costs.as_deref(), region, back_edges.clone(), tally)
+        lines::Lines::new(options.costs.as_deref(), region, &back_edges, tally)
     });
     let mut l = Lower {
         fb: &mut fb,
@@ -630,7 +630,7 @@ impl Lower<'_, '_> {
         self.done = 0;
         self.insn = region.blocks[n].insns[0];
         self.begin_lines(n);
-        if header {
+        if header && self.lines.is_none() {
             self.poll_exit_request();
         }
         for i in &region.blocks[n].insns {
@@ -638,10 +638,17 @@ impl Lower<'_, '_> {
             self.term = Term::Next;
             self.rmw_host = None;
             self.counted = false;
+            self.poll_turn();
             self.fetch_insn();
-            self.leave_early();
+            let whole = self.runs_whole();
+            if !whole {
+                self.leave_early();
+            }
             let lowered = if stores_then_loads(i) {
                 self.complex(i)
+            } else if whole {
+                self.run_by_helper(i);
+                Ok(())
             } else {
                 sevlab_cpu::sem::exec(self, i)
             };

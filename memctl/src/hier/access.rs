@@ -3,6 +3,8 @@
 //! The order is the model's definition (docs/model.md): look-ups from the first level down, each touching what it hits; then other
 //! cores; then the fills from the LLC up, each with its victim's handling before the line goes in; then prefetches.
 
+use sevlab_arch::Asid;
+
 use super::counters::CountKind;
 use super::data::{Env, LINE_SHIFT, PAGE_LINES_SHIFT};
 use super::filter::{FetchFilter, LineFilter};
@@ -16,6 +18,10 @@ pub(super) struct Cause {
     pub core: usize,
     pub now: u64,
     pub stalls: Stalls,
+    /// The line that is accessed is in no cache: nobody has to look for it.
+    pub absent: bool,
+    /// It has arrived, and is still to be decrypted.
+    pub owed: Option<Asid>,
 }
 
 impl Hier {
@@ -27,8 +33,10 @@ impl Hier {
             core,
             now: a.now,
             stalls: Stalls::default(),
+            absent: false,
+            owed: None,
         };
-        let page = self.pages.of(line);
+        let mut page = self.pages.of(line);
         if page.cached == 0 {
             let pfn = line >> PAGE_LINES_SHIFT;
             if self.pages.lingers(env, pfn, a.domain) {
@@ -39,6 +47,13 @@ impl Hier {
             }
         } else if page.domain() != a.domain {
             self.flush_page(env, line >> PAGE_LINES_SHIFT, Some(&mut cause));
+            page.cached = 0;
+        }
+        if !page.has(line) {
+            cause.absent = true;
+            // The host's own misses overlap with each other, and with the choice of victims.
+            self.llc.prefetch(line);
+            env.prefetch(line, a.domain);
         }
         let level = match a.kind {
             LineKind::Load | LineKind::Store => {
@@ -48,12 +63,14 @@ impl Hier {
             LineKind::Walk | LineKind::WalkWrite | LineKind::Rmp => {
                 let write = a.kind == LineKind::WalkWrite;
                 let level = self.below(env, &mut cause, line, a, write);
+                self.in_flight = [NOTHING; 3];
                 if write {
                     self.dirty_below(core, line);
                 }
                 level
             }
         };
+        self.pages.decrypt(env, line, cause.owed.take());
         Ok(Served {
             host: env.host(line, a.domain),
             level,
@@ -71,6 +88,9 @@ impl Hier {
         write: bool,
     ) -> Level {
         let core = cause.core;
+        if cause.absent {
+            return self.data_miss(env, cause, line, a, write);
+        }
         let Some(slot) = self.cores[core].l1d.cache.find(line) else {
             return self.data_miss(env, cause, line, a, write);
         };
@@ -112,6 +132,7 @@ impl Hier {
         l1d.insert(slot, line, write, a.stamp);
         enter_data(env, l1d, slot, line, a);
         self.in_flight = [NOTHING; 3];
+        self.pages.decrypt(env, line, cause.owed.take());
         if self.prefetches {
             self.after_miss(env, cause, line, a.domain);
         }
@@ -152,7 +173,8 @@ impl Hier {
         let c = &mut self.cores[core];
         let mut owned = false;
         if let Some(l2) = &mut c.l2 {
-            if let Some(slot) = l2.find(line) {
+            let found = if cause.absent { None } else { l2.find(line) };
+            if let Some(slot) = found {
                 l2.hit(slot, line);
                 c.counters.l2.hits[kind] += 1;
                 cause.stalls.cache = self.l2_cycles;
@@ -163,16 +185,18 @@ impl Hier {
                 self.in_flight[0] = line;
                 return Level::L2;
             }
-            self.llc.prefetch(line);
             c.counters.l2.misses[kind] += 1;
         }
-        // The host's own misses overlap with the look-ups.
-        super::host::prefetch(env.dram.raw.ptr(line << LINE_SHIFT).as_ptr());
-        let in_llc = self.llc.find(line);
+        let in_llc = if cause.absent {
+            None
+        } else {
+            self.llc.find(line)
+        };
         if let Some(slot) = in_llc {
             self.llc.hit(slot, line);
         }
-        let remote = self.pages.of(line).others(core) && self.clean_others(core, line);
+        let remote =
+            !cause.absent && self.pages.of(line).others(core) && self.clean_others(core, line);
         if write && !owned {
             self.claim_line(cause, line);
         }
@@ -198,7 +222,7 @@ impl Hier {
             None => self.fill_llc(env, cause, line, remote),
         }
         if level == Level::Dram {
-            self.pages.arrive(env, line, a.domain);
+            cause.owed = self.pages.arrive(env, line, a.domain);
             self.read_dram(cause, line, a.domain, true);
         }
         if self.cores[core].l2.is_some() {
@@ -226,7 +250,6 @@ impl Hier {
 
     /// A walk's write: the first level it looks at has the line dirty.
     fn dirty_below(&mut self, core: usize, line: u64) {
-        self.in_flight = [NOTHING; 3];
         let at = match &mut self.cores[core].l2 {
             Some(l2) => l2,
             None => &mut self.llc,

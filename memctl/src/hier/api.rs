@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use sevlab_arch::{PAGE_SIZE, Spa};
+use sevlab_arch::Spa;
 
 use super::data::Env;
 use super::{Core, FetchFilter, Hier, HierCounters, Line, LineFilter, Served};
@@ -164,9 +164,7 @@ impl MemCtl {
     pub fn is_line_cached(&self, spa: Spa) -> bool {
         let line = spa.0 >> super::data::LINE_SHIFT;
         match &self.lock().hier {
-            Some(hier) if spa.0 < self.span() => {
-                hier.pages.of(line).cached >> (spa.0 % PAGE_SIZE / 64) & 1 != 0
-            }
+            Some(hier) if spa.0 < self.span() => hier.pages.of(line).has(line),
             _ => false,
         }
     }

@@ -52,6 +52,15 @@ impl Env<'_> {
         }
     }
 
+    /// Asks the host for what a fill of the line needs.
+    #[inline]
+    pub(super) fn prefetch(&self, line: u64, domain: Domain) {
+        super::host::prefetch(self.dram.raw.ptr(line << LINE_SHIFT).as_ptr());
+        if domain != Domain::Shared {
+            super::host::prefetch_write(self.dram.plain().ptr(line << LINE_SHIFT).as_ptr());
+        }
+    }
+
     /// `plain` from DRAM.
     #[inline]
     fn decrypt(&self, line: u64, asid: Asid) {
@@ -90,6 +99,12 @@ const CORE_BITS: u32 = 48;
 const CORES: u64 = (1 << CORE_BITS) - 1;
 
 impl Page {
+    /// Whether the line, one of the page, is in a cache.
+    #[inline]
+    pub(super) fn has(self, line: u64) -> bool {
+        self.cached & line_bit(line) != 0
+    }
+
     #[inline]
     pub(super) fn domain(self) -> Domain {
         match (self.who >> CORE_BITS) as u32 {
@@ -177,19 +192,21 @@ impl Pages {
         self.words.len() as u64
     }
 
-    /// A line comes from DRAM: it is marked, and its plaintext made if no other cache has it already.
+    /// A line comes from DRAM, and is marked if no other cache has it already. The result is what [`Pages::decrypt`] has to do
+    /// before anybody looks: the caller lets the host fetch the ciphertext meanwhile.
     #[inline]
-    pub(super) fn arrive(&mut self, env: &Env<'_>, line: u64, d: Domain) {
+    #[must_use]
+    pub(super) fn arrive(&mut self, env: &Env<'_>, line: u64, d: Domain) -> Option<Asid> {
         let pfn = line >> PAGE_LINES_SHIFT;
         let before = self.words[pfn as usize][0];
         if before & line_bit(line) != 0 {
-            return;
+            return None;
         }
+        let mut owed = None;
         match d {
             Domain::Private(asid) => {
                 if !self.kept.has(line) {
-                    env.decrypt(line, asid);
-                    self.aes_blocks += BLOCKS;
+                    owed = Some(asid);
                 }
                 if before == 0 && env.states.of(pfn).owner() != Some(asid) {
                     env.states.set_owner(pfn, asid, true);
@@ -205,6 +222,16 @@ impl Pages {
             word[1] = domain_bits(d);
         }
         word[0] = before | line_bit(line);
+        owed
+    }
+
+    /// Makes the plaintext of a line that has arrived.
+    #[inline]
+    pub(super) fn decrypt(&mut self, env: &Env<'_>, line: u64, owed: Option<Asid>) {
+        if let Some(asid) = owed {
+            env.decrypt(line, asid);
+            self.aes_blocks += BLOCKS;
+        }
     }
 
     /// The core's private caches have a line of the page from now on.
@@ -241,7 +268,7 @@ impl Pages {
             env.encrypt(line, asid);
             return;
         }
-        super::host::prefetch(env.dram.raw.ptr(line << LINE_SHIFT).as_ptr());
+        super::host::prefetch_write(env.dram.raw.ptr(line << LINE_SHIFT).as_ptr());
         super::host::prefetch(env.dram.plain().ptr(line << LINE_SHIFT).as_ptr());
         if let Some((old, owner)) = self.kept.push(line, asid) {
             self.let_go(env, old, owner);
@@ -300,6 +327,8 @@ impl Pages {
 /// have touched one for a store and not have written yet. A line may come back and still be kept; its plaintext is
 /// then encrypted once more than needed.
 struct Kept {
+    /// Low words of `lines`.
+    low: [u32; KEPT],
     lines: [u64; KEPT],
     owners: [Asid; KEPT],
     /// The oldest is at `next` when all are taken.
@@ -312,6 +341,7 @@ const NO_LINE: u64 = u64::MAX;
 impl Kept {
     fn new() -> Self {
         Self {
+            low: [NO_LINE as u32; KEPT],
             lines: [NO_LINE; KEPT],
             owners: [Asid(0); KEPT],
             next: 0,
@@ -325,7 +355,11 @@ impl Kept {
 
     #[inline]
     fn has(&self, line: u64) -> bool {
-        self.lines.iter().fold(false, |f, &l| f | (l == line))
+        let low = self.low.as_chunks::<8>().0.iter();
+        let maybe = low.fold(0, |m, low| {
+            m | super::host::matches(low, line as u32, u32::MAX)
+        });
+        maybe != 0 && self.lines.contains(&line)
     }
 
     #[inline]
@@ -341,6 +375,7 @@ impl Kept {
         self.next = (at + 1) % KEPT;
         let old = (self.lines[at], self.owners[at]);
         (self.lines[at], self.owners[at]) = (line, asid);
+        self.low[at] = line as u32;
         if old.0 == NO_LINE {
             self.len += 1;
             return None;
@@ -356,6 +391,7 @@ impl Kept {
         self.len -= 1;
         let old = (self.lines[at], self.owners[at]);
         self.lines[at] = NO_LINE;
+        self.low[at] = NO_LINE as u32;
         Some(old)
     }
 }

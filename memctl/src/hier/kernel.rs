@@ -47,7 +47,7 @@ impl Hier {
     }
 
     fn is_cached(&self, line: u64) -> bool {
-        self.pages.of(line).cached >> (line & 63) & 1 != 0
+        self.pages.of(line).has(line)
     }
 }
 

@@ -65,6 +65,8 @@ impl Hier {
             core: cause.core,
             now: cause.now,
             stalls: Stalls::default(),
+            absent: false,
+            owed: None,
         };
         let at = (line & 63) as i64;
         if self.next_line && at < LAST {
@@ -85,7 +87,12 @@ impl Hier {
 
     fn prefetch(&mut self, env: &Env<'_>, cause: &mut Cause, line: u64, d: Domain) {
         let core = cause.core;
-        let in_llc = self.llc.find(line).is_some();
+        let absent = !self.pages.of(line).has(line);
+        if absent {
+            self.llc.prefetch(line);
+            env.prefetch(line, d);
+        }
+        let in_llc = !absent && self.llc.find(line).is_some();
         let there = match &self.cores[core].l2 {
             Some(l2) => l2.find(line).is_some(),
             None => in_llc,
@@ -96,7 +103,7 @@ impl Hier {
         self.in_flight[0] = line;
         if !in_llc {
             self.fill_llc(env, cause, line, false);
-            self.pages.arrive(env, line, d);
+            cause.owed = self.pages.arrive(env, line, d);
             self.read_dram(cause, line, d, false);
             self.cores[core].counters.llc.prefetched += 1;
         }
@@ -105,5 +112,6 @@ impl Hier {
             self.cores[core].counters.l2.prefetched += 1;
         }
         self.in_flight[0] = NOTHING;
+        self.pages.decrypt(env, line, cause.owed.take());
     }
 }
