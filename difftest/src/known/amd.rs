@@ -50,7 +50,11 @@ pub(super) fn reason(
         return Some(Known::AmdWord);
     }
     // The guest has gone on with the exception pending.
-    if faults(host) && stores_x87(&i) && got.x87.status & 0x80 != 0 && !same {
+    let pending = got.x87.status & 0x80 != 0
+        || a.instructions
+            .iter()
+            .any(|i| loads_x87_status(i.mnemonic()));
+    if faults(host) && stores_x87(&i) && pending && !same {
         return Some(Known::AmdOrder);
     }
     if !same {
@@ -101,6 +105,21 @@ fn loads_mxcsr(m: M) -> bool {
     matches!(
         m,
         M::Ldmxcsr | M::Vldmxcsr | M::Fxrstor | M::Fxrstor64 | M::Xrstor | M::Xrstor64
+    )
+}
+
+/// Instructions that run with an x87 exception pending, and may end it.
+fn loads_x87_status(m: M) -> bool {
+    matches!(
+        m,
+        M::Fxrstor
+            | M::Fxrstor64
+            | M::Xrstor
+            | M::Xrstor64
+            | M::Fninit
+            | M::Fnclex
+            | M::Fnsave
+            | M::Fnstenv
     )
 }
 
