@@ -56,7 +56,7 @@ def programs(folder, quick):
     """Programs as {name: argv}, their inputs written."""
     rng = random.Random(1)
     words = ["".join(rng.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(rng.randint(2, 9))) for _ in range(2000)]
-    lines = [" ".join(rng.choice(words) for _ in range(12)) for _ in range(400 if quick else 4000)]
+    lines = [" ".join(rng.choice(words) for _ in range(12)) for _ in range(200 if quick else 2000)]
     text = os.path.join(folder, "text")
     with open(text, "w", encoding="utf-8") as f:
         f.write("\n".join(lines) + "\n")
