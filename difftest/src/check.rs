@@ -352,6 +352,12 @@ pub fn saves_mask(i: &Instruction) -> bool {
     )
 }
 
+/// Whether an instruction stores the x87 unit's last opcode and operand address.
+#[must_use]
+pub fn stores_pointers(i: &Instruction) -> bool {
+    saves_mask(i) || matches!(i.mnemonic(), M::Fnstenv | M::Fnsave)
+}
+
 /// Linux says that faults behind the last page that a process may have are protection violations, so as not to tell what is mapped there.
 fn forgive_kernel_half(end: &mut End) {
     if let End::Exception {
@@ -377,8 +383,9 @@ fn compare_x87(
         let none = (x.opcode, x.instruction, x.data) == (0, 0, 0);
         match host().vendor {
             // AMD's save zeros unless an unmasked exception is pending, even with the feature that is said to save them
-            // always (APM vol. 3, CPUID 8000_0008 EBX[2]).
-            Vendor::Amd if x.status & 0x80 == 0 && none => {
+            // always (APM vol. 3, CPUID 8000_0008 EBX[2]). One may be pending now, and not have been when the kernel
+            // switched to another process and back.
+            Vendor::Amd if none => {
                 (y.opcode, y.instruction, y.data) = (0, 0, 0);
             }
             Vendor::Amd => {}

@@ -9,7 +9,7 @@ mod aim;
 mod setup;
 
 use crate::case::{Case, FILLS, MAX_CODE};
-use crate::check::saves_mask;
+use crate::check::{saves_mask, stores_pointers};
 use crate::coverage::Picker;
 use crate::forms::{Forms, decode, locked_check};
 use crate::host::amd;
@@ -241,7 +241,7 @@ impl<'a> Generator<'a> {
                 || masks::reads(&i) & d.undefined != 0
                 // Behind a branch there is no telling whether it ran.
                 || d.branched && matches!(p, Policy::Varies { .. })
-                || d.pointers && setup::stores_pointers(&i)
+                || d.pointers && stores_pointers(&i)
                 || d.masked && setup::uses_memory(&i)
                 || d.lost && saves_mask(&i)
                 // The native code ends before it.

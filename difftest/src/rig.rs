@@ -1,8 +1,9 @@
 //! All engines, and one case through them.
 
 use crate::case::{Case, Fills};
-use crate::check::{Analysis, Difference, Sticky, compare};
+use crate::check::{Analysis, Difference, Sticky, compare, stores_pointers};
 use crate::guest::{self, Guest};
+use crate::host::amd;
 use crate::known::{self, Known};
 use crate::layout::{CODE_END, MEMORY};
 use crate::native::Native;
@@ -207,7 +208,16 @@ impl Rig {
             }))
         };
         if outcomes.len() == 2 {
-            let d = compare(&a, &outcomes[0].1, true, &outcomes[1].1, Sticky::Exact);
+            let mut d = compare(&a, &outcomes[0].1, true, &outcomes[1].1, Sticky::Exact);
+            if !d.is_empty()
+                && amd()
+                && a.instructions.iter().any(stores_pointers)
+                && let Some(n) = &mut self.native
+            {
+                // The x87 unit's pointers are lost when the kernel switches to another process and back.
+                outcomes[0].1 = n.run(native_case.as_ref().unwrap_or(case), &self.memory);
+                d = compare(&a, &outcomes[0].1, true, &outcomes[1].1, Sticky::Exact);
+            }
             if !d.is_empty() {
                 let known = known::reason(&a, &outcomes[0].1, &outcomes[1].1, &d, Sticky::Exact)
                     .or_else(|| {

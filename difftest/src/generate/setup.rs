@@ -355,9 +355,10 @@ impl Generator<'_> {
                 if let Some(at) = at {
                     let mut v = r.mxcsr();
                     if r.one_in(16) {
-                        // Bit 17 is AMD's misaligned mode, which the guest lacks.
-                        let reserved = 16 + r.below(16);
-                        v |= 1 << if reserved == 17 { 18 } else { reserved };
+                        // On AMD's, bit 17 is their misaligned mode, which the guest lacks.
+                        let at_home = crate::host::amd();
+                        let reserved = r.pick(&[16, 17 + u32::from(at_home), 18, 19, 31]);
+                        v |= 1 << reserved;
                     }
                     d.case.patch(at, &v.to_le_bytes());
                 }
@@ -468,11 +469,6 @@ pub(super) fn is_x87(i: &Instruction) -> bool {
     i.cpuid_features()
         .iter()
         .any(|f| matches!(f, F::FPU | F::FPU287 | F::FPU387))
-}
-
-/// Whether an instruction stores the x87 unit's last opcode and operand address.
-pub(super) fn stores_pointers(i: &Instruction) -> bool {
-    crate::check::saves_mask(i) || matches!(i.mnemonic(), M::Fnstenv | M::Fnsave)
 }
 
 /// Whether an instruction has an operand in memory.

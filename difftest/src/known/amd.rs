@@ -49,12 +49,8 @@ pub(super) fn reason(
     if faults(host) && i.code() == Code::Movsxd_r16_rm16 {
         return Some(Known::AmdWord);
     }
-    // The guest has gone on with the exception pending.
-    let pending = got.x87.status & 0x80 != 0
-        || a.instructions
-            .iter()
-            .any(|i| loads_x87_status(i.mnemonic()));
-    if faults(host) && stores_x87(&i) && pending && !same {
+    // The guest has gone on with an unmasked exception pending, and may have cleared it since.
+    if faults(host) && stores_x87(&i) && e.x87.control & 0x3f != 0x3f && !same {
         return Some(Known::AmdOrder);
     }
     if !same {
@@ -108,21 +104,6 @@ fn loads_mxcsr(m: M) -> bool {
     )
 }
 
-/// Instructions that run with an x87 exception pending, and may end it.
-fn loads_x87_status(m: M) -> bool {
-    matches!(
-        m,
-        M::Fxrstor
-            | M::Fxrstor64
-            | M::Xrstor
-            | M::Xrstor64
-            | M::Fninit
-            | M::Fnclex
-            | M::Fnsave
-            | M::Fnstenv
-    )
-}
-
 fn is_sha(i: &Instruction) -> bool {
     i.cpuid_features().contains(&CpuidFeature::SHA)
 }
@@ -172,7 +153,11 @@ fn wraps(i: &Instruction, o: &Outcome) -> bool {
             return Some(if size == 4 { narrow as u64 } else { q });
         }
         let v = o.gpr[n];
-        Some(if r.size() == 4 { v & 0xffff_ffff } else { v })
+        Some(match r.size() {
+            1 => v & 0xff,
+            4 => v & 0xffff_ffff,
+            _ => v,
+        })
     };
     // The base is added here.
     let offset = |r: Register, element: usize, size: usize| {
