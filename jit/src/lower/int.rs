@@ -408,17 +408,22 @@ impl Builder for Lower<'_, '_> {
         if self.options.vectors && self.vector(i) {
             return Ok(());
         }
+        self.run_by_helper(i);
+        Ok(())
+    }
+}
+
+impl Lower<'_, '_> {
+    /// Has a helper run the current instruction.
+    pub(super) fn run_by_helper(&mut self, i: &Insn) {
         let uses = super::vector::uses(i);
         if i.op == Op::Thunk {
             self.thunk_out(uses);
         } else {
             self.step_out(uses);
         }
-        Ok(())
     }
-}
 
-impl Lower<'_, '_> {
     /// The host address of an operand that is accessed by one locked instruction. One across two lines is left to the
     /// interpreter, which has a lock for those.
     fn locked_address(&mut self, va: Value, w: Width) -> Value {

@@ -266,6 +266,12 @@ impl Lower<'_, '_> {
         }
     }
 
+    /// Whether the current instruction is not to be lowered, but run by a helper, because it lies in two lines of code and may
+    /// be left behind a load: that may have pushed out the second line, which would be fetched again.
+    pub(super) fn runs_whole(&self) -> bool {
+        self.lines.as_ref().is_some_and(|l| l.straddles) && leaves_behind_load(&self.insn).is_some()
+    }
+
     /// The current instruction is complete.
     pub(super) fn insn_done(&mut self, counted: bool) {
         if let Some(l) = &mut self.lines {

@@ -640,9 +640,15 @@ impl Lower<'_, '_> {
             self.counted = false;
             self.poll_turn();
             self.fetch_insn();
-            self.leave_early();
+            let whole = self.runs_whole();
+            if !whole {
+                self.leave_early();
+            }
             let lowered = if stores_then_loads(i) {
                 self.complex(i)
+            } else if whole {
+                self.run_by_helper(i);
+                Ok(())
             } else {
                 sevlab_cpu::sem::exec(self, i)
             };
