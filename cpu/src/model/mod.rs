@@ -322,6 +322,8 @@ pub struct CoreModel {
     /// What the access under way has waited for so far, and when it was issued.
     pending: StallCycles,
     issue: u64,
+    /// It does not hit the first level everywhere.
+    begun: bool,
     overlap: Option<Box<Overlap>>,
 }
 
@@ -440,6 +442,7 @@ impl Vcpu {
             fetches,
             pending: StallCycles::default(),
             issue: 0,
+            begun: false,
             overlap,
             model,
         }));
