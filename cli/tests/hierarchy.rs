@@ -125,15 +125,17 @@ fn threads_repeat() {
     let Some(threads) = program(folder.path(), THREADS, "threads") else {
         return;
     };
-    let options = [&["--sev", "es"], &SMALL[..]].concat();
-    let first = hierarchy(folder.path(), &options, &threads, &[]);
-    assert_eq!(first.code, 0, "{}{}", first.stdout, first.stderr);
-    assert_eq!(first.simulation(&["threads"]), 7);
-    assert!(first.simulation(&["upgrades"]) > 0 && first.simulation(&["idle_cycles"]) > 0);
-    for way in WAYS {
-        let options = [&options[..], way].concat();
-        let again = hierarchy(folder.path(), &options, &threads, &[]);
-        assert_eq!(again.repeats(), first.repeats(), "{options:?}");
+    for core in ["core.model=simple", "core.model=overlap"] {
+        let options = [&["--sev", "es", "--set", core], &SMALL[..]].concat();
+        let first = hierarchy(folder.path(), &options, &threads, &[]);
+        assert_eq!(first.code, 0, "{}{}", first.stdout, first.stderr);
+        assert_eq!(first.simulation(&["threads"]), 7);
+        assert!(first.simulation(&["upgrades"]) > 0 && first.simulation(&["idle_cycles"]) > 0);
+        for way in WAYS {
+            let options = [&options[..], way].concat();
+            let again = hierarchy(folder.path(), &options, &threads, &[]);
+            assert_eq!(again.repeats(), first.repeats(), "{options:?}");
+        }
     }
 }
 
@@ -393,7 +395,7 @@ fn the_model_is_in_the_report_and_wrong_options_are_named() {
         (&["--set", "latency.nothing=1"][..], "latency.nothing"),
         (&["--model", "epyc-nowhere"][..], "epyc-nowhere"),
         (&["--resident", "5000"][..], "--resident"),
-        (&["--set", "core.model=overlap"][..], "--jit off"),
+        (&["--set", "core.model=overlap", "--check"][..], "--check"),
     ] {
         let run = hierarchy(folder.path(), options, &touch, &["private", "4096"]);
         assert!(run.code == 2 && run.stderr.contains(word), "{}", run.stderr);
