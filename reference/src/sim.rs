@@ -218,6 +218,11 @@ impl Reference {
             let va = walk.va;
             self.complain(|| format!("walk for {va:#x}: {told:x?}, but the tables say {own:x?}"));
         }
+        let own = tables.rmp_entry(walk.va);
+        if own != walk.rmp {
+            let (va, told) = (walk.va, walk.rmp);
+            self.complain(|| format!("RMP entry for {va:#x}: {told:x?}, but it is {own:x?}"));
+        }
     }
 
     /// The next event.

@@ -4,7 +4,7 @@ use core::ptr::NonNull;
 
 use sevlab_arch::rmp::BOOKKEEPING_SIZE;
 use sevlab_arch::{Gpa, Spa, Va};
-use sevlab_memctl::{Domain, Grant, Level, Line, LineKind};
+use sevlab_memctl::{Domain, Grant, Level, Line, LineKind, PageSize};
 
 use super::overlap::Code;
 use super::tlb::Entry;
@@ -313,7 +313,9 @@ impl Vcpu {
         let stamp = self.stamp(at);
         let guest = self.domain(true);
         let rmp = (self.mode == SevMode::Snp).then(|| {
-            let frame = (e.spa | va & e.mask()) >> 12;
+            // The nested page's size is the entry's, or the check would have failed.
+            let pages = e.nested.map_or(1, PageSize::pages);
+            let frame = (e.spa | va & e.mask()) >> 12 & !(pages - 1);
             Spa(self.mem.rmp().base().0 + BOOKKEEPING_SIZE + frame * RMP_ENTRY)
         });
         let Some(m) = &mut self.model else {
