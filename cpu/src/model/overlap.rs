@@ -167,6 +167,11 @@ impl Overlap {
         self.before.1 += latency;
     }
 
+    /// What is known of instructions by their address is no longer so.
+    pub(super) fn forget_code(&mut self) {
+        self.epoch = u64::MAX;
+    }
+
     /// Dispatch waits for everything, at `time`.
     pub(super) fn wait_for_all(&mut self, clock: u64, time: u64, stalls: &mut StallCycles) {
         let mut now = time;
