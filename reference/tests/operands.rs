@@ -82,6 +82,8 @@ fn classes() {
 
 #[test]
 fn references() {
+    #[allow(clippy::type_complexity)]
+    // a table: text, bytes, reads and writes, how they are counted
     let cases: &[(&str, &[u8], (u64, u64), Counting)] = &[
         ("mov eax, [rax]", &[0x8b, 0x00], (1, 0), Counting::Fixed),
         ("mov [rax], eax", &[0x89, 0x00], (0, 1), Counting::Fixed),
