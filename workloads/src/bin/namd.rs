@@ -7,6 +7,7 @@
 //!
 //! What differs: one kind of particle and its counter-charge instead of a protein in water; no bonds, no exclusions; forces by
 //! arithmetic, where NAMD interpolates in tables; one thread, no patches.
+#![allow(clippy::needless_range_loop)] // components of several vectors at a time
 
 use std::process::ExitCode;
 

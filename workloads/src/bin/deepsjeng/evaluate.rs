@@ -50,13 +50,13 @@ fn side(b: &Board, us: usize) -> i32 {
             score += 5 + 4 * (rank * rank) as i32;
         }
     }
-    for piece in 1..KING {
+    for (piece, value) in VALUE.iter().enumerate().take(KING).skip(1) {
         let mut set = b.of(us, piece);
         while set != 0 {
             let s = set.trailing_zeros() as usize;
             set &= set - 1;
             let mobility = (attacks(piece, s, all) & !own).count_ones() as i32;
-            score += VALUE[piece]
+            score += value
                 + if piece < ROOK {
                     4 * mobility + 2 * centre(s)
                 } else {

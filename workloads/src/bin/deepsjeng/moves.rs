@@ -1,6 +1,6 @@
 //! Attacks and moves.
 
-use crate::board::{BISHOP, Board, KING, KNIGHT, Move, NONE, PAWN, QUEEN, ROOK};
+use crate::board::{BISHOP, Board, KING, KNIGHT, Move, PAWN, QUEEN, ROOK};
 
 /// Steps of the eight directions: those of rooks, then those of bishops. The first of each pair goes to higher squares.
 const STEPS: [(i32, i32); 8] = [
@@ -155,7 +155,7 @@ fn pawns(b: &Board, captures: bool, out: &mut Vec<Move>) {
         from &= from - 1;
         let ahead = if us == 0 { f + 8 } else { f - 8 };
         let mut to = t.pawn[us][f] & (b.colours[them] | passant);
-        let last = ahead < 8 || ahead >= 56;
+        let last = !(8..56).contains(&ahead);
         if all >> ahead & 1 == 0 && (!captures || last) {
             to |= 1 << ahead;
             let home = if us == 0 { f < 16 } else { f >= 48 };
@@ -205,13 +205,10 @@ pub fn legal(b: &Board) -> Vec<Move> {
     moves
 }
 
-/// What a move takes; [`NONE`] if nothing.
+/// What a move takes; `NONE` if nothing.
 pub fn taken(b: &Board, m: Move) -> u8 {
     if b.mailbox[m.from()] == PAWN as u8 && m.to() == b.passant {
         return PAWN as u8;
     }
-    match b.mailbox[m.to()] {
-        NONE => NONE,
-        piece => piece,
-    }
+    b.mailbox[m.to()]
 }

@@ -11,7 +11,6 @@
 mod allocate;
 mod emit;
 mod execute;
-mod generate;
 mod ir;
 mod lexer;
 mod lower;
@@ -21,6 +20,7 @@ mod parser;
 use std::process::ExitCode;
 
 use sevlab_workloads::guest::{Guest, Param, Sum, Values};
+use sevlab_workloads::inputs::c;
 
 const GUEST: Guest = Guest {
     name: "gcc",
@@ -46,7 +46,7 @@ fn main() -> ExitCode {
 }
 
 fn run(values: &Values) -> Result<String, String> {
-    let source = generate::source(values.size("functions"), values.get("seed"));
+    let source = c::source(values.size("functions"), values.get("seed"));
     let tokens = lexer::tokens(&source)?;
     let count = tokens.len();
     let program = parser::parse(tokens)?;

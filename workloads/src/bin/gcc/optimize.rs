@@ -234,16 +234,18 @@ fn decide(f: &mut Function) -> bool {
     for b in f.order() {
         alive[b as usize] = true;
     }
-    for b in 0..f.blocks.len() {
-        if !alive[b] && !(f.blocks[b].insns.is_empty() && f.blocks[b].before.is_empty()) {
-            for to in f.successors(b as Block) {
-                unlink(f, b as Block, to);
-            }
-            f.blocks[b].insns.clear();
-            f.blocks[b].before.clear();
-            f.blocks[b].end = End::Return(0);
-            changed = true;
+    for (b, alive) in alive.into_iter().enumerate() {
+        let body = &f.blocks[b];
+        if alive || (body.insns.is_empty() && body.before.is_empty()) {
+            continue;
         }
+        for to in f.successors(b as Block) {
+            unlink(f, b as Block, to);
+        }
+        f.blocks[b].insns.clear();
+        f.blocks[b].before.clear();
+        f.blocks[b].end = End::Return(0);
+        changed = true;
     }
     changed
 }

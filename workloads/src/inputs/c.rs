@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use sevlab_workloads::guest::Random;
+use crate::guest::Random;
 
 /// Global arrays, of 256 ints each.
 const ARRAYS: u64 = 8;
@@ -19,7 +19,7 @@ struct Writer {
     loops: u32,
 }
 
-/// A source file.
+/// A source file of that many functions.
 pub fn source(functions: usize, seed: u64) -> String {
     let mut w = Writer {
         random: Random::new(seed),
