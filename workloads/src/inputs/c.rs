@@ -16,7 +16,9 @@ struct Writer {
     level: usize,
     number: usize,
     calls: u32,
+    /// Around the statement, and made so far in the function.
     loops: u32,
+    counters: u64,
 }
 
 /// A source file of that many functions.
@@ -29,6 +31,7 @@ pub fn source(functions: usize, seed: u64) -> String {
         number: 0,
         calls: 0,
         loops: 0,
+        counters: 0,
     };
     for a in 0..ARRAYS {
         let _ = writeln!(w.out, "int g{a}[256];");
@@ -47,7 +50,7 @@ impl Writer {
     fn function(&mut self, number: usize) {
         (self.number, self.level, self.calls, self.loops) = (number, number % 4, 0, 0);
         let _ = writeln!(self.out, "\nint f{number}(int v0, int v1)\n{{");
-        self.variables = 2;
+        (self.variables, self.counters) = (2, 0);
         for _ in 0..4 + self.pick(6) {
             let value = self.expression(2);
             let _ = writeln!(self.out, "  int v{} = {value};", self.variables);
@@ -90,7 +93,8 @@ impl Writer {
             }
             7 if self.loops < 2 => {
                 self.loops += 1;
-                let (i, n) = (self.loops, 2 + self.pick(5));
+                self.counters += 1;
+                let (i, n) = (self.counters, 2 + self.pick(5));
                 let _ = writeln!(self.out, "{pad}int i{i} = 0;\n{pad}while (i{i} < {n}) {{");
                 let n = 1 + self.pick(4);
                 self.statements(n, depth + 1);
