@@ -105,7 +105,7 @@ fn one_of_them() {
     let out = workloads(&["show", "nothing"]);
     assert_eq!(out.code(), 2);
     assert!(
-        out.stderr_text().contains("there are mcf"),
+        out.stderr_text().contains(", mcf,"),
         "{}",
         out.stderr_text()
     );
