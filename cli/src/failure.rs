@@ -45,6 +45,9 @@ pub enum Failure {
     /// The slow reference counted otherwise.
     #[error("not what the reference counted:\n{}", .0.trim_end())]
     Differs(String),
+    /// A study can't begin or go on.
+    #[error("{0}")]
+    Study(#[from] sevlab_study::Error),
     /// The machine could not be built or could not go on.
     #[error("{0}")]
     Machine(#[source] Error),
@@ -56,8 +59,8 @@ impl Failure {
         match self {
             Self::NotFound { .. } => 127,
             Self::NotRunnable { .. } => 126,
-            Self::Usage(_) | Self::Config(_) => 2,
-            Self::Output { .. } | Self::Machine(_) | Self::Differs(_) => 125,
+            Self::Usage(_) | Self::Config(_) | Self::Study(sevlab_study::Error::Spec(_)) => 2,
+            Self::Output { .. } | Self::Machine(_) | Self::Differs(_) | Self::Study(_) => 125,
         }
     }
 

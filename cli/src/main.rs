@@ -10,6 +10,7 @@ mod jit_opt;
 mod output;
 mod program;
 mod run;
+mod study;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -32,6 +33,11 @@ fn main() -> ExitCode {
         Command::Config(command) => {
             host::default_sigpipe();
             config::config(&command)
+        }
+        Command::Study(args) => study::study(&args),
+        Command::StudyGuard => {
+            sevlab_study::guard::serve(std::io::stdin().lock());
+            Ok(ExitCode::SUCCESS)
         }
     };
     done.unwrap_or_else(|failure: Failure| {

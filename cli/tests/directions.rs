@@ -23,6 +23,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "jit",
             "machine",
             "reference",
+            "study",
         ],
     ),
     (
@@ -31,6 +32,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ),
     ("difftest", &["arch", "memctl", "cpu", "jit"]),
     ("workloads", &[]),
+    ("study", &["memctl", "machine", "workloads"]),
 ];
 
 #[test]
