@@ -9,6 +9,7 @@ use sevlab_machine::{CacheMode, CipherKind, CpuPreset, SevMode};
 use sevlab_memctl::MIN_RESIDENT;
 
 use crate::jit_opt::JitOpt;
+use crate::{study, workloads};
 
 const RUN_EXAMPLES: &str = "\
 Examples:
@@ -66,53 +67,14 @@ pub enum Command {
     #[command(subcommand)]
     Config(ConfigCommand),
     /// Run programs on simulated machines, all combinations of a file, and keep what was counted
-    #[command(after_help = STUDY_EXAMPLES)]
-    Study(StudyArgs),
+    #[command(after_help = study::EXAMPLES)]
+    Study(study::StudyArgs),
     /// What ends a study's runs if the study is killed
     #[command(name = sevlab_study::guard::COMMAND, hide = true)]
     StudyGuard,
-}
-
-const STUDY_EXAMPLES: &str = "\
-Examples:
-  sevlab study quick
-      Small programs under no encryption, SEV, SEV-ES and SNP: a table of what encryption costs, in two minutes.
-  sevlab study aes.toml --out aes --jobs 8
-      The runs of a file of your own, eight at a time; aes/results.jsonl has a line for each, aes/results.csv all of them.
-  sevlab study aes.toml --dry-run
-      Only check the file, and list the runs.
-
-A study that was ended (Ctrl-C, a kill, a full disk) goes on where it was when the same command is started again: each result
-is on the disk as soon as its run has ended, and what has a result is not run again.
-
-Exit status:
-  0  every run went well       1  some did not (they are listed)
-  2  the file is wrong         125  the study can't go on        130  ended by Ctrl-C
-
-docs/study.md describes the file and the results.";
-
-/// `sevlab study`.
-#[derive(Args, Debug)]
-pub struct StudyArgs {
-    /// A study file, or quick, the study that is built in
-    #[arg(value_name = "FILE|quick")]
-    pub file: String,
-
-    /// Folder of the results; without it NAME-results, by the file's name
-    #[arg(long, value_name = "DIR")]
-    pub out: Option<PathBuf>,
-
-    /// How many runs at a time; without it as many as there are cores
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    pub jobs: Option<u16>,
-
-    /// Run those again that went ill before
-    #[arg(long)]
-    pub again: bool,
-
-    /// Check the file and list its runs, nothing else
-    #[arg(long)]
-    pub dry_run: bool,
+    /// List the workloads of studies, show one, run and check one
+    #[command(after_help = workloads::EXAMPLES)]
+    Workloads(workloads::WorkloadsArgs),
 }
 
 const CONFIG_EXAMPLES: &str = "\

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use sevlab_machine::Error;
 use sevlab_machine::kernel;
 use sevlab_machine::presets::ConfigError;
+use sevlab_workloads::manifest::ManifestError;
+use sevlab_workloads::resolve::ResolveError;
 
 /// A failure of sevlab itself.
 #[derive(Debug, thiserror::Error)]
@@ -48,9 +50,21 @@ pub enum Failure {
     /// A study can't begin or go on.
     #[error("{0}")]
     Study(#[from] sevlab_study::Error),
+    /// A workload's manifest, program or input is wrong or not there.
+    #[error("{0}")]
+    Workloads(#[from] ResolveError),
+    /// A workload did not end well, or printed something else than it should.
+    #[error("{0}")]
+    Workload(String),
     /// The machine could not be built or could not go on.
     #[error("{0}")]
     Machine(#[source] Error),
+}
+
+impl From<ManifestError> for Failure {
+    fn from(e: ManifestError) -> Self {
+        Self::Workloads(e.into())
+    }
 }
 
 impl Failure {
@@ -59,7 +73,12 @@ impl Failure {
         match self {
             Self::NotFound { .. } => 127,
             Self::NotRunnable { .. } => 126,
-            Self::Usage(_) | Self::Config(_) | Self::Study(sevlab_study::Error::Spec(_)) => 2,
+            Self::Workloads(ResolveError::Manifest(_))
+            | Self::Usage(_)
+            | Self::Config(_)
+            | Self::Study(sevlab_study::Error::Spec(_)) => 2,
+            Self::Workloads(_) => 127,
+            Self::Workload(_) => 1,
             Self::Output { .. } | Self::Machine(_) | Self::Differs(_) | Self::Study(_) => 125,
         }
     }

@@ -11,6 +11,7 @@ mod output;
 mod program;
 mod run;
 mod study;
+mod workloads;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -38,6 +39,10 @@ fn main() -> ExitCode {
         Command::StudyGuard => {
             sevlab_study::guard::serve(std::io::stdin().lock());
             Ok(ExitCode::SUCCESS)
+        }
+        Command::Workloads(args) => {
+            host::default_sigpipe();
+            workloads::workloads(&args)
         }
     };
     done.unwrap_or_else(|failure: Failure| {
