@@ -9,7 +9,7 @@ use sevlab_machine::{CacheMode, CipherKind, CpuPreset, SevMode};
 use sevlab_memctl::MIN_RESIDENT;
 
 use crate::jit_opt::JitOpt;
-use crate::{study, workloads};
+use crate::{bench, report, study, workloads};
 
 const RUN_EXAMPLES: &str = "\
 Examples:
@@ -69,9 +69,18 @@ pub enum Command {
     /// Run programs on simulated machines, all combinations of a file, and keep what was counted
     #[command(after_help = study::EXAMPLES)]
     Study(study::StudyArgs),
+    /// Draw what a study has counted: a page, and figures for a paper
+    #[command(after_help = report::EXAMPLES)]
+    Report(report::ReportArgs),
+    /// Measure this build on the workloads, and compare it with an earlier one
+    #[command(after_help = bench::EXAMPLES)]
+    Bench(bench::BenchArgs),
     /// What ends a study's runs if the study is killed
     #[command(name = sevlab_study::guard::COMMAND, hide = true)]
     StudyGuard,
+    /// What an element of a job array runs
+    #[command(name = sevlab_study::slurm::COMMAND, hide = true)]
+    StudyTask(study::TaskArgs),
     /// List the workloads of studies, show one, run and check one
     #[command(after_help = workloads::EXAMPLES)]
     Workloads(workloads::WorkloadsArgs),

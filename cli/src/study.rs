@@ -4,13 +4,13 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use sevlab_study::csv::{self, CSV};
 use sevlab_study::numbers::Results;
 use sevlab_study::plan::{MODELS, Plan};
 use sevlab_study::spec::Spec;
 use sevlab_study::store::{PLAN, Store, replace};
-use sevlab_study::{Error, local, os, table};
+use sevlab_study::{Error, local, os, report, slurm, table};
 
 use crate::failure::Failure;
 
@@ -21,6 +21,8 @@ Examples:
       Small programs under no encryption, SEV, SEV-ES and SNP: a table of what encryption costs, in two minutes.
   sevlab study aes.toml --out aes --jobs 8
       The runs of a file of your own, eight at a time; aes/results.jsonl has a line for each, aes/results.csv all of them.
+  sevlab study aes.toml --engine slurm --jobs 64 --slurm=--partition=big --slurm=--time=2:00:00
+      The same runs as a Slurm job array, from a folder that all nodes have.
   sevlab study aes.toml --dry-run
       Only check the file, and list the runs.
 
@@ -44,6 +46,14 @@ pub struct StudyArgs {
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
 
+    /// Where runs are made: on this machine, or as a Slurm job array
+    #[arg(long, value_enum, value_name = "local|slurm", default_value = "local")]
+    pub engine: Engine,
+
+    /// With --engine slurm: an option for sbatch, as --slurm=--partition=big; may be given more than once
+    #[arg(long, value_name = "OPTION", allow_hyphen_values = true)]
+    pub slurm: Vec<String>,
+
     /// How many runs at a time; without it as many as there are cores
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub jobs: Option<u16>,
@@ -57,11 +67,40 @@ pub struct StudyArgs {
     pub dry_run: bool,
 }
 
+/// `--engine`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Engine {
+    /// On this machine
+    Local,
+    /// As a job array of Slurm's
+    Slurm,
+}
+
+/// An element of a job array.
+#[derive(Args, Debug)]
+pub struct TaskArgs {
+    /// The study's folder.
+    pub dir: PathBuf,
+    /// Which element.
+    pub element: usize,
+}
+
+/// Makes an element's runs.
+pub fn task(args: &TaskArgs) -> Result<ExitCode, Failure> {
+    os::take_signals();
+    slurm::task(&args.dir, args.element)?;
+    Ok(ExitCode::SUCCESS)
+}
+
 /// The status of a command that Ctrl-C has ended.
 const INTERRUPTED: u8 = 130;
 
 /// Makes the runs of a study that have no result yet, and prints the table.
 pub fn study(args: &StudyArgs) -> Result<ExitCode, Failure> {
+    if args.engine == Engine::Local && !args.slurm.is_empty() {
+        let why = "--slurm has no effect without --engine slurm".to_owned();
+        return Err(Failure::Usage(why));
+    }
     os::take_signals();
     let spec = Spec::load(&args.file).map_err(Error::from)?;
     let dir = folder(args);
@@ -85,13 +124,24 @@ pub fn study(args: &StudyArgs) -> Result<ExitCode, Failure> {
         let kept = unique - pending;
         eprintln!("{}: {kept} of {unique} runs have results", dir.display());
     }
-    let result = local::run(&plan, &mut store, &dir, jobs, args.again);
+    let result = match args.engine {
+        Engine::Local => local::run(&plan, &mut store, &dir, jobs, args.again),
+        Engine::Slurm => {
+            let options = slurm::Options {
+                jobs,
+                sbatch: args.slurm.clone(),
+                again: args.again,
+            };
+            slurm::run(&plan, &mut store, &dir, &options)
+        }
+    };
     let results = Results {
         plan,
         records: store.records().clone(),
     };
     if result.is_ok() {
         write(&dir.join(CSV), csv::csv(&results).as_bytes())?;
+        report::write(&results, &dir.join(report::REPORT))?;
     }
     let outcome = result?;
     if outcome.stopped {
@@ -165,7 +215,7 @@ fn tell(results: &Results, dir: &Path) -> ExitCode {
         table::overheads(results)
     );
     text.push_str(&format!(
-        "\n{0}/results.csv, {0}/results.jsonl\n",
+        "\n{0}/report.html, {0}/results.csv, {0}/results.jsonl\n",
         dir.display()
     ));
     let _ = io::stdout().write_all(text.as_bytes());

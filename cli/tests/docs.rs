@@ -4,7 +4,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Pages whose pointers are held.
-const PAGES: [&str; 2] = ["docs/model.md", "docs/time.md"];
+const PAGES: [&str; 4] = [
+    "docs/model.md",
+    "docs/report.md",
+    "docs/study.md",
+    "docs/time.md",
+];
 
 fn root() -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");

@@ -51,6 +51,8 @@ pub struct JitOptions {
     pub costs: Option<Arc<CostTable>>,
     /// Where to write each region's guest instructions, CLIF and host code, for reading.
     pub dump_dir: Option<std::path::PathBuf>,
+    /// Host instructions are counted as code is made (its constants count as instructions, too); for benchmarks.
+    pub count_host: bool,
     /// Bytes of the code buffer.
     pub code_bytes: usize,
 }
@@ -75,6 +77,7 @@ impl Default for JitOptions {
             lines: false,
             costs: None,
             dump_dir: None,
+            count_host: false,
             code_bytes: 256 << 20,
         }
     }

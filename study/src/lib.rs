@@ -5,6 +5,7 @@
 //! is a child process `sevlab run` ([`exec`]), so that nothing that happens in it reaches the others. Results are lines of a
 //! file that survives a kill at any moment ([`store`]). Runs that have a line are not made again.
 
+pub mod bench;
 pub mod csv;
 pub mod exec;
 pub mod guard;
@@ -14,6 +15,8 @@ pub mod os;
 pub mod plan;
 pub mod progress;
 pub mod record;
+pub mod report;
+pub mod slurm;
 pub mod spec;
 pub mod store;
 pub mod table;
@@ -21,3 +24,6 @@ pub mod table;
 mod error;
 
 pub use error::Error;
+
+#[cfg(test)]
+mod tests;

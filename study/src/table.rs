@@ -92,7 +92,8 @@ fn plain(results: &Results) -> String {
 }
 
 /// Columns, the first to the left and the others to the right; a line above the last row if it is a `sum`.
-fn aligned(rows: &[Vec<String>], sum: bool) -> String {
+#[must_use]
+pub fn aligned(rows: &[Vec<String>], sum: bool) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |c: usize| {
         let widths = rows

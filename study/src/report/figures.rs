@@ -21,7 +21,7 @@ pub struct Figure<'a> {
     pub title: String,
     /// How it is to be read.
     pub note: String,
-    draw: Box<dyn Fn(f64, For) -> String + 'a>,
+    pub(super) draw: Box<dyn Fn(f64, For) -> String + 'a>,
 }
 
 impl Figure<'_> {
@@ -86,7 +86,12 @@ pub fn figures(results: &Results) -> Vec<Figure<'_>> {
             });
         }
     }
-    if results.plan.entries.iter().any(|e| results.good(e).is_some()) {
+    if results
+        .plan
+        .entries
+        .iter()
+        .any(|e| results.good(e).is_some())
+    {
         all.push(Figure {
             name: "cycles".to_owned(),
             title: "Where the cycles go".to_owned(),
@@ -100,7 +105,8 @@ pub fn figures(results: &Results) -> Vec<Figure<'_>> {
         all.push(Figure {
             name: "exits".to_owned(),
             title: "Exits by cause".to_owned(),
-            note: "How often each happened, all workloads together. The scale is logarithmic.".to_owned(),
+            note: "How often each happened, all workloads together. The scale is logarithmic."
+                .to_owned(),
             draw: Box::new(move |w, who| exits(results, w, who)),
         });
     }
@@ -167,7 +173,9 @@ impl Scale {
 }
 
 fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
-    values.fold((0.0, 0.0), |(low, high), v| (f64::min(low, v), f64::max(high, v)))
+    values.fold((0.0, 0.0), |(low, high), v| {
+        (f64::min(low, v), f64::max(high, v))
+    })
 }
 
 fn percent(ratio: f64) -> f64 {
@@ -187,7 +195,10 @@ fn overheads(results: &Results, w: f64, who: For) -> String {
         })
         .chain([(
             "geomean".to_owned(),
-            labels.iter().map(|l| results.mean(l).map(|m| m.0)).collect(),
+            labels
+                .iter()
+                .map(|l| results.mean(l).map(|m| m.0))
+                .collect(),
         )])
         .collect();
     let legend: Vec<_> = labels
@@ -209,7 +220,11 @@ pub(super) fn grouped(
     let most = w * 0.32;
     let left = gutter(rows.iter().map(|r| r.0.clone()), 12.0, most);
     let mut y = canvas.legend(left, 14.0, legend) + 8.0;
-    let values = rows.iter().flat_map(|r| &r.1).flatten().map(|r| percent(*r));
+    let values = rows
+        .iter()
+        .flat_map(|r| &r.1)
+        .flatten()
+        .map(|r| percent(*r));
     let (low, high) = range(values);
     let ticks = ticks(low, high, if w < 500.0 { 4 } else { 7 });
     let scale = Scale {
@@ -232,7 +247,13 @@ pub(super) fn grouped(
         }
         let middle = y + (group - 9.0) / 2.0 + 4.0;
         let class = if last { "tb" } else { "t" };
-        canvas.text(left - 8.0, middle, Anchor::End, class, &fitted(name, 12.0, most));
+        canvas.text(
+            left - 8.0,
+            middle,
+            Anchor::End,
+            class,
+            &fitted(name, 12.0, most),
+        );
         for (j, value) in values.iter().enumerate() {
             let top = y + j as f64 * (bar + 2.0);
             let Some(ratio) = value else {
@@ -242,12 +263,30 @@ pub(super) fn grouped(
             let x = scale.at(percent(*ratio));
             let text = overhead(*ratio);
             let title = format!("{name}, {}: {text}", legend[j].0);
-            canvas.bar(zero.min(x), top, (x - zero).abs().max(1.0), bar, &legend[j].1, &title);
-            canvas.text(x.max(zero) + 4.0, top + bar - 0.5, Anchor::Start, "tv", &text);
+            canvas.bar(
+                zero.min(x),
+                top,
+                (x - zero).abs().max(1.0),
+                bar,
+                &legend[j].1,
+                &title,
+            );
+            canvas.text(
+                x.max(zero) + 4.0,
+                top + bar - 0.5,
+                Anchor::Start,
+                "tv",
+                &text,
+            );
         }
         y += group;
     }
-    canvas.line((zero, bottom - group * rows.len() as f64 - 6.0), (zero, bottom), "axis", 1.2);
+    canvas.line(
+        (zero, bottom - group * rows.len() as f64 - 6.0),
+        (zero, bottom),
+        "axis",
+        1.2,
+    );
     canvas.finish(bottom + 26.0, "Overhead of each workload", who)
 }
 
@@ -277,11 +316,24 @@ fn means(results: &Results, w: f64, who: For) -> String {
     let zero = scale.at(0.0);
     for (i, (label, mean)) in rows.iter().enumerate() {
         let y = 10.0 + i as f64 * 18.0;
-        canvas.text(left - 8.0, y + 10.0, Anchor::End, "tm", &fitted(label, 11.0, most));
+        canvas.text(
+            left - 8.0,
+            y + 10.0,
+            Anchor::End,
+            "tm",
+            &fitted(label, 11.0, most),
+        );
         let Some(ratio) = mean else { continue };
         let x = scale.at(percent(*ratio));
         let text = overhead(*ratio);
-        canvas.bar(zero.min(x), y, (x - zero).abs().max(1.0), 12.0, "c0", &format!("{label}: {text}"));
+        canvas.bar(
+            zero.min(x),
+            y,
+            (x - zero).abs().max(1.0),
+            12.0,
+            "c0",
+            &format!("{label}: {text}"),
+        );
         canvas.text(x.max(zero) + 4.0, y + 10.0, Anchor::Start, "tv", &text);
     }
     canvas.line((zero, 6.0), (zero, bottom), "axis", 1.2);
@@ -329,7 +381,10 @@ type Line = (String, Vec<(f64, f64)>);
 fn lines(results: &Results, key: &str, by_workload: bool, w: f64, who: For) -> String {
     let series = series(results, key);
     let lines: Vec<Line> = if by_workload {
-        let points = series.last().map(|(_, points)| points.clone()).unwrap_or_default();
+        let points = series
+            .last()
+            .map(|(_, points)| points.clone())
+            .unwrap_or_default();
         results
             .plan
             .workloads
@@ -339,7 +394,10 @@ fn lines(results: &Results, key: &str, by_workload: bool, w: f64, who: For) -> S
                     let ratio = results.ratio(results.entry(&workload.name, label)?)?;
                     Some((*x, percent(ratio)))
                 };
-                (workload.name.clone(), points.iter().filter_map(at).collect())
+                (
+                    workload.name.clone(),
+                    points.iter().filter_map(at).collect(),
+                )
             })
             .collect()
     } else {
@@ -385,7 +443,13 @@ fn drawn_lines(lines: &[Line], x_name: &str, w: f64, who: For) -> String {
     for t in &x_ticks {
         let x = at((*t, y_first)).0;
         canvas.line((x, y1), (x, y1 + 4.0), "axis", 1.0);
-        canvas.text(x, y1 + 18.0, Anchor::Middle, "tm", &tick(*t, x_ticks[1] - x_ticks[0]));
+        canvas.text(
+            x,
+            y1 + 18.0,
+            Anchor::Middle,
+            "tm",
+            &tick(*t, x_ticks[1] - x_ticks[0]),
+        );
     }
     let zero = at((x_first, 0.0)).1;
     canvas.line((x0, zero), (x1, zero), "axis", 1.2);
@@ -406,7 +470,11 @@ fn drawn_lines(lines: &[Line], x_name: &str, w: f64, who: For) -> String {
     let over = (above - (y1 + 6.0)).max(0.0);
     let mut below = f64::INFINITY;
     for (_, i) in ends.iter().rev() {
-        let wanted = if over > 0.0 { places[*i].min(y1 + 6.0) } else { places[*i] };
+        let wanted = if over > 0.0 {
+            places[*i].min(y1 + 6.0)
+        } else {
+            places[*i]
+        };
         places[*i] = wanted.min(below - 13.0);
         below = places[*i];
     }
@@ -421,7 +489,13 @@ fn drawn_lines(lines: &[Line], x_name: &str, w: f64, who: For) -> String {
         if let Some(end) = mapped.last() {
             let y = places[i];
             canvas.line((end.0 + 4.0, end.1), (x1 + 10.0, y), &class, 0.7);
-            canvas.text(x1 + 13.0, y + 4.0, Anchor::Start, "tm", &fitted(name, 11.0, right - 14.0));
+            canvas.text(
+                x1 + 13.0,
+                y + 4.0,
+                Anchor::Start,
+                "tm",
+                &fitted(name, 11.0, right - 14.0),
+            );
         }
     }
     canvas.finish(y1 + 46.0, "Overhead against a varied value", who)
@@ -444,7 +518,11 @@ pub(super) fn shown_labels(results: &Results) -> Vec<String> {
     };
     // The first and the last, each with its baseline.
     let mut some: Vec<String> = Vec::new();
-    let workload = results.plan.workloads.first().map_or("", |w| w.name.as_str());
+    let workload = results
+        .plan
+        .workloads
+        .first()
+        .map_or("", |w| w.name.as_str());
     for label in [labels.first().unwrap_or(last), last] {
         let base = results
             .entry(workload, label)
@@ -511,7 +589,13 @@ fn stacks(results: &Results, w: f64, who: For) -> String {
     let bar = 11.0;
     let group = labels.len() as f64 * (bar + 2.0) + 9.0;
     let bottom = y + group * results.plan.workloads.len() as f64;
-    scale.grid(&mut canvas, &ticks, y, bottom, if relative { " %" } else { " M" });
+    scale.grid(
+        &mut canvas,
+        &ticks,
+        y,
+        bottom,
+        if relative { " %" } else { " M" },
+    );
     for (i, (workload, label, drawn)) in rows.iter().enumerate() {
         let nth = i % labels.len();
         if nth == 0 {
@@ -542,7 +626,12 @@ fn stacks(results: &Results, w: f64, who: For) -> String {
         }
         y += bar + 2.0;
     }
-    canvas.line((left, bottom - group * results.plan.workloads.len() as f64), (left, bottom), "axis", 1.2);
+    canvas.line(
+        (left, bottom - group * results.plan.workloads.len() as f64),
+        (left, bottom),
+        "axis",
+        1.2,
+    );
     canvas.finish(bottom + 26.0, "Cycles by what they were spent on", who)
 }
 
@@ -552,13 +641,17 @@ fn exits(results: &Results, w: f64, who: For) -> String {
     let mut causes: BTreeMap<String, Vec<u64>> = BTreeMap::new();
     for (i, label) in labels.iter().enumerate() {
         for workload in &results.plan.workloads {
-            let record = results.entry(&workload.name, label).and_then(|e| results.good(e));
+            let record = results
+                .entry(&workload.name, label)
+                .and_then(|e| results.good(e));
             let Some(record) = record else { continue };
             let Some(map) = record.at(&["stats", "simulation", "exits"]).as_object() else {
                 continue;
             };
             for (cause, exit) in map {
-                let counts = causes.entry(cause.clone()).or_insert_with(|| vec![0; labels.len()]);
+                let counts = causes
+                    .entry(cause.clone())
+                    .or_insert_with(|| vec![0; labels.len()]);
                 counts[i] += exit["events"].as_u64().unwrap_or(0);
             }
         }
@@ -571,10 +664,25 @@ fn exits(results: &Results, w: f64, who: For) -> String {
     let legend: Vec<_> = labels
         .iter()
         .enumerate()
-        .map(|(i, l)| (l.clone(), if i == 0 { "p0".to_owned() } else { format!("c{}", (i - 1) % CATEGORIES) }))
+        .map(|(i, l)| {
+            (
+                l.clone(),
+                if i == 0 {
+                    "p0".to_owned()
+                } else {
+                    format!("c{}", (i - 1) % CATEGORIES)
+                },
+            )
+        })
         .collect();
     let mut y = canvas.legend(left, 14.0, &legend) + 8.0;
-    let most = rows.iter().flat_map(|r| &r.1).copied().max().unwrap_or(1).max(10);
+    let most = rows
+        .iter()
+        .flat_map(|r| &r.1)
+        .copied()
+        .max()
+        .unwrap_or(1)
+        .max(10);
     let decades = (most as f64).log10().ceil();
     let scale = Scale {
         x0: left,
@@ -589,7 +697,9 @@ fn exits(results: &Results, w: f64, who: For) -> String {
     for decade in 0..=decades as u32 {
         let x = scale.at(f64::from(decade));
         canvas.line((x, top), (x, bottom), "grid", 1.0);
-        let text = short(10u64.saturating_pow(decade)).replace(".00", "").replace(".0", "");
+        let text = short(10u64.saturating_pow(decade))
+            .replace(".00", "")
+            .replace(".0", "");
         canvas.text(x, bottom + 16.0, Anchor::Middle, "tm", &text);
     }
     for (cause, counts) in &rows {
@@ -604,7 +714,13 @@ fn exits(results: &Results, w: f64, who: For) -> String {
             let x = scale.at((*n as f64).log10());
             let title = format!("{cause}, {}: {n}", labels[i]);
             canvas.bar(left, at, (x - left).max(1.0), bar, &legend[i].1, &title);
-            canvas.text(x.max(left) + 4.0, at + bar - 0.5, Anchor::Start, "tv", &short(*n));
+            canvas.text(
+                x.max(left) + 4.0,
+                at + bar - 0.5,
+                Anchor::Start,
+                "tv",
+                &short(*n),
+            );
         }
         y += group;
     }

@@ -99,14 +99,16 @@ impl Page {
 
     /// A table. A row whose first cell is "geomean" is set apart.
     pub fn table(&mut self, head: &[Cell], rows: &[Vec<Cell>]) {
-        self.body.push_str("<div class=\"scroll\" tabindex=\"0\"><table><thead><tr>");
+        self.body
+            .push_str("<div class=\"scroll\" tabindex=\"0\"><table><thead><tr>");
         for cell in head {
             self.cell("th", cell);
         }
         self.body.push_str("</tr></thead><tbody>");
         for row in rows {
             let sum = row.first().is_some_and(|c| c.text == "geomean");
-            self.body.push_str(if sum { "<tr class=\"sum\">" } else { "<tr>" });
+            self.body
+                .push_str(if sum { "<tr class=\"sum\">" } else { "<tr>" });
             for (i, cell) in row.iter().enumerate() {
                 self.cell(if i == 0 { "th" } else { "td" }, cell);
             }

@@ -28,13 +28,20 @@ pub fn read(dir: &Path) -> Result<Results, Error> {
     let path = dir.join(PLAN);
     let text = fs::read(&path).map_err(|e| {
         if e.kind() == std::io::ErrorKind::NotFound {
-            Error::Other(format!("{}: no results of sevlab study are here", dir.display()))
+            Error::Other(format!(
+                "{}: no results of sevlab study are here",
+                dir.display()
+            ))
         } else {
             Error::file("reading", &path)(e)
         }
     })?;
-    let plan: Plan = serde_json::from_slice(&text)
-        .map_err(|e| Error::Other(format!("{}: not a plan of sevlab study: {e}", path.display())))?;
+    let plan: Plan = serde_json::from_slice(&text).map_err(|e| {
+        Error::Other(format!(
+            "{}: not a plan of sevlab study: {e}",
+            path.display()
+        ))
+    })?;
     let records = match Store::look(dir) {
         Err(Error::File { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
             std::collections::BTreeMap::new()

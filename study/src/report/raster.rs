@@ -32,7 +32,11 @@ pub fn png(svg: &str) -> Result<Vec<u8>, String> {
     let pixels = |length: f32| (length * SCALE).ceil() as u32;
     let mut map = Pixmap::new(pixels(size.width()), pixels(size.height()))
         .ok_or_else(|| "a figure without an area".to_owned())?;
-    resvg::render(&tree, Transform::from_scale(SCALE, SCALE), &mut map.as_mut());
+    resvg::render(
+        &tree,
+        Transform::from_scale(SCALE, SCALE),
+        &mut map.as_mut(),
+    );
     map.encode_png().map_err(|e| e.to_string())
 }
 
@@ -56,6 +60,9 @@ mod tests {
         let bar = map.pixel(10, 57).expect("a pixel");
         assert_eq!((bar.red(), bar.green(), bar.blue()), (0x3b, 0x76, 0xaf));
         let ground = map.pixel(170, 57).expect("a pixel");
-        assert_eq!((ground.red(), ground.green(), ground.blue()), (255, 255, 255));
+        assert_eq!(
+            (ground.red(), ground.green(), ground.blue()),
+            (255, 255, 255)
+        );
     }
 }

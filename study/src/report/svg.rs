@@ -60,7 +60,10 @@ pub fn classes(who: For) -> String {
     let mut css = String::new();
     for (name, light, _) in COLOURS {
         let c = colour(name, light);
-        let _ = write!(css, ".f-{name}{{fill:{c}}}.s-{name}{{stroke:{c};fill:none}}");
+        let _ = write!(
+            css,
+            ".f-{name}{{fill:{c}}}.s-{name}{{stroke:{c};fill:none}}"
+        );
     }
     let find = |name: &str| {
         let found = COLOURS.iter().find(|(n, _, _)| *n == name);
@@ -252,8 +255,13 @@ pub fn ticks(low: f64, high: f64, count: usize) -> Vec<f64> {
         .map(|m| m * power)
         .find(|step| *step >= rough * 0.999)
         .unwrap_or(power * 10.0);
-    let (first, last) = ((low / step).floor() as i64, (high / step - 1e-9).ceil() as i64);
-    (first..=last.max(first + 1)).map(|n| n as f64 * step).collect()
+    let (first, last) = (
+        (low / step).floor() as i64,
+        (high / step - 1e-9).ceil() as i64,
+    );
+    (first..=last.max(first + 1))
+        .map(|n| n as f64 * step)
+        .collect()
 }
 
 /// A number of an axis.
