@@ -5,7 +5,7 @@ use std::fmt::Write;
 use crate::numbers::{AES, Results, cycles, overhead, share, short};
 
 /// More columns than this make a table of means only.
-const WIDE: usize = 8;
+const WIDE: usize = 5;
 
 /// The overhead of each configuration over the baseline, by workload and in the mean, and AES's share in the last one's cycles.
 #[must_use]

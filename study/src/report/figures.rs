@@ -129,7 +129,7 @@ fn unit(key: &str) -> &'static str {
 /// Space for names at the left.
 fn gutter(names: impl Iterator<Item = String>, size: f64, most: f64) -> f64 {
     names
-        .map(|name| width(&name, size))
+        .map(|name| width(&name, size) * 1.1) // the last may be bold
         .fold(40.0, f64::max)
         .min(most)
         + 10.0
@@ -543,9 +543,18 @@ fn stacks(results: &Results, w: f64, who: For) -> String {
     let relative = !results.labels().is_empty();
     let mut canvas = Canvas::new(w);
     let narrow = w < 500.0;
+    // The axes are named in the text; here is room for their values.
+    let brief = |label: &String| {
+        let entry = results.plan.entries.iter().find(|e| e.label() == *label);
+        entry.map_or(label.clone(), |e| {
+            let values = e.vary.values().map(shown);
+            let words: Vec<String> = [e.config.clone()].into_iter().chain(values).collect();
+            words.join(" ")
+        })
+    };
     let label_width = labels
         .iter()
-        .map(|l| width(l, 10.0))
+        .map(|l| width(&brief(l), 10.0))
         .fold(20.0, f64::max)
         .min(w * 0.2);
     let most = w * 0.24;
@@ -562,8 +571,19 @@ fn stacks(results: &Results, w: f64, who: For) -> String {
         let record = results.good(base)?;
         Some(parts(record).iter().sum::<u64>() as f64)
     };
+    let ran = |workload: &&crate::plan::PlanWorkload| {
+        let good = |label| {
+            Some(
+                results
+                    .good(results.entry(&workload.name, label)?)
+                    .is_some(),
+            )
+        };
+        labels.iter().any(|label| good(label) == Some(true))
+    };
+    let workloads: Vec<_> = results.plan.workloads.iter().filter(ran).collect();
     let mut rows = Vec::new();
-    for workload in &results.plan.workloads {
+    for workload in &workloads {
         for label in &labels {
             let entry = results.entry(&workload.name, label);
             let drawn = entry.and_then(|e| {
@@ -588,7 +608,7 @@ fn stacks(results: &Results, w: f64, who: For) -> String {
     };
     let bar = 11.0;
     let group = labels.len() as f64 * (bar + 2.0) + 9.0;
-    let bottom = y + group * results.plan.workloads.len() as f64;
+    let bottom = y + group * workloads.len() as f64;
     scale.grid(
         &mut canvas,
         &ticks,
@@ -606,7 +626,7 @@ fn stacks(results: &Results, w: f64, who: For) -> String {
             let at = left - label_width - 14.0;
             canvas.text(at, middle, Anchor::End, "t", &fitted(workload, 12.0, most));
         }
-        let name = fitted(label, 10.0, label_width);
+        let name = fitted(&brief(label), 10.0, label_width);
         canvas.text(left - 6.0, y + bar - 1.5, Anchor::End, "tv", &name);
         if let Some((parts, unit)) = drawn {
             let sum = parts.iter().sum::<u64>().max(1) as f64;
@@ -627,7 +647,7 @@ fn stacks(results: &Results, w: f64, who: For) -> String {
         y += bar + 2.0;
     }
     canvas.line(
-        (left, bottom - group * results.plan.workloads.len() as f64),
+        (left, bottom - group * workloads.len() as f64),
         (left, bottom),
         "axis",
         1.2,

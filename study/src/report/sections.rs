@@ -74,13 +74,25 @@ fn troubles(page: &mut Page, results: &Results) {
         return;
     }
     let mut html = String::from("<div class=\"bad\"><strong>Not in the figures:</strong><ul>");
+    // A workload mostly fails everywhere, for the same reason.
+    let mut groups: Vec<(&Record, Vec<String>)> = Vec::new();
     for record in ill {
+        let name = label(&record.config, &record.vary);
+        let same = |(r, _): &(&Record, Vec<String>)| {
+            r.workload == record.workload && r.status == record.status && r.why == record.why
+        };
+        match groups.iter().position(same) {
+            Some(at) => groups[at].1.push(name),
+            None => groups.push((record, vec![name])),
+        }
+    }
+    for (record, names) in groups {
         html.push_str(&format!(
-            "<li>{} {}: {}. {}</li>",
+            "<li>{}: {}. {} <span class=\"dim\">({})</span></li>",
             escaped(&record.workload),
-            escaped(&label(&record.config, &record.vary)),
             record.status.words(),
-            escaped(record.why.as_deref().unwrap_or_default())
+            escaped(record.why.as_deref().unwrap_or_default()),
+            escaped(&names.join(", "))
         ));
     }
     if !missing.is_empty() {
