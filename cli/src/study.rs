@@ -139,7 +139,7 @@ pub fn study(args: &StudyArgs) -> Result<ExitCode, Failure> {
         plan,
         records: store.records().clone(),
     };
-    if result.is_ok() {
+    if result.as_ref().is_ok_and(|outcome| !outcome.stopped) {
         write(&dir.join(CSV), csv::csv(&results).as_bytes())?;
         report::write(&results, &dir.join(report::REPORT))?;
     }

@@ -116,12 +116,14 @@ fn signal(child: &Child, name: &str) {
     assert!(status.expect("kill runs").success());
 }
 
-/// Processes that work in a folder.
-fn processes_in(folder: &Path) -> usize {
+/// Runs of a study, and what their guests have forked: their command line says where the report goes.
+fn processes_of(folder: &Path) -> usize {
     let all = fs::read_dir("/proc").expect("/proc");
+    let folder = folder.display().to_string();
     all.flatten()
-        .filter_map(|entry| fs::read_link(entry.path().join("cwd")).ok())
-        .filter(|cwd| cwd.starts_with(folder))
+        .filter_map(|entry| fs::read(entry.path().join("cmdline")).ok())
+        .map(|line| String::from_utf8_lossy(&line).into_owned())
+        .filter(|line| line.contains("\0run\0") && line.contains(&folder))
         .count()
 }
 
@@ -152,7 +154,7 @@ fn a_kill_loses_and_doubles_nothing() {
     }
     // What it had started is gone, too.
     let start = Instant::now();
-    while processes_in(study.folder.path()) > 0 {
+    while processes_of(study.folder.path()) > 0 {
         assert!(
             start.elapsed() < Duration::from_secs(20),
             "runs outlive their study"
@@ -183,6 +185,11 @@ fn ctrl_c_keeps_results_and_ends_the_runs() {
         assert!(start.elapsed() < TIMEOUT, "no result");
         std::thread::sleep(Duration::from_millis(10));
     }
+    let start = Instant::now();
+    while processes_of(study.folder.path()) == 0 {
+        assert!(start.elapsed() < TIMEOUT, "no run to be seen");
+        std::thread::sleep(Duration::from_millis(1));
+    }
     // A second writer is refused meanwhile.
     let second = run(&mut study.command(&[]));
     assert_eq!(second.code(), 125);
@@ -194,7 +201,7 @@ fn ctrl_c_keeps_results_and_ends_the_runs() {
     signal(&child, "INT");
     let status = child.wait().expect("waits");
     assert_eq!(status.code(), Some(130));
-    assert_eq!(processes_in(study.folder.path()), 0, "a run is left");
+    assert_eq!(processes_of(study.folder.path()), 0, "a run is left");
     let kept = study.results();
     assert!(
         kept.len() >= 2 && kept.values().all(|(n, status)| *n == 1 && status == "ok"),
@@ -264,7 +271,7 @@ fn a_run_that_takes_too_long_is_ended() {
         "{statuses:?}"
     );
     assert!(statuses["fine"].starts_with("ok"), "{statuses:?}");
-    assert_eq!(processes_in(study.folder.path()), 0, "a run is left");
+    assert_eq!(processes_of(study.folder.path()), 0, "a run is left");
 }
 
 /// A command in a mount namespace of its own, after `mount`; `None` if the host does not let us.

@@ -9,7 +9,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
-use sevlab_workloads::resolve::ENVIRONMENT;
+use sevlab_workloads::resolve::{ENVIRONMENT, sha256};
 use sha2::{Digest, Sha256};
 
 use crate::error::Error;
@@ -27,6 +27,41 @@ const OWN: [i32; 4] = [2, 125, 126, 127];
 const SPENT: i32 = libc::SIGXCPU;
 /// Most of a run's standard error that is kept.
 const STDERR: u64 = 4096;
+
+/// Where working directories are made. Their paths are of one length everywhere, because guests see them: glibc reads
+/// `/proc/self/maps` as a program starts, with the program's path in it, and a longer path is another count of misses.
+const WORK: &str = "/tmp";
+
+/// A run's own working directory, with copies of its inputs and program; gone afterwards.
+struct Work(PathBuf);
+
+impl Work {
+    fn new(entry: &Entry) -> Result<Self, Error> {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let unique = format!(
+            "{} {} {number} {}",
+            os::host_name(),
+            std::process::id(),
+            entry.key
+        );
+        let name = &sha256(unique.as_bytes())[..16];
+        let work = Self(Path::new(WORK).join(format!("sevlab-{name}")));
+        fs::create_dir(&work.0).map_err(Error::file("making", &work.0))?;
+        let files = fs::read_dir(&entry.folder).map_err(Error::file("reading", &entry.folder))?;
+        for file in files.flatten().map(|f| f.path()).filter(|f| f.is_file()) {
+            let to = work.0.join(file.file_name().unwrap_or_default());
+            fs::copy(&file, &to).map_err(Error::file("copying", &to))?;
+        }
+        Ok(work)
+    }
+}
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
 
 /// How often a run is looked at.
 const LOOK: Duration = Duration::from_millis(10);
@@ -61,6 +96,7 @@ impl Bench<'_> {
     }
 
     fn run_in(&self, entry: &Entry, scratch: &Path) -> Result<Option<Record>, Error> {
+        let work = Work::new(entry)?;
         let report = scratch.join("report.json");
         let stderr = scratch.join("stderr");
         let errors = File::create(&stderr).map_err(Error::file("making", &stderr))?;
@@ -72,7 +108,7 @@ impl Bench<'_> {
             .arg(&report)
             .arg("--")
             .args(&entry.command)
-            .current_dir(&entry.folder)
+            .current_dir(&work.0)
             .env_clear()
             .envs(ENVIRONMENT)
             .stdin(Stdio::null())
@@ -90,7 +126,7 @@ impl Bench<'_> {
             .map_err(|e| Error::Other(format!("a run can't be started: {e}")))?;
         let leader = child.id();
         if let Some(guard) = self.guard {
-            guard.began(leader);
+            guard.began(leader, &work.0);
         }
         let output = child.stdout.take().map(digest);
         let watched = watch(leader, start, entry.seconds);

@@ -415,6 +415,10 @@ fn lines(results: &Results, key: &str, by_workload: bool, w: f64, who: For) -> S
 
 fn drawn_lines(lines: &[Line], x_name: &str, w: f64, who: For) -> String {
     let mut canvas = Canvas::new(w);
+    if lines.is_empty() {
+        canvas.text(8.0, 18.0, Anchor::Start, "tm", "No results yet.");
+        return canvas.finish(28.0, "No results yet", who);
+    }
     let names = lines.iter().map(|l| l.0.clone());
     let right = gutter(names, 11.0, w * 0.3) + 6.0;
     let (x0, x1, y0) = (52.0, w - right, 14.0);

@@ -479,7 +479,7 @@ fn runs_and_versions(page: &mut Page, results: &Results) {
     page.table(&head, &rows);
     page.note(
         "Simulated counts depend on program, input, configuration, seed and build alone: each command makes its run again, \
-         in the workload's folder of inputs.",
+         in a copy of the workload's folder of inputs under a path of the same length (docs/study.md).",
     );
     let head = [
         Cell::text("workload"),

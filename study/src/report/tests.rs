@@ -110,6 +110,15 @@ fn a_comparison_marks_what_differs() {
 }
 
 #[test]
+fn a_page_of_nothing_is_one() {
+    let mut r = study();
+    r.records.clear();
+    let html = sections::page(&r, &figures::figures(&r), "figures");
+    check_tags(&html);
+    assert!(html.contains("12 runs have no result yet"));
+}
+
+#[test]
 fn nothing_in_common_is_an_error() {
     let a = results(&[(entry("v", "off", None), 1)], &[]);
     let b = results(&[(entry("w", "off", None), 1)], &[]);
