@@ -9,7 +9,7 @@ use sevlab_machine::{CacheMode, CipherKind, CpuPreset, SevMode};
 use sevlab_memctl::MIN_RESIDENT;
 
 use crate::jit_opt::JitOpt;
-use crate::workloads;
+use crate::{bench, report, study, workloads};
 
 const RUN_EXAMPLES: &str = "\
 Examples:
@@ -66,6 +66,21 @@ pub enum Command {
     /// List, show and check what `--cache hierarchy` simulates
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Run programs on simulated machines, all combinations of a file, and keep what was counted
+    #[command(after_help = study::EXAMPLES)]
+    Study(study::StudyArgs),
+    /// Draw what a study has counted: a page, and figures for a paper
+    #[command(after_help = report::EXAMPLES)]
+    Report(report::ReportArgs),
+    /// Measure this build on the workloads, and compare it with an earlier one
+    #[command(after_help = bench::EXAMPLES)]
+    Bench(bench::BenchArgs),
+    /// What ends a study's runs if the study is killed
+    #[command(name = sevlab_study::guard::COMMAND, hide = true)]
+    StudyGuard,
+    /// What an element of a job array runs
+    #[command(name = sevlab_study::slurm::COMMAND, hide = true)]
+    StudyTask(study::TaskArgs),
     /// List the workloads of studies, show one, run and check one
     #[command(after_help = workloads::EXAMPLES)]
     Workloads(workloads::WorkloadsArgs),
@@ -172,6 +187,11 @@ pub struct RunArgs {
     /// are random. With --cache hierarchy all that is random in the guest comes from it, and it is 1 without the option
     #[arg(long, value_name = "NUMBER", help_heading = "Machine")]
     pub seed: Option<u64>,
+
+    /// With --cache hierarchy: kill the guest with SIGXCPU after that many instructions (each of its processes by its own
+    /// count, to 10,000)
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..), help_heading = "Machine")]
+    pub limit_instructions: Option<u64>,
 
     /// Run the guest's threads one at a time, in turns that are the same in every run. Without it they run in parallel,
     /// each on a host thread of its own

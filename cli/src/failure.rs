@@ -47,6 +47,9 @@ pub enum Failure {
     /// The slow reference counted otherwise.
     #[error("not what the reference counted:\n{}", .0.trim_end())]
     Differs(String),
+    /// A study can't begin or go on.
+    #[error("{0}")]
+    Study(#[from] sevlab_study::Error),
     /// A workload's manifest, program or input is wrong or not there.
     #[error("{0}")]
     Workloads(#[from] ResolveError),
@@ -70,10 +73,13 @@ impl Failure {
         match self {
             Self::NotFound { .. } => 127,
             Self::NotRunnable { .. } => 126,
-            Self::Workloads(ResolveError::Manifest(_)) | Self::Usage(_) | Self::Config(_) => 2,
+            Self::Workloads(ResolveError::Manifest(_))
+            | Self::Usage(_)
+            | Self::Config(_)
+            | Self::Study(sevlab_study::Error::Spec(_)) => 2,
             Self::Workloads(_) => 127,
             Self::Workload(_) => 1,
-            Self::Output { .. } | Self::Machine(_) | Self::Differs(_) => 125,
+            Self::Output { .. } | Self::Machine(_) | Self::Differs(_) | Self::Study(_) => 125,
         }
     }
 

@@ -113,6 +113,10 @@ const ROWS: &[Row] = &[
                 .map_or("nowhere".to_owned(), |d| d.display().to_string())
         },
     },
+    switch!(
+        count_host,
+        "count host instructions as code is made, for --report; costs a little time"
+    ),
     number!(code_bytes, "bytes of the code buffer"),
 ];
 

@@ -1,6 +1,7 @@
 //! The `sevlab` command: reads the command line, builds a machine from it, and passes on how the guest ended.
 
 mod args;
+mod bench;
 mod check;
 mod config;
 mod doctor;
@@ -9,7 +10,9 @@ mod host;
 mod jit_opt;
 mod output;
 mod program;
+mod report;
 mod run;
+mod study;
 mod workloads;
 
 use std::io::IsTerminal;
@@ -33,6 +36,17 @@ fn main() -> ExitCode {
         Command::Config(command) => {
             host::default_sigpipe();
             config::config(&command)
+        }
+        Command::Study(args) => study::study(&args),
+        Command::Bench(args) => bench::bench(&args),
+        Command::StudyTask(args) => study::task(&args),
+        Command::Report(args) => {
+            host::default_sigpipe();
+            report::report(&args)
+        }
+        Command::StudyGuard => {
+            sevlab_study::guard::serve(std::io::stdin().lock());
+            Ok(ExitCode::SUCCESS)
         }
         Command::Workloads(args) => {
             host::default_sigpipe();

@@ -178,6 +178,10 @@ fn config(args: &RunArgs) -> Result<MachineConfig, Failure> {
         let why = "--model and --set have no effect without --cache hierarchy";
         return Err(Failure::Usage(why.to_owned()));
     }
+    if !hierarchy && args.limit_instructions.is_some() {
+        let why = "--limit-instructions has no effect without --cache hierarchy";
+        return Err(Failure::Usage(why.to_owned()));
+    }
     if args.check && (!hierarchy || args.jit == Switch::On) {
         let why = "--check compares an interpreted run: it needs --cache hierarchy and --jit off";
         return Err(Failure::Usage(why.to_owned()));
@@ -232,6 +236,7 @@ fn config(args: &RunArgs) -> Result<MachineConfig, Failure> {
         keep_dram: args.dump_dram.is_some(),
         engine,
         seed: args.seed,
+        instructions: args.limit_instructions,
         deterministic: args.deterministic,
         argv: args.command.clone(),
         envp: environment(),

@@ -24,6 +24,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "jit",
             "machine",
             "reference",
+            "study",
             "workloads",
         ],
     ),
@@ -33,6 +34,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ),
     ("difftest", &["arch", "memctl", "cpu", "jit"]),
     ("workloads", &[]),
+    ("study", &["memctl", "machine", "workloads"]),
 ];
 
 #[test]

@@ -36,6 +36,8 @@ pub(crate) struct Compiled {
 pub(crate) struct Code {
     pub address: usize,
     pub bytes: usize,
+    /// Host instructions, if they are counted.
+    pub instructions: usize,
     pub slot_base: u32,
     /// Guest addresses of the exit slots from `slot_base` on.
     pub targets: Vec<u64>,
@@ -296,6 +298,13 @@ impl Compiler {
                 .unwrap_or_default();
             dump(dir, region, address, &clif, &host);
         }
+        let compiled = self.context.compiled_code();
+        let instructions = match compiled.filter(|_| self.options.count_host) {
+            Some(compiled) => iced_x86::Decoder::new(64, compiled.code_buffer(), 0)
+                .iter()
+                .count(),
+            None => 0,
+        };
         self.shared.slots.take(exits.targets.len());
         self.shared
             .next_step
@@ -303,6 +312,7 @@ impl Compiler {
         Ok(Code {
             address,
             bytes,
+            instructions,
             slot_base,
             targets: exits.targets,
             step_base,

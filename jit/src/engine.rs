@@ -32,6 +32,8 @@ pub struct JitStats {
     pub guest_insns: u64,
     /// Bytes of host code.
     pub host_bytes: u64,
+    /// Host instructions, with [`JitOptions::count_host`].
+    pub host_insns: u64,
     /// Processor time spent compiling, on whichever thread.
     pub compile_time: Duration,
     /// Regions dropped because their guest code changed.
@@ -430,6 +432,7 @@ impl Engine {
         self.stats.regions += 1;
         self.stats.guest_insns += pending.insns;
         self.stats.host_bytes += code.bytes as u64;
+        self.stats.host_insns += code.instructions as u64;
         for &p in &pending.pages {
             self.by_page.entry(p).or_default().push(done.entry);
         }

@@ -53,6 +53,8 @@ pub struct JitOptions {
     pub trail: bool,
     /// Where to write each region's guest instructions, CLIF and host code, for reading.
     pub dump_dir: Option<std::path::PathBuf>,
+    /// Host instructions are counted as code is made (its constants count as instructions, too); for benchmarks.
+    pub count_host: bool,
     /// Bytes of the code buffer.
     pub code_bytes: usize,
 }
@@ -78,6 +80,7 @@ impl Default for JitOptions {
             costs: None,
             trail: false,
             dump_dir: None,
+            count_host: false,
             code_bytes: 256 << 20,
         }
     }

@@ -49,6 +49,9 @@ pub struct MachineConfig {
     pub engine: Engine,
     /// Makes keys, nonces, tweaks and the chip's identity repeatable; `None`: random.
     pub seed: Option<u64>,
+    /// With a model: the guest is killed with SIGXCPU after that many instructions, to a turn of 10,000; each of its
+    /// processes by its own count. `None`: no limit.
+    pub instructions: Option<u64>,
     /// vCPUs run one at a time, in turns that depend on nothing but what the guest does; and code is translated at
     /// a point of the run that does not depend on time either. What comes from outside comes when it comes.
     pub deterministic: bool,
@@ -147,6 +150,7 @@ impl MachineConfig {
             bounce: Self::BOUNCE,
             engine: Engine::Jit(JitOptions::default()),
             seed: None,
+            instructions: None,
             deterministic: false,
             sev_policy: SevPolicy::NODBG | SevPolicy::NOKS,
             snp_policy: SnpPolicy::SMT | SnpPolicy::RESERVED_MUST_BE_ONE,

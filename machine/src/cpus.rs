@@ -197,6 +197,7 @@ impl Cpus {
             sum.regions += j.regions;
             sum.compile_time += j.compile_time;
             sum.code_bytes += j.host_bytes;
+            sum.code_instructions += j.host_insns;
         }
         t.vcpu.add(&vcpu.counters);
         t.exits.add(&hv.exits);

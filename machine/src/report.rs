@@ -93,6 +93,9 @@ pub struct StatsReport {
     pub translated_instructions: Option<u64>,
     pub regions: Option<u64>,
     pub compile_seconds: Option<f64>,
+    pub host_code_bytes: Option<u64>,
+    /// With [`JitOptions::count_host`](sevlab_jit::JitOptions::count_host).
+    pub host_code_instructions: Option<u64>,
     pub tlb_fills: u64,
     pub page_walks: u64,
     pub tlb_flushes: u64,
@@ -194,6 +197,8 @@ fn stats_report(s: &Stats) -> StatsReport {
         translated_instructions: t.map(|t| t.instructions),
         regions: t.map(|t| t.regions),
         compile_seconds: t.map(|t| t.compile_time.as_secs_f64()),
+        host_code_bytes: t.map(|t| t.code_bytes),
+        host_code_instructions: t.map(|t| t.code_instructions).filter(|n| *n > 0),
         tlb_fills: s.vcpu.tlb_fills,
         page_walks: s.vcpu.full_walks + s.vcpu.short_walks,
         tlb_flushes: s.vcpu.tlb_flushes,

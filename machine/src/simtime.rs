@@ -107,6 +107,8 @@ pub struct SimTime {
     children_system: AtomicU64,
     /// Time of the vCPU that was in the guest kernel last.
     now: AtomicU64,
+    /// Turns that the process has left, of all its vCPUs; [`NEVER`]: without end.
+    turns: AtomicU64,
 }
 
 impl SimTime {
@@ -123,7 +125,28 @@ impl SimTime {
             children: AtomicU64::new(0),
             children_system: AtomicU64::new(0),
             now: AtomicU64::new(0),
+            turns: AtomicU64::new(NEVER),
         }
+    }
+
+    /// The same with an end after that many instructions, to a turn.
+    #[must_use]
+    pub fn limited(mut self, instructions: Option<u64>) -> Self {
+        let turns = instructions.map_or(NEVER, |n| n.div_ceil(sevlab_cpu::model::TURN));
+        self.turns = AtomicU64::new(turns);
+        self
+    }
+
+    /// A vCPU has used a turn up: whether it was the last.
+    pub(crate) fn last_turn(&self) -> bool {
+        let left = self.turns.load(Ordering::Relaxed);
+        if left == NEVER {
+            return false;
+        }
+        // vCPUs run one at a time.
+        let left = left.saturating_sub(1);
+        self.turns.store(left, Ordering::Relaxed);
+        left == 0
     }
 
     /// Cycles of a microsecond.

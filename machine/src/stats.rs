@@ -24,6 +24,8 @@ pub struct Translated {
     pub compile_time: Duration,
     /// Bytes of host code.
     pub code_bytes: u64,
+    /// Host instructions in it, if they were counted ([`sevlab_jit::JitOptions::count_host`]).
+    pub code_instructions: u64,
 }
 
 /// The counts of one run.

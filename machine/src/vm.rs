@@ -187,7 +187,8 @@ impl Machine {
         if let Some(model) = &self.config.model {
             let seed = self.config.seed.unwrap_or(MachineConfig::SEED);
             let pids = Pids::new(seed).map(Arc::new);
-            kernel.simulate(Arc::new(SimTime::new(model, seed)), pids);
+            let time = SimTime::new(model, seed).limited(self.config.instructions);
+            kernel.simulate(Arc::new(time), pids);
             self.hv.memory().take_updates(); // the launch's
         }
         if kernel.in_turns {

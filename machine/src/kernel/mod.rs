@@ -46,7 +46,7 @@ use crate::simtime::SimTime;
 use mm::{AddressSpace, Cx, Fault};
 use signal::{
     AltStack, DefaultAction, SA_NODEFER, SA_ONSTACK, SA_RESETHAND, SA_RESTART, SIG_DFL, SIG_IGN,
-    SIGBUS, SIGILL, SIGKILL, SIGSEGV, SigInfo, Signals, bit,
+    SIGBUS, SIGILL, SIGKILL, SIGSEGV, SIGXCPU, SigInfo, Signals, bit,
 };
 use simulated::Simulated;
 use syscall::futex::Waiter;
@@ -547,10 +547,11 @@ impl Process {
             // Cleared before the kernel looks for what it may stand for.
             vcpu.state.exit_request.store(0, Ordering::SeqCst);
             vcpu.checkpoint();
-            if stop == Stop::Budget {
-                self.turn_is_over(slot, vcpu);
-            }
+            let spent = stop == Stop::Budget && self.turn_is_over(slot, vcpu);
             locked = self.lock(slot, vcpu);
+            if spent {
+                locked.end_process(GuestEnd::Killed(SIGXCPU));
+            }
             let mut next = Some(stop);
             while let Some(stop) = next.take() {
                 match Kernel::answer(&mut locked, vcpu, out, stop)? {
@@ -572,10 +573,11 @@ impl Process {
 }
 
 impl Process {
-    /// The vCPU has used its turn up.
-    fn turn_is_over(&self, slot: usize, vcpu: &mut Vcpu) {
+    /// The vCPU has used its turn up. Whether that was the last that the process may have.
+    fn turn_is_over(&self, slot: usize, vcpu: &mut Vcpu) -> bool {
         let Some(time) = self.time() else {
-            return vcpu.next_turn();
+            vcpu.next_turn();
+            return false;
         };
         vcpu.drain();
         time.enter(slot, vcpu);
@@ -584,6 +586,7 @@ impl Process {
             vcpu.next_turn();
         }
         vcpu.state.stop_at = vcpu.state.clock() + sevlab_cpu::model::TURN;
+        time.last_turn()
     }
 }
 

@@ -22,6 +22,7 @@ mod numbers {
     pub const SIGTTIN: i32 = 21;
     pub const SIGTTOU: i32 = 22;
     pub const SIGURG: i32 = 23;
+    pub const SIGXCPU: i32 = 24;
     pub const SIGWINCH: i32 = 28;
     pub const SIGSYS: i32 = 31;
 }
