@@ -165,10 +165,8 @@ impl Step {
 fn shape_of(i: &Insn) -> (Option<u8>, u8, u8, i64) {
     use Operand::{Gpr, Imm, Mem, None as No};
     let m = &i.mem;
-    let near = m.base != MemRef::NONE
-        && m.index == MemRef::NONE
-        && m.seg == MemRef::NONE
-        && !m.addr32;
+    let near =
+        m.base != MemRef::NONE && m.index == MemRef::NONE && m.seg == MemRef::NONE && !m.addr32;
     let by = |near_shape, any| if near { near_shape } else { any };
     let (s, a, b, imm) = match i.ops {
         [No, ..] => (shape::NONE, 0, 0, 0),
@@ -390,21 +388,8 @@ fn specialised(i: &Insn, shape: Option<u8>) -> Option<Run> {
         },
         Op::Jcc(cc) => {
             const ALL: [Run; 16] = [
-                jcc::<0>,
-                jcc::<1>,
-                jcc::<2>,
-                jcc::<3>,
-                jcc::<4>,
-                jcc::<5>,
-                jcc::<6>,
-                jcc::<7>,
-                jcc::<8>,
-                jcc::<9>,
-                jcc::<10>,
-                jcc::<11>,
-                jcc::<12>,
-                jcc::<13>,
-                jcc::<14>,
+                jcc::<0>, jcc::<1>, jcc::<2>, jcc::<3>, jcc::<4>, jcc::<5>, jcc::<6>, jcc::<7>,
+                jcc::<8>, jcc::<9>, jcc::<10>, jcc::<11>, jcc::<12>, jcc::<13>, jcc::<14>,
                 jcc::<15>,
             ];
             Some(ALL[cc as usize])
