@@ -9,6 +9,7 @@ use sevlab_machine::{CacheMode, CipherKind, CpuPreset, SevMode};
 use sevlab_memctl::MIN_RESIDENT;
 
 use crate::jit_opt::JitOpt;
+use crate::workloads;
 
 const RUN_EXAMPLES: &str = "\
 Examples:
@@ -65,6 +66,9 @@ pub enum Command {
     /// List, show and check what `--cache hierarchy` simulates
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// List the workloads of studies, show one, run and check one
+    #[command(after_help = workloads::EXAMPLES)]
+    Workloads(workloads::WorkloadsArgs),
 }
 
 const CONFIG_EXAMPLES: &str = "\

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use sevlab_machine::Error;
 use sevlab_machine::kernel;
 use sevlab_machine::presets::ConfigError;
+use sevlab_workloads::manifest::ManifestError;
+use sevlab_workloads::resolve::ResolveError;
 
 /// A failure of sevlab itself.
 #[derive(Debug, thiserror::Error)]
@@ -45,9 +47,21 @@ pub enum Failure {
     /// The slow reference counted otherwise.
     #[error("not what the reference counted:\n{}", .0.trim_end())]
     Differs(String),
+    /// A workload's manifest, program or input is wrong or not there.
+    #[error("{0}")]
+    Workloads(#[from] ResolveError),
+    /// A workload did not end well, or printed something else than it should.
+    #[error("{0}")]
+    Workload(String),
     /// The machine could not be built or could not go on.
     #[error("{0}")]
     Machine(#[source] Error),
+}
+
+impl From<ManifestError> for Failure {
+    fn from(e: ManifestError) -> Self {
+        Self::Workloads(e.into())
+    }
 }
 
 impl Failure {
@@ -56,7 +70,9 @@ impl Failure {
         match self {
             Self::NotFound { .. } => 127,
             Self::NotRunnable { .. } => 126,
-            Self::Usage(_) | Self::Config(_) => 2,
+            Self::Workloads(ResolveError::Manifest(_)) | Self::Usage(_) | Self::Config(_) => 2,
+            Self::Workloads(_) => 127,
+            Self::Workload(_) => 1,
             Self::Output { .. } | Self::Machine(_) | Self::Differs(_) => 125,
         }
     }

@@ -10,6 +10,7 @@ mod jit_opt;
 mod output;
 mod program;
 mod run;
+mod workloads;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -32,6 +33,10 @@ fn main() -> ExitCode {
         Command::Config(command) => {
             host::default_sigpipe();
             config::config(&command)
+        }
+        Command::Workloads(args) => {
+            host::default_sigpipe();
+            workloads::workloads(&args)
         }
     };
     done.unwrap_or_else(|failure: Failure| {

@@ -1,4 +1,5 @@
-//! Dependencies between the rooms point one way: arch <- memctl <- {psp, ghcb, cpu} <- jit <- machine <- cli.
+//! Dependencies between the rooms point one way: arch <- memctl <- {psp, ghcb, cpu} <- jit <- machine <- cli; and workloads,
+//! which depends on no other room, <- cli.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -23,6 +24,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "jit",
             "machine",
             "reference",
+            "workloads",
         ],
     ),
     (

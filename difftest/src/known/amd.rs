@@ -62,6 +62,10 @@ pub(super) fn reason(
     if host == 13 && guest == 12 && saves_state(m) && only(&|f| f == "end") {
         return Some(Known::AmdOrder);
     }
+    // An operand of 16 bytes or more under RFLAGS.AC: alignment is looked at before the page.
+    if host == 17 && faults(guest) && i.memory_size().size() >= 16 && only(&|f| f == "end") {
+        return Some(Known::AmdOrder);
+    }
     if masked(m)
         && host == 14
         && matches!(guest, 12 | 13)

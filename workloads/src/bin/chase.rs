@@ -1,15 +1,48 @@
-//! Pointer chasing: a random cycle through a buffer, one dependent load after the other.
+//! Pointer chasing: random cycles through a buffer, one dependent load after the other.
 //!
-//! `chase [MiB] [steps]`: what a cache-missing, latency-bound program does. Prints a checksum of the walk.
+//! `chase [MIB] [STEPS] [CHAINS]`: what a cache-missing program does. With one chain its time a step is the latency of
+//! memory (as lmbench's `lat_mem_rd`); with more chains, walked in turn, that many misses are in flight at once, and what
+//! is measured moves from latency to bandwidth. Prints a checksum of the walk.
 
-fn main() {
-    let mut args = std::env::args().skip(1);
-    let mib: usize = args
-        .next()
-        .map_or(64, |a| a.parse().expect("MiB must be a number"));
-    let steps: usize = args
-        .next()
-        .map_or(4_000_000, |a| a.parse().expect("steps must be a number"));
+use std::process::ExitCode;
+
+use sevlab_workloads::guest::{Guest, Param, Values};
+
+const GUEST: Guest = Guest {
+    name: "chase",
+    about: "Walks a random cycle of 64-byte lines, each load's address known only when the last one is done.",
+    params: &[
+        Param {
+            name: "mib",
+            what: "MiB of the buffer",
+            values: [2, 32, 256],
+            limits: (1, 65536),
+        },
+        Param {
+            name: "steps",
+            what: "loads of each chain",
+            values: [200_000, 1_000_000, 6_000_000],
+            limits: (0, 1 << 40),
+        },
+        Param {
+            name: "chains",
+            what: "independent walks, in turn",
+            values: [1, 1, 1],
+            limits: (1, 64),
+        },
+    ],
+};
+
+fn main() -> ExitCode {
+    GUEST.main(run)
+}
+
+fn run(values: &Values) -> Result<String, String> {
+    let (mib, steps, chains) = (
+        values.size("mib"),
+        values.get("steps"),
+        values.size("chains"),
+    );
     // One element a 64-byte line.
     let lines = mib * 1024 * 1024 / 64;
     let mut next = vec![[0u64; 8]; lines];
@@ -28,11 +61,34 @@ fn main() {
     for w in 0..lines {
         next[order[w] as usize][0] = u64::from(order[(w + 1) % lines]);
     }
-    let mut at = 0u64;
+    // Each chain begins its share of the cycle further on.
+    let start: Vec<u64> = (0..chains)
+        .map(|c| {
+            if c == 0 {
+                0
+            } else {
+                u64::from(order[lines / chains * c])
+            }
+        })
+        .collect();
+    drop(order);
     let mut sum = 0u64;
-    for _ in 0..steps {
-        at = next[at as usize][0];
-        sum = sum.rotate_left(1) ^ at;
+    if chains == 1 {
+        let mut at = 0u64;
+        for _ in 0..steps {
+            at = next[at as usize][0];
+            sum = sum.rotate_left(1) ^ at;
+        }
+        return Ok(format!("{mib} MiB, {steps} steps: {sum:016x}"));
     }
-    println!("{mib} MiB, {steps} steps: {sum:016x}");
+    let mut at = start;
+    for _ in 0..steps {
+        for at in &mut at {
+            *at = next[*at as usize][0];
+            sum = sum.rotate_left(1) ^ *at;
+        }
+    }
+    Ok(format!(
+        "{mib} MiB, {chains} chains of {steps} steps: {sum:016x}"
+    ))
 }

@@ -1,15 +1,36 @@
 //! Copies of a buffer, of all sizes up to it: streams of loads and stores, by the C library's routine for each size.
 //!
-//! `memcpy [MiB] [rounds]`: prints a checksum of what was copied last.
+//! `memcpy [MIB] [ROUNDS]`: prints a checksum of what was copied last.
 
-fn main() {
-    let mut args = std::env::args().skip(1);
-    let mib: usize = args
-        .next()
-        .map_or(32, |a| a.parse().expect("MiB must be a number"));
-    let rounds: usize = args
-        .next()
-        .map_or(20, |a| a.parse().expect("rounds must be a number"));
+use std::process::ExitCode;
+
+use sevlab_workloads::guest::{Guest, Param, Values};
+
+const GUEST: Guest = Guest {
+    name: "memcpy",
+    about: "Copies parts of a buffer in pieces of 16 bytes to all of it, with the C library's memcpy.",
+    params: &[
+        Param {
+            name: "mib",
+            what: "MiB of each of two buffers",
+            values: [1, 16, 64],
+            limits: (1, 65536),
+        },
+        Param {
+            name: "rounds",
+            what: "rounds",
+            values: [100, 20, 60],
+            limits: (0, 1 << 30),
+        },
+    ],
+};
+
+fn main() -> ExitCode {
+    GUEST.main(run)
+}
+
+fn run(values: &Values) -> Result<String, String> {
+    let (mib, rounds) = (values.size("mib"), values.size("rounds"));
     let size = mib << 20;
     let mut from: Vec<u8> = (0..size).map(|i| (i * 31 % 251) as u8).collect();
     let mut to = vec![0u8; size];
@@ -29,5 +50,5 @@ fn main() {
     let sum = from
         .iter()
         .fold(0u64, |s, v| s.rotate_left(5) ^ u64::from(*v));
-    println!("{mib} MiB, {rounds} rounds: {sum:016x}");
+    Ok(format!("{mib} MiB, {rounds} rounds: {sum:016x}"))
 }

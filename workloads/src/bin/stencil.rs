@@ -1,15 +1,37 @@
 //! A double-precision seven-point stencil on a cube, the inner loop of many a solver.
 //!
-//! `stencil [edge] [sweeps]`: prints a checksum of the field's bits.
+//! `stencil [EDGE] [SWEEPS]`: prints a checksum of the field's bits. Checks that no value leaves the range of the first
+//! ones (each is a mean of its neighbours).
 
-fn main() {
-    let mut args = std::env::args().skip(1);
-    let n: usize = args
-        .next()
-        .map_or(128, |a| a.parse().expect("edge must be a number"));
-    let sweeps: usize = args
-        .next()
-        .map_or(20, |a| a.parse().expect("sweeps must be a number"));
+use std::process::ExitCode;
+
+use sevlab_workloads::guest::{Guest, Param, Values};
+
+const GUEST: Guest = Guest {
+    name: "stencil",
+    about: "Sweeps a seven-point stencil over a cube of doubles.",
+    params: &[
+        Param {
+            name: "edge",
+            what: "points along an edge",
+            values: [64, 128, 240],
+            limits: (3, 2000),
+        },
+        Param {
+            name: "sweeps",
+            what: "sweeps",
+            values: [20, 40, 60],
+            limits: (0, 1 << 30),
+        },
+    ],
+};
+
+fn main() -> ExitCode {
+    GUEST.main(run)
+}
+
+fn run(values: &Values) -> Result<String, String> {
+    let (n, sweeps) = (values.size("edge"), values.size("sweeps"));
     let mut a: Vec<f64> = (0..n * n * n)
         .map(|i| ((i * 7919) % 1024) as f64 / 1024.0)
         .collect();
@@ -33,6 +55,9 @@ fn main() {
         }
         std::mem::swap(&mut a, &mut b);
     }
+    if let Some(out) = a.iter().find(|v| !(-1e-9..1.0 + 1e-9).contains(*v)) {
+        return Err(format!("a mean of values from 0 to 1 is {out}"));
+    }
     let sum = a.iter().fold(0u64, |s, v| s.rotate_left(5) ^ v.to_bits());
-    println!("{n}^3, {sweeps} sweeps: {sum:016x}");
+    Ok(format!("{n}^3, {sweeps} sweeps: {sum:016x}"))
 }
