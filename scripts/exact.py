@@ -11,6 +11,7 @@ SEVLAB = os.environ.get("SEVLAB", "target/release/sevlab")
 WORKLOADS = os.environ.get("WORKLOADS", "target/release")
 # Caches so small that every program overflows them, four ways each so that every policy can be theirs.
 SMALL = ["l1i.size=4KiB", "l1i.ways=4", "l1d.size=4KiB", "l1d.ways=4", "l2.size=16KiB", "l2.ways=4", "llc.size=128KiB", "llc.ways=8"]
+POLICIES = ["lru", "tree-plru", "nru", "fifo", "random"]
 LEVELS = ["l1i", "l1d", "l2", "llc"]
 TLB_SMALL = ["tlb.l1i.entries=8", "tlb.l1i.ways=4", "tlb.l1d.entries=8", "tlb.l1d.ways=4", "tlb.l2.entries=32", "tlb.l2.ways=4",
              "tlb.walk_entries=2", "tlb.nested_entries=4"]
@@ -42,11 +43,16 @@ def machines():
                                         "cost.vector=17", "cost.crypto=19", "cost.locked=23", "cost.fence=29", "cost.rep=3",
                                         "latency.l1d_cycles=4", "latency.l1i_cycles=6"]),
     }
-    for policy in ["lru", "tree-plru", "nru", "fifo", "random"]:
+    for policy in POLICIES:
         table[f"all-{policy}"] = ("snp", "epyc-milan", SMALL + [f'{c}.policy="{policy}"' for c in LEVELS])
         for level in LEVELS:
             table[f"{level}-{policy}"] = ("sev", "epyc-milan", SMALL + [f'{level}.policy="{policy}"'])
         table[f"tlb2-{policy}"] = ("snp", "epyc-milan", SMALL + TLB_SMALL + [f'tlb.l2.policy="{policy}"'])
+    for i, policy in enumerate(POLICIES):
+        for j, sev in enumerate(["off", "sev", "es", "snp"]):
+            inclusion = ["inclusive", "non-inclusive"][(i + j) % 2]
+            table[f"{policy}-{sev}"] = (sev, "epyc-milan", SMALL + [f'{c}.policy="{policy}"' for c in LEVELS] + [
+                f'llc_inclusion="{inclusion}"', "prefetch.next_line=true", "prefetch.stride=true"])
     for policy in ["fifo", "random"]:
         table[f"tlb1-{policy}"] = ("snp", "epyc-milan", SMALL + TLB_SMALL + [f'tlb.l1{s}.policy="{policy}"' for s in "id"])
     return table
@@ -56,7 +62,7 @@ def programs(folder, quick):
     """Programs as {name: argv}, their inputs written."""
     rng = random.Random(1)
     words = ["".join(rng.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(rng.randint(2, 9))) for _ in range(2000)]
-    lines = [" ".join(rng.choice(words) for _ in range(12)) for _ in range(400 if quick else 4000)]
+    lines = [" ".join(rng.choice(words) for _ in range(12)) for _ in range(200 if quick else 2000)]
     text = os.path.join(folder, "text")
     with open(text, "w", encoding="utf-8") as f:
         f.write("\n".join(lines) + "\n")
@@ -96,21 +102,26 @@ def programs(folder, quick):
 
 
 def cases(names, quick):
-    """(program, machine) pairs: all programs on four machines, every machine with two programs."""
+    """(program, machine, whether it is of full size): all programs on each policy and level of protection, on a real machine and
+    with small TLBs; every other machine with two programs."""
     progs = list(names)
     if quick:
-        few = ["gzip", "sort", "perl", "chase", "gups", "memcpy", "stencil"]
+        few = ["gzip", "sort", "chase", "gups", "stencil"]
         for i, m in enumerate(["milan", "small", "no-l2", "both-prefetchers", "banks", "small-tlb", "non-inclusive", "costs",
                                "all-lru", "all-tree-plru", "all-nru", "all-fifo", "all-random", "cachegrind", "no-tlb"]):
-            yield few[i % len(few)], m
+            yield few[i % len(few)], m, False
         return
-    for m in ["milan", "small", "all-tree-plru", "small-tlb"]:
+    matrix = [f"{policy}-{sev}" for policy in POLICIES for sev in ["off", "sev", "es", "snp"]]
+    for m in matrix:
         for p in progs:
-            yield p, m
-    rest = [m for m in machines() if m not in ("milan", "small", "all-tree-plru", "small-tlb")]
+            yield p, m, False
+    for p in progs:
+        yield p, "milan", True
+        yield p, "small-tlb", False
+    rest = [m for m in machines() if m not in [*matrix, "milan", "small-tlb"]]
     for i, m in enumerate(rest):
-        yield progs[i % len(progs)], m
-        yield progs[(3 * i + 5) % len(progs)], m
+        yield progs[i % len(progs)], m, False
+        yield progs[(3 * i + 5) % len(progs)], m, False
 
 
 def run(options, argv, report):
@@ -139,16 +150,22 @@ def main():
     quick = "--quick" in sys.argv
     table = machines()
     failed = 0
-    done = 0
+    done = compared = instructions = 0
+    of_program, of_machine = {}, {}
     with tempfile.TemporaryDirectory() as folder:
-        progs = programs(folder, quick)
+        sizes = {}
+        for full in [False] if quick else [False, True]:
+            inputs = os.path.join(folder, str(full))
+            os.mkdir(inputs)
+            sizes[full] = programs(inputs, not full)
+        progs = sizes[False]
         chosen = list(cases(progs, quick))
         wanted_p, wanted_m = [a for a in args if a in progs], [a for a in args if a in table]
         unknown = set(args) - set(progs) - set(table)
         if unknown:
             sys.exit(f"exact: neither a program nor a machine: {', '.join(sorted(unknown))}")
         if wanted_p and wanted_m:
-            chosen = [(p, m) for p in wanted_p for m in wanted_m]
+            chosen = [(p, m, not quick) for p in wanted_p for m in wanted_m]
         elif args:
             chosen = [c for c in chosen if c[0] in wanted_p or c[1] in wanted_m]
         if "--list" in sys.argv:
@@ -157,14 +174,15 @@ def main():
             return
         print("| program | machine | instructions | L1D | L2 | LLC | walks | counts | |")
         print("|---|---|---|---|---|---|---|---|---|")
-        for program, machine in chosen:
+        for program, machine, full in chosen:
+            argv = sizes[full][program]
             sev, model, sets = table[machine]
             options = ["--cache", "hierarchy", "--model", model, "--sev", sev]
             for s in sets:
                 options += ["--set", s]
             report = os.path.join(folder, "report.json")
-            fast, counts = run(options, progs[program], report)
-            slow, reference = run([*options, "--jit", "off", "--check"], progs[program], report)
+            fast, counts = run(options, argv, report)
+            slow, reference = run([*options, "--jit", "off", "--check"], argv, report)
             wrong = []
             if counts is None or fast.returncode not in (0, 1):
                 wrong.append(f"translated: status {fast.returncode}: {fast.stderr.decode(errors='replace')[-1500:]}")
@@ -179,6 +197,10 @@ def main():
                     if a.get(k) != b.get(k):
                         wrong.append(f"{k}: {a.get(k)} translated, {b.get(k)} interpreted")
             done += 1
+            compared += 0 if counts is None else len(list(leaves(counts)))
+            instructions += (counts or {}).get("instructions", 0)
+            of_program.setdefault(program, []).append(not wrong)
+            of_machine.setdefault(machine, []).append(not wrong)
             if counts is None:
                 counts = {}
             caches = counts.get("caches", {})
@@ -191,7 +213,11 @@ def main():
                 failed += 1
                 for w in wrong[:12]:
                     print(f"FAILED: {program} on {machine}: {w}", file=sys.stderr, flush=True)
-    print(f"\n{done} cases, {failed} differ")
+    for what, results in [("program", of_program), ("machine", of_machine)]:
+        print(f"\n| {what} | cases | equal |\n|---|---|---|")
+        for name, equal in results.items():
+            print(f"| {name} | {len(equal)} | {sum(equal)} |")
+    print(f"\n{done} cases of {instructions:,} instructions, {compared:,} counts compared: {failed} cases differ")
     sys.exit(1 if failed else 0)
 
 

@@ -197,6 +197,7 @@ fn tell(reference: &mut Reference, event: &TraceEvent<'_>, mem: &MemCtl) {
                     c_mask: C_MASK,
                     nested: nested.map(|r| r.spa & !4095),
                     guest,
+                    rmp: rmp.map(|_| mem.rmp().base().0),
                     read: &|domain, spa| mem.read_u64(domain, sevlab_arch::Spa(spa)).unwrap_or(0),
                 };
                 reference.check_walk(&walk, &tables);

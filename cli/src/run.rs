@@ -195,16 +195,12 @@ fn config(args: &RunArgs) -> Result<MachineConfig, Failure> {
             .unwrap_or(CpuPreset::EpycMilan),
     });
     let model = loaded.map(|loaded| Arc::new(loaded.model));
-    if (args.jit == Switch::On || args.check)
+    if args.check
         && model
             .as_ref()
             .is_some_and(|m| m.core.model == CoreModel::Overlap)
     {
-        let why = if args.check {
-            "--check knows core.model = \"simple\" only"
-        } else {
-            "core.model = \"overlap\" runs in the interpreter alone today: add --jit off"
-        };
+        let why = "--check knows core.model = \"simple\" only";
         return Err(Failure::Usage(why.to_owned()));
     }
     if args.jit == Switch::Off && !args.jit_opt.is_empty() {

@@ -125,19 +125,60 @@ fn threads_repeat() {
     let Some(threads) = program(folder.path(), THREADS, "threads") else {
         return;
     };
-    let options = [&["--sev", "es"], &SMALL[..]].concat();
-    let first = hierarchy(folder.path(), &options, &threads, &[]);
-    assert_eq!(first.code, 0, "{}{}", first.stdout, first.stderr);
-    assert_eq!(first.simulation(&["threads"]), 7);
-    assert!(first.simulation(&["upgrades"]) > 0 && first.simulation(&["idle_cycles"]) > 0);
-    for way in WAYS {
-        let options = [&options[..], way].concat();
-        let again = hierarchy(folder.path(), &options, &threads, &[]);
-        assert_eq!(again.repeats(), first.repeats(), "{options:?}");
+    for core in ["core.model=simple", "core.model=overlap"] {
+        let options = [&["--sev", "es", "--set", core], &SMALL[..]].concat();
+        let first = hierarchy(folder.path(), &options, &threads, &[]);
+        assert_eq!(first.code, 0, "{}{}", first.stdout, first.stderr);
+        assert_eq!(first.simulation(&["threads"]), 7);
+        assert!(first.simulation(&["upgrades"]) > 0 && first.simulation(&["idle_cycles"]) > 0);
+        for way in WAYS {
+            let options = [&options[..], way].concat();
+            let again = hierarchy(folder.path(), &options, &threads, &[]);
+            assert_eq!(again.repeats(), first.repeats(), "{options:?}");
+        }
     }
 }
 
 /// "Extra latency only taken for encrypted pages."
+/// `core.model = "overlap"`: the events of `simple`, fewer cycles, and the same ones translated and interpreted.
+#[test]
+fn overlapping_misses_cost_the_same_however_code_runs() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let text = folder.path().join("text");
+    let lines = (0..2000u32).map(|n| format!("{} and {}\n", n.wrapping_mul(2_654_435_761), n % 97));
+    std::fs::write(&text, lines.collect::<String>()).expect("a file");
+    let text = text.to_str().expect("a path in UTF-8");
+    let mut programs = vec![
+        (PathBuf::from("/usr/bin/sort"), vec![text]),
+        (PathBuf::from("/usr/bin/gzip"), vec!["-c", text]),
+    ];
+    if let Some(touch) = program(folder.path(), TOUCH, "touch") {
+        programs.push((touch, vec!["private", "3000000"]));
+    }
+    for (program, args) in programs.iter().filter(|p| p.0.exists()) {
+        let with = |more: &[&str]| {
+            let options = [&["--sev", "snp"], &SMALL[..], more].concat();
+            let run = hierarchy(folder.path(), &options, program, args);
+            assert_eq!(run.code, 0, "{program:?} {more:?}: {}", run.stderr);
+            run
+        };
+        let overlap = ["--set", "core.model=overlap"];
+        let (simple, first) = (with(&[]), with(&overlap));
+        assert_eq!(simple.stdout, first.stdout);
+        for events in ["instructions", "caches", "tlb", "dram", "upgrades"] {
+            let of = |r: &Run| r.counts["stats"]["simulation"][events].clone();
+            assert_eq!(of(&simple), of(&first), "{program:?}: {events}");
+        }
+        let cycles = |r: &Run| r.simulation(&["cycles"]);
+        assert!(cycles(&first) < cycles(&simple), "{program:?}");
+        assert!(cycles(&first) > first.simulation(&["instruction_cycles"]));
+        for way in WAYS {
+            let again = with(&[&overlap[..], way].concat());
+            assert_eq!(again.repeats(), first.repeats(), "{program:?} {way:?}");
+        }
+    }
+}
+
 #[test]
 fn shared_pages_cost_no_encryption() {
     let folder = tempfile::tempdir().expect("a temporary folder");
@@ -393,7 +434,7 @@ fn the_model_is_in_the_report_and_wrong_options_are_named() {
         (&["--set", "latency.nothing=1"][..], "latency.nothing"),
         (&["--model", "epyc-nowhere"][..], "epyc-nowhere"),
         (&["--resident", "5000"][..], "--resident"),
-        (&["--set", "core.model=overlap"][..], "--jit off"),
+        (&["--set", "core.model=overlap", "--check"][..], "--check"),
     ] {
         let run = hierarchy(folder.path(), options, &touch, &["private", "4096"]);
         assert!(run.code == 2 && run.stderr.contains(word), "{}", run.stderr);

@@ -128,6 +128,34 @@ fn snp_guest() {
 }
 
 #[test]
+fn one_rmp_entry_speaks_for_a_large_nested_page() {
+    let m = small();
+    for large in [false, true] {
+        let mut rig = Rig::new(SevMode::Snp, &m);
+        rig.map(CODE, 1);
+        if large {
+            rig.map_within_large(DATA, 33);
+        } else {
+            rig.map(DATA, 33);
+        }
+        rig.load(CODE, |a| {
+            for page in [8, 16, 24, 32] {
+                a.mov(al, byte_ptr(DATA + page * 0x1000)).unwrap();
+            }
+            a.ud2().unwrap();
+        });
+        rig.start(&m);
+        assert_eq!(rig.run(), END);
+        let (c, h) = (rig.core(), rig.caches());
+        assert_eq!((c.data_tlb.walks, c.rmp_reads), (4, 5));
+        // The code's frame has an entry of its own, in another line; so have DATA's, or there is one for all of them.
+        let lines = if large { 1 + 1 } else { 1 + 4 };
+        assert_eq!((h.l2.misses[RMP], h.l2.hits[RMP]), (lines, 5 - lines));
+        assert_eq!(c.data_tlb.misses, 4, "the TLB has an entry for each");
+    }
+}
+
+#[test]
 fn without_tlbs_translation_is_free() {
     let mut m = small();
     m.tlb = None;

@@ -175,7 +175,6 @@ fn encryption_shows_where_it_is_waited_for() {
 fn how_code_is_cut_does_not_matter() {
     let mut m = small();
     m.core.model = CoreModel::Overlap;
-    m.core.window = 48;
     m.l2.as_mut().unwrap().size = 2 << 10;
     m.l2.as_mut().unwrap().ways = 4;
     m.llc.size = 8 << 10;
@@ -198,7 +197,9 @@ fn how_code_is_cut_does_not_matter() {
         rig.v.charge(0, Cause::Syscall);
         (rig.v.cycles(), rig.core(), rig.caches())
     };
-    for seed in 1..8 {
+    for seed in 1..25 {
+        m.core.window = [1, 7, 48, 300][seed as usize % 4];
+        m.core.mshrs = [1, 4, 16][seed as usize % 3];
         let mut rig = machine(&m, seed);
         rig.run();
         let by_block = end(&mut rig);

@@ -49,6 +49,8 @@ pub struct JitOptions {
     pub lines: bool,
     /// What instructions cost, where caches are simulated. The machine sets it.
     pub costs: Option<Arc<CostTable>>,
+    /// Their core lets misses overlap: each guest block leaves its place in the trail. The machine sets it.
+    pub trail: bool,
     /// Where to write each region's guest instructions, CLIF and host code, for reading.
     pub dump_dir: Option<std::path::PathBuf>,
     /// Bytes of the code buffer.
@@ -74,6 +76,7 @@ impl Default for JitOptions {
             budget: false,
             lines: false,
             costs: None,
+            trail: false,
             dump_dir: None,
             code_bytes: 256 << 20,
         }

@@ -92,10 +92,10 @@ fn model(variation: u64) -> Model {
     Model {
         name: "tiny".into(),
         core: Core {
-            model: CoreModel::Simple,
+            model: r.pick(&[CoreModel::Simple, CoreModel::Overlap]),
             clock_mhz: 1000,
-            window: 64,
-            mshrs: 4,
+            window: r.pick(&[1, 7, 64, 500]),
+            mshrs: r.pick(&[1, 4, 16]),
         },
         l1i: cache(r, sets, &[1, 2, 4]),
         l1d: cache(r, sets, &[2, 4, 8]),

@@ -7,6 +7,7 @@ use sevlab_cpu::model::costs::CostTable;
 use sevlab_cpu::thunk::mxcsr;
 use sevlab_cpu::{Stop, Vcpu, interp};
 use sevlab_jit::JitStats;
+use sevlab_memctl::model::CoreModel;
 
 use crate::config::{CacheMode, Engine, MachineConfig};
 use crate::error::Error;
@@ -34,6 +35,10 @@ impl Exec {
                     uncached,
                     budget,
                     lines: modelled,
+                    trail: config
+                        .model
+                        .as_ref()
+                        .is_some_and(|m| m.core.model == CoreModel::Overlap),
                     costs: config.model.as_deref().map(|m| Arc::new(CostTable::new(m))),
                     background: options.background && !config.deterministic,
                     ..options.clone()

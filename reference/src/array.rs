@@ -1,6 +1,6 @@
 //! A set-associative array with a replacement policy: what every cache and every TLB here is made of.
 //!
-//! A set keeps what each policy could want to know; the policy only decides which of it is looked at.
+//! A set has room for what each policy could want to know.
 
 use sevlab_memctl::model::Policy;
 
@@ -126,26 +126,32 @@ impl<V> Array<V> {
     /// The entry there is used at `time`.
     pub fn touch(&mut self, at: Place, time: u64) {
         let set = &mut self.sets[at.set];
-        set.ways[at.way].used = time;
-        // NRU.
-        set.ways[at.way].recent = true;
-        if set.ways.iter().all(|w| w.recent) {
-            for (way, w) in set.ways.iter_mut().enumerate() {
-                w.recent = way == at.way;
+        match self.policy {
+            Policy::Lru => set.ways[at.way].used = time,
+            Policy::Nru => {
+                set.ways[at.way].recent = true;
+                if set.ways.iter().all(|w| w.recent) {
+                    for (way, w) in set.ways.iter_mut().enumerate() {
+                        w.recent = way == at.way;
+                    }
+                }
             }
-        }
-        // Tree-PLRU: each node on the way down points to the half that this way is not in.
-        let (mut node, mut low, mut high) = (1, 0, set.ways.len());
-        while high - low > 1 {
-            let middle = (low + high) / 2;
-            let upper = at.way >= middle;
-            set.tree[node] = !upper;
-            node = 2 * node + usize::from(upper);
-            if upper {
-                low = middle;
-            } else {
-                high = middle;
+            Policy::TreePlru => {
+                // Each node on the way down points to the half that this way is not in.
+                let (mut node, mut low, mut high) = (1, 0, set.ways.len());
+                while high - low > 1 {
+                    let middle = (low + high) / 2;
+                    let upper = at.way >= middle;
+                    set.tree[node] = !upper;
+                    node = 2 * node + usize::from(upper);
+                    if upper {
+                        low = middle;
+                    } else {
+                        high = middle;
+                    }
+                }
             }
+            Policy::Fifo | Policy::Random => {}
         }
     }
 

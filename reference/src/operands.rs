@@ -2,7 +2,7 @@
 
 use iced_x86::{
     Code, CpuidFeature, Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory,
-    Mnemonic, OpAccess, OpKind, Register,
+    Mnemonic, OpAccess, OpKind,
 };
 use sevlab_memctl::model::Costs;
 
@@ -97,14 +97,8 @@ fn cycles(costs: &Costs, i: &Instruction) -> u32 {
         Mnemonic::Div | Mnemonic::Idiv => return costs.div,
         _ => {}
     }
-    match i.flow_control() {
-        FlowControl::ConditionalBranch
-        | FlowControl::UnconditionalBranch
-        | FlowControl::IndirectBranch
-        | FlowControl::Return
-        | FlowControl::IndirectCall => return costs.branch,
-        FlowControl::Call => return costs.branch,
-        _ => {}
+    if branch(i) {
+        return costs.branch;
     }
     let code = i.code();
     if has(
@@ -128,7 +122,7 @@ fn cycles(costs: &Costs, i: &Instruction) -> u32 {
     if has(code, &crypto) {
         return costs.crypto;
     }
-    if !(0..i.op_count()).any(|n| vector_register(i.op_register(n))) {
+    if !vector(i) {
         return costs.default;
     }
     match floating_point(m) {
@@ -142,8 +136,49 @@ fn has(code: Code, features: &[CpuidFeature]) -> bool {
     code.cpuid_features().iter().any(|f| features.contains(f))
 }
 
-fn vector_register(r: Register) -> bool {
-    r.is_xmm() || r.is_ymm() || r.is_zmm() || r.is_mm()
+/// Jumps, calls and returns. SYSCALL and the like are none.
+fn branch(i: &Instruction) -> bool {
+    match i.flow_control() {
+        FlowControl::Call => i.is_call_near() || i.is_call_far(),
+        FlowControl::ConditionalBranch
+        | FlowControl::UnconditionalBranch
+        | FlowControl::IndirectBranch
+        | FlowControl::IndirectCall
+        | FlowControl::Return => true,
+        _ => false,
+    }
+}
+
+/// SSE, AVX and MMX, without what works on general registers and the control register alone.
+fn vector(i: &Instruction) -> bool {
+    let extensions = [
+        CpuidFeature::MMX,
+        CpuidFeature::SSE,
+        CpuidFeature::SSE2,
+        CpuidFeature::SSE3,
+        CpuidFeature::SSSE3,
+        CpuidFeature::SSE4_1,
+        CpuidFeature::SSE4_2,
+        CpuidFeature::SSE4A,
+        CpuidFeature::AVX,
+        CpuidFeature::AVX2,
+        CpuidFeature::FMA,
+        CpuidFeature::F16C,
+    ];
+    let other = matches!(
+        i.mnemonic(),
+        Mnemonic::Movnti
+            | Mnemonic::Ldmxcsr
+            | Mnemonic::Stmxcsr
+            | Mnemonic::Vldmxcsr
+            | Mnemonic::Vstmxcsr
+            | Mnemonic::Prefetchnta
+            | Mnemonic::Prefetcht0
+            | Mnemonic::Prefetcht1
+            | Mnemonic::Prefetcht2
+            | Mnemonic::Clflush
+    );
+    has(i.code(), &extensions) && !other
 }
 
 /// Floating-point arithmetic by name: division and square root (true), or other (false).

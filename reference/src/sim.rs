@@ -1,6 +1,6 @@
 //! The whole: events of a run in, counts out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use sevlab_memctl::Domain;
 use sevlab_memctl::model::Model;
@@ -108,7 +108,18 @@ struct Core {
     /// Bytes of data it has accessed since it began or since its last iteration ended.
     accessed: u64,
     walk: Option<Told>,
+    often: Often,
     counts: Counts,
+}
+
+/// What nearly every instruction counts.
+#[derive(Clone, Copy, Default)]
+struct Often {
+    instructions: u64,
+    instruction_cycles: u64,
+    reads: u64,
+    writes: u64,
+    fetches: u64,
 }
 
 /// How many complaints are kept word by word.
@@ -119,7 +130,7 @@ pub struct Reference {
     model: Model,
     caches: Caches,
     cores: BTreeMap<usize, Core>,
-    decoded: BTreeMap<Vec<u8>, Counted>,
+    decoded: HashMap<Vec<u8>, Counted>,
     complaints: Vec<String>,
 }
 
@@ -131,7 +142,7 @@ impl Reference {
             model: model.clone(),
             caches: Caches::new(model),
             cores: BTreeMap::new(),
-            decoded: BTreeMap::new(),
+            decoded: HashMap::new(),
             complaints: Vec::new(),
         }
     }
@@ -148,6 +159,7 @@ impl Reference {
             now: None,
             accessed: 0,
             walk: None,
+            often: Often::default(),
             counts: Counts::default(),
         })
     }
@@ -169,6 +181,11 @@ impl Reference {
         let c = self.core(core);
         let mut all = c.counts.clone();
         all.add("cycles", c.cycles);
+        all.add("instructions", c.often.instructions);
+        all.add("instruction_cycles", c.often.instruction_cycles);
+        all.add("reads", c.often.reads);
+        all.add("writes", c.often.writes);
+        all.add("fetches", c.often.fetches);
         all.join(&self.caches.core(core).counts);
         all
     }
@@ -200,6 +217,11 @@ impl Reference {
         if own.as_ref() != Some(&told) {
             let va = walk.va;
             self.complain(|| format!("walk for {va:#x}: {told:x?}, but the tables say {own:x?}"));
+        }
+        let own = tables.rmp_entry(walk.va);
+        if own != walk.rmp {
+            let (va, told) = (walk.va, walk.rmp);
+            self.complain(|| format!("RMP entry for {va:#x}: {told:x?}, but it is {own:x?}"));
         }
     }
 
@@ -319,19 +341,21 @@ impl Reference {
             Level::Llc | Level::Dram => "llc",
             Level::Remote => "remote",
         };
-        for (cause, cycles) in [
-            (served, s.cache),
-            ("dram", s.dram),
-            ("aes", s.aes),
-            ("write-back", s.write_back),
-            ("upgrade", s.upgrade),
-        ] {
-            self.stall(core, cause, cycles);
+        if s.total() > 0 {
+            for (cause, cycles) in [
+                (served, s.cache),
+                ("dram", s.dram),
+                ("aes", s.aes),
+                ("write-back", s.write_back),
+                ("upgrade", s.upgrade),
+            ] {
+                self.stall(core, cause, cycles);
+            }
         }
         let l1i_cycles = u64::from(self.model.latency.l1i_cycles);
         let c = self.core(core);
         if t.kind == Kind::Fetch {
-            c.counts.add("fetches", 1);
+            c.often.fetches += 1;
             c.cycles += l1i_cycles;
         } else {
             c.accessed += t.len;
@@ -341,8 +365,8 @@ impl Reference {
     fn operands(&mut self, core: usize, reads: u64, writes: u64) {
         let l1d_cycles = u64::from(self.model.latency.l1d_cycles);
         let c = self.core(core);
-        c.counts.add("reads", reads);
-        c.counts.add("writes", writes);
+        c.often.reads += reads;
+        c.often.writes += writes;
         c.cycles += (reads + writes) * l1d_cycles;
     }
 
@@ -364,7 +388,7 @@ impl Reference {
         if more {
             c.clock += 1;
             c.cycles += rep;
-            c.counts.add("instruction_cycles", rep);
+            c.often.instruction_cycles += rep;
         }
         self.operands(core, now.reads, now.writes);
     }
@@ -379,8 +403,8 @@ impl Reference {
         let missing = !c.due.is_empty();
         c.clock += 1;
         c.cycles += now.cycles;
-        c.counts.add("instructions", 1);
-        c.counts.add("instruction_cycles", now.cycles);
+        c.often.instructions += 1;
+        c.often.instruction_cycles += now.cycles;
         if now.counting == Counting::Fixed {
             self.operands(core, now.reads, now.writes);
         }
@@ -411,7 +435,11 @@ impl Reference {
 
     /// What it takes to find the page of an access.
     fn translate(&mut self, core: usize, t: &Touch, want: Want) {
-        let latency = self.model.latency.clone();
+        let (tlb2, walk_cycles, rmp_cycles) = (
+            u64::from(self.model.latency.tlb2_cycles),
+            u64::from(self.model.latency.walk_cycles),
+            u64::from(self.model.latency.rmp_cycles),
+        );
         let side = if want == Want::Exec { "fetch" } else { "data" };
         let c = self.core(core);
         let told = c.walk.take();
@@ -425,7 +453,7 @@ impl Reference {
             if let Some(page) = page {
                 first.enter(t.va, page);
                 c.counts.add(&format!("tlb.{side}_second_hits"), 1);
-                self.stall(core, "tlb", u64::from(latency.tlb2_cycles));
+                self.stall(core, "tlb", tlb2);
             } else {
                 first.enter(t.va, t.page);
                 second.enter(t.va, t.page);
@@ -449,7 +477,7 @@ impl Reference {
         if !walked {
             return;
         }
-        self.stall(core, "walk", u64::from(latency.walk_cycles));
+        self.stall(core, "walk", walk_cycles);
         let Some(told) = told else { return };
         let walk = Walk {
             va: told.va,
@@ -466,7 +494,7 @@ impl Reference {
             let c = self.core(core);
             if step.kind == Kind::Rmp {
                 c.counts.add("rmp_reads", 1);
-                self.stall(core, "rmp", s.total() + u64::from(latency.rmp_cycles));
+                self.stall(core, "rmp", s.total() + rmp_cycles);
             } else {
                 c.counts.add("walk_reads", 1);
                 c.counts

@@ -124,9 +124,15 @@ pub struct Tables<'a> {
     pub nested: Option<u64>,
     /// The domain of guest tables.
     pub guest: Domain,
+    /// Where the RMP begins, if there is one.
+    pub rmp: Option<u64>,
     /// Reads an entry, changing nothing.
     pub read: &'a dyn Fn(Domain, u64) -> u64,
 }
+
+/// Bytes before the RMP's first entry, and of an entry.
+const RMP_HEAD: u64 = 0x4000;
+const RMP_ENTRY: u64 = 16;
 
 impl Tables<'_> {
     fn address(&self, entry: u64) -> u64 {
@@ -137,6 +143,24 @@ impl Tables<'_> {
     /// something on the way is not present.
     #[must_use]
     pub fn walk(&self, va: u64) -> Option<Vec<(u8, u8, u64)>> {
+        self.follow(va).map(|(found, _)| found)
+    }
+
+    /// The RMP entry that is read for `va`: that of its frame, or of the first of 2 MiB if the nested page has that size.
+    #[must_use]
+    pub fn rmp_entry(&self, va: u64) -> Option<u64> {
+        let base = self.rmp? + RMP_HEAD;
+        let (found, spa) = self.follow(va)?;
+        let frame = match found.last() {
+            Some((0, 2.., _)) => spa >> 21 << 9,
+            _ => spa >> 12,
+        };
+        Some(base + frame * RMP_ENTRY)
+    }
+
+    /// The entries, and the system-physical address that they lead to.
+    #[allow(clippy::type_complexity)] // one private step
+    fn follow(&self, va: u64) -> Option<(Vec<(u8, u8, u64)>, u64)> {
         let mut found = Vec::new();
         let mut table = self.address(self.root);
         let mut level = 4;
@@ -151,8 +175,8 @@ impl Tables<'_> {
             if level == 1 || (level < 4 && entry & LARGE != 0) {
                 let inside = (1u64 << (3 + 9 * level)) - 1;
                 let page = (self.address(entry) & !inside) | (va & inside);
-                self.translate(page, 0, &mut found)?;
-                return Some(found);
+                let spa = self.translate(page, 0, &mut found)?;
+                return Some((found, spa));
             }
             table = self.address(entry);
             level -= 1;

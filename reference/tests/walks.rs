@@ -76,6 +76,7 @@ fn refs(va: u64, nested: bool) -> Vec<Ref> {
         c_mask: C_BIT,
         nested: nested.then_some(0x80_0000),
         guest: Private(Asid(1)),
+        rmp: None,
         read: &|d, at| read(d, at).unwrap_or(0),
     };
     let found = tables.walk(va).expect("it is mapped");
@@ -312,6 +313,51 @@ fn a_nested_walk_reads_twenty_four_entries_and_the_rmp() {
     let walks = 9 * 10_010 + 15 + 5 + 2 * 20;
     let checks = 10_010 + 1 + 2 * 200;
     assert_eq!(r.wrong(&[("stall.walk", walks), ("stall.rmp", checks)]), []);
+}
+
+#[test]
+fn the_rmp_entry_is_that_of_the_nested_page() {
+    let mut words = memory();
+    // Guest physical 0x2_0000 and on: frames 0x120 and on, by 4 KiB; then all of it in one nested page of 2 MiB, at 0x60_0000.
+    for (large, va, entry) in [
+        (false, 0x1_0000, 0x120),
+        (false, 0x1_1000, 0x121),
+        (true, 0x1_0000, 0x600),
+        (true, 0x1_1000, 0x600),
+    ] {
+        if large {
+            words.insert(0x80_2000, 0x60_0000 | RW | LARGE);
+            for n in 0..16 {
+                for at in [0x1000, 0x2000, 0x3000, 0x4000] {
+                    let e = words.get(&(0x10_0000 + at + n * 8)).copied();
+                    words.insert(0x60_0000 + at + n * 8, e.unwrap_or(0));
+                }
+            }
+            words.insert(0x60_4080, words[&0x10_4080]);
+            words.insert(0x60_4088, words[&0x10_4088]);
+        }
+        let tables = Tables {
+            root: 0x1000,
+            c_mask: C_BIT,
+            nested: Some(0x80_0000),
+            guest: Private(Asid(1)),
+            rmp: Some(0x90_0000),
+            read: &|_, at| words.get(&at).copied().unwrap_or(0),
+        };
+        assert_eq!(
+            tables.rmp_entry(va),
+            Some(0x90_0000 + 0x4000 + entry * 16),
+            "{va:#x}, {large}"
+        );
+        assert_eq!(
+            Tables {
+                rmp: None,
+                ..tables
+            }
+            .rmp_entry(va),
+            None
+        );
+    }
 }
 
 fn insn(r: &mut Run, rip: u64, bytes: &[u8], fetches: &[u64], accesses: &[(u64, u64, Kind)]) {

@@ -178,12 +178,41 @@ static uint64_t rep(void)
 	return sum(b, SIZE);
 }
 
+/* 1,024 functions of about 300 bytes each, in an order that nothing guesses: code that does not fit L1. */
+#define STEP(n, k) x = (x << (k) | x >> (64 - (k))) * (2 * UINT64_C(0x##n##1) + 0x9e3779b97f4a7c15 + k);
+#define F(n)								\
+	static __attribute__((noinline)) uint64_t f##n(uint64_t x)	\
+	{								\
+		STEP(n, 1) STEP(n, 7) STEP(n, 13) STEP(n, 19)		\
+		if (x & 1) {						\
+			STEP(n, 23) STEP(n, 29) STEP(n, 31)		\
+		}							\
+		STEP(n, 37) STEP(n, 41) STEP(n, 43)			\
+		return x;						\
+	}
+#define A(n) f##n,
+#define FOUR(X, n) X(n##0) X(n##1) X(n##2) X(n##3)
+#define SIXTEEN(X, n) FOUR(X, n##0) FOUR(X, n##1) FOUR(X, n##2) FOUR(X, n##3)
+#define QUARTER(X, n) SIXTEEN(X, n##0) SIXTEEN(X, n##1) SIXTEEN(X, n##2) SIXTEEN(X, n##3)
+#define ALL(X, n) QUARTER(X, n##0) QUARTER(X, n##1) QUARTER(X, n##2) QUARTER(X, n##3)
+#define EVERY(X) ALL(X, 0) ALL(X, 1) ALL(X, 2) ALL(X, 3)
+EVERY(F)
+
+static uint64_t code(void)
+{
+	static uint64_t (*const all[])(uint64_t) = { EVERY(A) };
+	uint64_t x = 1;
+	for (int i = 0; i < 400000; i++)
+		x ^= all[rnd() % 1024](x);
+	return x;
+}
+
 int main(int argc, char **argv)
 {
 	static const struct { const char *name; uint64_t (*run)(void); } programs[] = {
 		{ "chase", chase }, { "stencil", stencil }, { "gups", gups }, { "memcpy", aligned },
 		{ "crossing", crossing },
-		{ "sort", sort }, { "compress", compress }, { "rep", rep },
+		{ "sort", sort }, { "compress", compress }, { "rep", rep }, { "code", code },
 	};
 	for (size_t i = 0; i < sizeof programs / sizeof *programs; i++)
 		if (argc > 1 && !strcmp(argv[1], programs[i].name)) {

@@ -99,6 +99,9 @@ fn by_code(code: Code) -> Class {
     ]) {
         return Class::Crypto;
     }
+    if !features.is_empty() && features.iter().all(|&f| general(f)) {
+        return Class::Default;
+    }
     let m = code.mnemonic();
     if matches!(m, Mnemonic::Lfence | Mnemonic::Sfence | Mnemonic::Mfence) {
         return Class::Fence;
@@ -106,6 +109,21 @@ fn by_code(code: Code) -> Class {
     let name = format!("{m:?}").to_lowercase();
     let name = name.strip_prefix('v').unwrap_or(&name);
     floating_point(name)
+}
+
+/// Whether instructions of this extension work on general registers alone.
+fn general(f: CpuidFeature) -> bool {
+    matches!(
+        f,
+        CpuidFeature::BMI1
+            | CpuidFeature::BMI2
+            | CpuidFeature::ADX
+            | CpuidFeature::LZCNT
+            | CpuidFeature::POPCNT
+            | CpuidFeature::MOVBE
+            | CpuidFeature::RDRAND
+            | CpuidFeature::RDSEED
+    )
 }
 
 /// The class of an SSE or AVX instruction of that name, without its V.

@@ -333,6 +333,8 @@ pub struct CoreModel {
     /// What the access under way has waited for so far, and when it was issued.
     pending: StallCycles,
     issue: u64,
+    /// It does not hit the first level everywhere.
+    begun: bool,
     overlap: Option<Box<Overlap>>,
 }
 
@@ -391,6 +393,7 @@ impl CoreModel {
     fn drop_page(&mut self, va: u64, trace: Option<&mut Trace>) {
         self.drop_entry(va);
         self.caches.flush_guest();
+        self.forget_code();
         if let Some(trace) = trace {
             let (core, va) = (self.core, Va(va));
             trace(&TraceEvent::DropPage { core, va });
@@ -402,6 +405,7 @@ impl CoreModel {
         self.known_data.flush();
         self.known_code.flush();
         self.caches.flush_guest();
+        self.forget_code();
         if nested {
             self.caches.flush_nested();
         }
@@ -410,6 +414,13 @@ impl CoreModel {
         if let Some(trace) = trace {
             let core = self.core;
             trace(&TraceEvent::Flush { core, nested });
+        }
+    }
+
+    /// Other code may be where an address was.
+    fn forget_code(&mut self) {
+        if let Some(o) = &mut self.overlap {
+            o.forget_code();
         }
     }
 
@@ -463,6 +474,7 @@ impl Vcpu {
             fetches,
             pending: StallCycles::default(),
             issue: 0,
+            begun: false,
             overlap,
             model,
         }));

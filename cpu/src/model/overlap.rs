@@ -63,6 +63,8 @@ pub(super) struct Overlap {
     busy: Vec<u64>,
     /// The last miss that finishes.
     last: Option<Miss>,
+    /// The clock at an instruction that has waited for all before it.
+    waited: Option<u64>,
     /// Clock and time of the last event.
     before: (u64, u64),
     known: Box<[(u64, Uses)]>,
@@ -90,6 +92,7 @@ impl Overlap {
             held: VecDeque::new(),
             busy: Vec::new(),
             last: None,
+            waited: None,
             before: (0, 0),
             known: vec![(u64::MAX, Uses::default()); KNOWN].into(),
             epoch: 0,
@@ -162,6 +165,11 @@ impl Overlap {
     /// Dispatch has waited so long since the last event: for a fetch that [`Overlap::begin`] announced, for an exit.
     pub(super) fn passed(&mut self, latency: u64) {
         self.before.1 += latency;
+    }
+
+    /// What is known of instructions by their address is no longer so.
+    pub(super) fn forget_code(&mut self) {
+        self.epoch = u64::MAX;
     }
 
     /// Dispatch waits for everything, at `time`.
@@ -291,10 +299,11 @@ impl Overlap {
             }
         }
         self.seen = clock;
-        if let Some(u) = here.filter(|u| u.waits) {
+        // Once an instruction: its own accesses are not what it waits for.
+        if here.is_some_and(|u| u.waits) && self.waited != Some(clock) {
+            self.waited = Some(clock);
             self.drain(now, stalls);
             self.forget(clock);
-            return Some(u);
         }
         here
     }

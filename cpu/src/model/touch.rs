@@ -4,7 +4,7 @@ use core::ptr::NonNull;
 
 use sevlab_arch::rmp::BOOKKEEPING_SIZE;
 use sevlab_arch::{Gpa, Spa, Va};
-use sevlab_memctl::{Domain, Grant, Level, Line, LineKind};
+use sevlab_memctl::{Domain, Grant, Level, Line, LineKind, PageSize};
 
 use super::overlap::Code;
 use super::tlb::Entry;
@@ -49,7 +49,7 @@ impl Vcpu {
         if let Some(done) = self.touch_known(va, access, at) {
             return done;
         }
-        self.begin(at, false);
+        self.start();
         let epoch = self.mem.rmp().epoch();
         let e = self.model_entry(va, access, at)?;
         let spa = Spa(e.spa | va & e.mask());
@@ -101,7 +101,7 @@ impl Vcpu {
         if let Some(done) = self.fetch_known(va, at) {
             return done;
         }
-        self.begin(at, true);
+        self.start();
         let epoch = self.mem.rmp().epoch();
         let e = self.model_entry(va, Access::Exec, at)?;
         let line = Line {
@@ -128,11 +128,21 @@ impl Vcpu {
         self.state.fetched += 1;
     }
 
-    /// An access begins: when it is issued if it has to wait for anything.
+    /// An access begins. As long as it hits the first level everywhere, that is all.
+    fn start(&mut self) {
+        if let Some(m) = &mut self.model {
+            m.pending = StallCycles::default();
+            m.begun = false;
+        }
+    }
+
+    /// The access under way does not hit: when it is issued.
     fn begin(&mut self, at: At, fetch: bool) {
         let fetched = self.state.fetched;
         let Some(m) = &mut self.model else { return };
-        m.pending = StallCycles::default();
+        if core::mem::replace(&mut m.begun, true) {
+            return;
+        }
         let time = m.cycles_at(at.tally, fetched);
         m.issue = time;
         if let Some(mut o) = m.overlap.take() {
@@ -171,6 +181,13 @@ impl Vcpu {
     /// The access itself, when its translation is known.
     fn model_line(&mut self, line: Line, n: u64, e: &Entry, at: At) -> Result<NonNull<u8>, Stop> {
         let stamp = self.stamp(at);
+        let hits = match &self.model {
+            Some(m) if m.overlap.is_some() => self.mem.would_hit(m.core, &line),
+            _ => false,
+        };
+        if !hits {
+            self.begin(at, line.kind == LineKind::Fetch);
+        }
         let Some(m) = &mut self.model else {
             return Err(no_model());
         };
@@ -218,76 +235,72 @@ impl Vcpu {
                     Access::Exec => e.executable,
                 }
         };
-        let Some(mut m) = self.model.take() else {
+        let fetch = access == Access::Exec;
+        let tlbs = |v: &mut Self| v.model.as_mut().map(|m| m.tlbs.first(fetch).lookup(va));
+        let Some(first) = tlbs(self) else {
             return Err(no_model());
         };
-        let fetch = access == Access::Exec;
-        let mut known = m.tlbs.first(fetch).lookup(va).map(|(_, e)| e);
-        if let Some(e) = known.filter(allows)
-            && self.mode == SevMode::Snp
-            && !self.rmp_allows(&e, va, access)
+        if let Some((_, e)) = first.filter(|(_, e)| allows(e))
+            && self.still_allowed(&e, va, access)
         {
-            m.drop_entry(va);
-            if let Some(trace) = &mut self.trace {
-                let (core, va) = (m.core, Va(va));
-                trace(&TraceEvent::Dead { core, va });
-            }
-            known = None;
+            return Ok(e);
         }
-        let found = match known.filter(allows) {
-            Some(e) => Ok(e),
-            None => self.second_level(&mut m, va, access, allows, at),
-        };
-        self.model = Some(m);
-        found
+        self.second_level(va, access, allows, at)
+    }
+
+    /// Whether the RMP lets an entry's access through, as it did when the entry was made. If not, the entries are gone.
+    fn still_allowed(&mut self, e: &Entry, va: u64, access: Access) -> bool {
+        if self.mode != SevMode::Snp || self.rmp_allows(e, va, access) {
+            return true;
+        }
+        if let Some(m) = &mut self.model {
+            m.drop_entry(va);
+        }
+        self.tell(|core| TraceEvent::Dead { core, va: Va(va) });
+        false
     }
 
     /// What the first-level TLB does not have.
     fn second_level(
         &mut self,
-        m: &mut CoreModel,
         va: u64,
         access: Access,
         allows: impl Fn(&Entry) -> bool,
         at: At,
     ) -> Result<Entry, Stop> {
         let fetch = access == Access::Exec;
-        let snp = self.mode == SevMode::Snp;
-        let mut second = m.tlbs.second(fetch).and_then(|t| t.lookup(va));
-        if let Some((_, e)) = second.filter(|(_, e)| allows(e))
-            && snp
-            && !self.rmp_allows(&e, va, access)
-        {
-            m.drop_entry(va);
-            if let Some(trace) = &mut self.trace {
-                let (core, va) = (m.core, Va(va));
-                trace(&TraceEvent::Dead { core, va });
-            }
-            second = None;
-        }
-        let latency = &m.model.latency;
-        let (tlb2, walk) = (latency.tlb2_cycles, latency.walk_cycles);
-        let e = match second.filter(|(_, e)| allows(e)) {
+        let second = |m: &mut Box<CoreModel>| m.tlbs.second(fetch).and_then(|t| t.lookup(va));
+        let found = self.model.as_mut().and_then(second);
+        let found = found.filter(|(_, e)| allows(e));
+        let found = found.filter(|(_, e)| self.still_allowed(e, va, access));
+        let e = match found {
             Some((way, e)) => {
-                if let Some(t) = m.tlbs.second(fetch) {
-                    t.touch(way);
+                self.begin(at, fetch);
+                if let Some(m) = &mut self.model {
+                    if let Some(t) = m.tlbs.second(fetch) {
+                        t.touch(way);
+                    }
+                    m.tlb_counters(fetch).second_hits += 1;
+                    m.pending.tlb += u64::from(m.model.latency.tlb2_cycles);
                 }
-                m.tlb_counters(fetch).second_hits += 1;
-                m.pending.tlb += u64::from(tlb2);
                 e
             }
             None => {
                 let (e, log) = self.model_walk(va, access)?;
-                if m.tlbs.modelled() {
-                    m.tlb_counters(fetch).walks += 1;
-                    m.pending.walk += u64::from(walk);
-                    self.traffic(m, va, access, log, &e, at)?;
+                if self.model.as_ref().is_some_and(|m| m.tlbs.modelled()) {
+                    self.begin(at, fetch);
+                    self.traffic(va, access, log, &e, at)?;
                 }
-                if let Some(t) = m.tlbs.second(fetch) {
+                if let Some(m) = &mut self.model
+                    && let Some(t) = m.tlbs.second(fetch)
+                {
                     t.fill(va, e, |_, _| {});
                 }
                 e
             }
+        };
+        let Some(m) = &mut self.model else {
+            return Err(no_model());
         };
         if m.tlbs.modelled() {
             m.tlb_counters(fetch).misses += 1;
@@ -309,10 +322,9 @@ impl Vcpu {
         Ok(e)
     }
 
-    /// The memory references of a walk, and the RMP's.
+    /// A walk's memory references, and the RMP's.
     fn traffic(
         &mut self,
-        m: &mut CoreModel,
         va: u64,
         access: Access,
         mut log: WalkLog,
@@ -322,9 +334,14 @@ impl Vcpu {
         let stamp = self.stamp(at);
         let guest = self.domain(true);
         let rmp = (self.mode == SevMode::Snp).then(|| {
-            let frame = (e.spa | va & e.mask()) >> 12;
+            // The nested page's size is the entry's, or the check would have failed.
+            let pages = e.nested.map_or(1, PageSize::pages);
+            let frame = (e.spa | va & e.mask()) >> 12 & !(pages - 1);
             Spa(self.mem.rmp().base().0 + BOOKKEEPING_SIZE + frame * RMP_ENTRY)
         });
+        let Some(m) = &mut self.model else {
+            return Err(no_model());
+        };
         if let Some(trace) = &mut self.trace {
             trace(&TraceEvent::Walk {
                 core: m.core,
@@ -336,6 +353,8 @@ impl Vcpu {
                 rmp,
             });
         }
+        m.tlb_counters(access == Access::Exec).walks += 1;
+        m.pending.walk += u64::from(m.model.latency.walk_cycles);
         m.caches.filter(va, &mut log);
         let line = |spa, domain, kind| Line {
             va: Va(0),

@@ -164,10 +164,18 @@ impl Rig {
 
     /// Gives the guest the page: nested tables, RMP, zeroes.
     fn own(&mut self, gpa: u64) {
+        self.own_sized(gpa, PageSize::Size4K);
+    }
+
+    fn own_sized(&mut self, gpa: u64, size: PageSize) {
         let spa = self.spa(gpa);
+        let (leaf, large) = match size {
+            PageSize::Size4K => (0, 0),
+            PageSize::Size2M => (1, PS),
+        };
         if self.nested {
             let mut table = NCR3;
-            for level in (1..4).rev() {
+            for level in (leaf + 1..4).rev() {
                 let at = Spa(table + (gpa >> (12 + 9 * level) & 511) * 8);
                 let mut e = self.v.mem.read_u64(Domain::Shared, at).unwrap();
                 if e == 0 {
@@ -177,28 +185,29 @@ impl Rig {
                 }
                 table = e & 0x000f_ffff_ffff_f000;
             }
-            let at = Spa(table + (gpa >> 12 & 511) * 8);
+            let at = Spa(table + (gpa >> (12 + 9 * leaf) & 511) * 8);
             self.v
                 .mem
-                .write_u64(Domain::Shared, at, spa | P | W | U)
+                .write_u64(Domain::Shared, at, spa | P | W | U | large)
                 .unwrap();
         }
         if self.v.mode == SevMode::Snp {
             let update = RmpUpdate {
                 gpa,
                 assigned: 1,
-                page_size: 0,
+                page_size: leaf,
                 immutable: 0,
                 reserved: 0,
                 asid: ASID.0,
             };
             let rmp = self.v.mem.rmp();
             assert_eq!(rmp.rmpupdate(Spa(spa), &update), RmpStatus::SUCCESS);
-            rmp.pvalidate(ASID, Gpa(gpa), Spa(spa), PageSize::Size4K, true)
-                .unwrap();
+            rmp.pvalidate(ASID, Gpa(gpa), Spa(spa), size, true).unwrap();
         }
         let d = self.v.domain(true);
-        self.v.mem.zero_page(d, Spa(spa)).unwrap();
+        for page in 0..size.pages() {
+            self.v.mem.zero_page(d, Spa(spa + page * 0x1000)).unwrap();
+        }
     }
 
     fn entry(&self, table: u64, va: u64, level: u32) -> Spa {
@@ -250,6 +259,16 @@ impl Rig {
     pub fn map_large(&mut self, va: u64) {
         let gpa = 0x80_0000;
         self.set_entry(va, 2, gpa | P | W | U | PS);
+    }
+
+    /// Maps `pages` guest pages of 4 KiB at `va` to frames within one nested page, and RMP entry, of 2 MiB.
+    pub fn map_within_large(&mut self, va: u64, pages: u64) {
+        let gpa = 0x80_0000;
+        self.own_sized(gpa, PageSize::Size2M);
+        for k in 0..pages {
+            let e = (gpa + k * 0x1000) | P | W | U | self.c();
+            self.set_entry(va + k * 0x1000, 1, e);
+        }
     }
 
     /// Changes rights of a mapped page: bits to clear and to set in its entry.

@@ -25,6 +25,7 @@ use cranelift_codegen::ir::{
 use cranelift_frontend::Variable;
 use iced_x86::Mnemonic;
 use sevlab_cpu::insn::{Op, Operand};
+use sevlab_cpu::model::TRAIL_BYTES;
 use sevlab_cpu::model::costs::CostTable;
 use sevlab_cpu::{Builder, Insn};
 use sevlab_memctl::{FetchEntry, FetchFilter, LineFilter, TlbEntry};
@@ -213,7 +214,29 @@ impl Lower<'_, '_> {
             l.tally = Some(self.fb.use_var(l.tally_var));
             (l.tallied, l.straddles) = (0, false);
             l.at = Some(first);
+            if self.options.trail {
+                self.leave_trail(self.region.blocks[n].rip);
+            }
         }
+    }
+
+    /// Leaves a block's address and the clock in the trail ([`sevlab_cpu::CpuState::trail`]).
+    fn leave_trail(&mut self, rip: u64) {
+        let clock = self.count.expect("set at the block's start");
+        let p = self.pinned();
+        let place = self
+            .fb
+            .ins()
+            .load(types::I64, state_flags(), p, layout::TRAIL);
+        let rip = self.iconst(types::I64, rip);
+        self.fb.ins().store(state_flags(), rip, place, 0);
+        self.fb.ins().store(state_flags(), clock, place, 8);
+        let inside = self.iconst(types::I64, TRAIL_BYTES as u64 - 1);
+        let ring = self.fb.ins().band_not(place, inside);
+        let next = self.add_constant(place, 16);
+        let next = self.fb.ins().band(next, inside);
+        let next = self.fb.ins().bor(ring, next);
+        self.fb.ins().store(state_flags(), next, p, layout::TRAIL);
     }
 
     /// Before the current instruction does anything: its lines are fetched.

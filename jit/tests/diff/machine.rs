@@ -8,7 +8,7 @@ use sevlab_cpu::state::{CpuState, Lane};
 use sevlab_cpu::thunk::mxcsr;
 use sevlab_cpu::{SevMode, Stop, Vcpu, VcpuConfig, interp};
 use sevlab_jit::{Engine, JitOptions};
-use sevlab_memctl::model::Model;
+use sevlab_memctl::model::{CoreModel, Model};
 use sevlab_memctl::{CacheMode, CipherKind, Config, Domain, MemCtl, MemoryKey};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -340,6 +340,7 @@ impl Machine {
             Some(model) => JitOptions {
                 lines: true,
                 costs: Some(Arc::new(CostTable::new(model))),
+                trail: model.core.model == CoreModel::Overlap,
                 ..o
             },
         });

@@ -105,6 +105,23 @@ impl MemCtl {
         hier.access(&self.env(keys), at, line)
     }
 
+    /// Whether [`MemCtl::line`] would find the line in the core's first level, and change no more of it than its last use.
+    #[must_use]
+    pub fn would_hit(&self, core: usize, a: &Line) -> bool {
+        let line = a.spa.0 >> super::data::LINE_SHIFT;
+        let meta = self.lock();
+        let Some(hier) = meta.hier.as_ref().filter(|_| a.spa.0 < self.span()) else {
+            return false;
+        };
+        let page = hier.pages.of(line);
+        match hier.place(core) {
+            Ok(at) if page.has(line) && page.domain() == a.domain => {
+                hier.cores[at].has(line, a.kind)
+            }
+            _ => false,
+        }
+    }
+
     /// Takes the write tags of every core's filter for lines of the frame at `page` away: it holds decoded code now.
     pub fn drop_line_writes(&self, page: Spa) {
         if page.0 < self.span() {

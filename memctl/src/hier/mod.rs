@@ -158,6 +158,17 @@ struct Core {
 }
 
 impl Core {
+    /// Whether an access hits the first level and changes no more of it than the line's last use.
+    fn has(&self, line: u64, kind: LineKind) -> bool {
+        let data = &self.l1d.cache;
+        match kind {
+            LineKind::Load => data.find(line).is_some(),
+            LineKind::Store => data.find(line).is_some_and(|slot| data.dirty(slot)),
+            LineKind::Fetch => self.l1i.cache.find(line).is_some(),
+            LineKind::Walk | LineKind::WalkWrite | LineKind::Rmp => false,
+        }
+    }
+
     fn new(m: &Model, dram: &DramTimes) -> Self {
         Self {
             l1i: L1::new(&m.l1i, 0),
