@@ -178,6 +178,34 @@ static uint64_t rep(void)
 	return sum(b, SIZE);
 }
 
+static int compare_text(const void *a, const void *b)
+{
+	return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
+/* qsort of 5,000 lines by strcmp, each in a piece of the heap of its own. The first is at the beginning of a page. */
+static uint64_t lines(void)
+{
+	enum { LINES = 5000 };
+	static char *line[LINES];
+	uintptr_t pad = -((uintptr_t)malloc(4000) + 4016) & 4095;
+	if (!malloc(pad < 32 ? pad + 4096 - 8 : pad - 8))
+		return 0;
+	for (int i = 0; i < LINES; i++) {
+		int len = 30 + rnd() % 70;
+		line[i] = malloc(len + 1);
+		for (int k = 0; k < len; k++)
+			line[i][k] = k < 8 ? 'a' : 'a' + rnd() % 2;
+		line[i][len] = 0;
+	}
+	qsort(line, LINES, sizeof *line, compare_text);
+	uint64_t s = (uintptr_t)line[0] & 4095;
+	for (int i = 0; i < LINES; i++)
+		for (char *p = line[i]; *p; p++)
+			s = s * 31 + *p;
+	return s;
+}
+
 /* 1,024 functions of about 300 bytes each, in an order that nothing guesses: code that does not fit L1. */
 #define STEP(n, k) x = (x << (k) | x >> (64 - (k))) * (2 * UINT64_C(0x##n##1) + 0x9e3779b97f4a7c15 + k);
 #define F(n)								\
@@ -213,6 +241,7 @@ int main(int argc, char **argv)
 		{ "chase", chase }, { "stencil", stencil }, { "gups", gups }, { "memcpy", aligned },
 		{ "crossing", crossing },
 		{ "sort", sort }, { "compress", compress }, { "rep", rep }, { "code", code },
+		{ "lines", lines },
 	};
 	for (size_t i = 0; i < sizeof programs / sizeof *programs; i++)
 		if (argc > 1 && !strcmp(argv[1], programs[i].name)) {
