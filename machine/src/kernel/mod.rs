@@ -580,10 +580,11 @@ impl Process {
         vcpu.drain();
         time.enter(slot, vcpu);
         vcpu.set_turn_key(vcpu.cycles());
-        if vcpu.cluster().vcpus() > 1 {
+        let alone = vcpu.cluster().vcpus() == 1;
+        if !alone {
             vcpu.next_turn();
         }
-        vcpu.state.stop_at = vcpu.state.clock() + sevlab_cpu::model::TURN;
+        vcpu.begin_turn(alone);
     }
 }
 
