@@ -4,12 +4,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Pages whose pointers are held.
+<<<<<<< HEAD
 const PAGES: [&str; 4] = [
     "docs/model.md",
     "docs/report.md",
     "docs/study.md",
     "docs/time.md",
 ];
+=======
+const PAGES: [&str; 3] = ["docs/model.md", "docs/time.md", "docs/workloads.md"];
+>>>>>>> main
 
 fn root() -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");

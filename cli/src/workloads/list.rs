@@ -19,7 +19,7 @@ pub fn list(manifest: &Manifest, places: &Places, json: bool) -> Result<ExitCode
         return Ok(ExitCode::SUCCESS);
     }
     println!(
-        "{:<11} {:<8} {:<15} {:<24} {:<12} what",
+        "{:<12} {:<8} {:<15} {:<19} {:<13} what",
         "name", "kind", "follows", "MiB: test/train/ref", "here"
     );
     let mut missing = Vec::new();
@@ -51,7 +51,7 @@ pub fn list(manifest: &Manifest, places: &Places, json: bool) -> Result<ExitCode
             })
             .collect();
         println!(
-            "{:<11} {:<8} {:<15} {:<24} {here:<12} {}",
+            "{:<12} {:<8} {:<15} {:<19} {here:<13} {}",
             workload.name,
             workload.kind,
             workload.spec.as_deref().unwrap_or("-"),
@@ -65,11 +65,11 @@ pub fn list(manifest: &Manifest, places: &Places, json: bool) -> Result<ExitCode
             missing.len(),
             manifest.workloads.len()
         );
-        println!("{first}");
+        println!("{first}.");
         for other in &missing[1..] {
             // The same reason once is enough; the name is in the table.
             if !other.contains("sevlab-workloads") {
-                println!("{other}");
+                println!("{other}.");
             }
         }
     }

@@ -1,5 +1,7 @@
 //! Input files, made when they are needed: the same bytes everywhere, from a seed.
 
+pub mod c;
+
 use serde::{Deserialize, Serialize};
 
 use crate::guest::Random;
@@ -30,6 +32,13 @@ pub enum Content {
         /// Another seed, another text.
         seed: u64,
     },
+    /// C source, as the workload gcc compiles it.
+    C {
+        /// How many functions.
+        functions: usize,
+        /// Another seed, another source.
+        seed: u64,
+    },
     /// Integers of all lengths, one a line.
     Numbers {
         /// How many.
@@ -45,6 +54,7 @@ impl Content {
         match self {
             Self::Literal { text } => text.clone().into_bytes(),
             Self::Text { bytes, seed } => text(*bytes, *seed),
+            Self::C { functions, seed } => c::source(*functions, *seed).into_bytes(),
             Self::Numbers { count, seed } => numbers(*count, *seed),
         }
     }
