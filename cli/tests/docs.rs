@@ -4,16 +4,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Pages whose pointers are held.
-<<<<<<< HEAD
-const PAGES: [&str; 4] = [
+const PAGES: [&str; 5] = [
     "docs/model.md",
     "docs/report.md",
     "docs/study.md",
     "docs/time.md",
+    "docs/workloads.md",
 ];
-=======
-const PAGES: [&str; 3] = ["docs/model.md", "docs/time.md", "docs/workloads.md"];
->>>>>>> main
 
 fn root() -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
