@@ -83,34 +83,44 @@ def main():
     ap = argparse.ArgumentParser()
     ap.add_argument("-n", type=int, default=3)
     ap.add_argument("--sev", default="snp")
+    ap.add_argument("--cachegrind", action="store_true")
+    ap.add_argument("--short", action="store_true")
     ap.add_argument("names", nargs="*")
     args = ap.parse_args()
     valgrind = shutil.which("valgrind")
+    if args.cachegrind and not valgrind:
+        sys.exit("hierarchy-speed: --cachegrind needs valgrind")
     ratios, factors = [], []
+    head, rule = "| program | page | hierarchy | ratio |", "|---|---|---|---|"
+    if args.cachegrind:
+        head += " short: native | Cachegrind | hierarchy | faster |"
+        rule += "---|---|---|---|"
     with tempfile.TemporaryDirectory() as folder:
         table = programs(folder)
-        print(f"| program | native | page | hierarchy | ratio | short: Cachegrind | hierarchy | faster |")
-        print("|---|---|---|---|---|---|---|---|")
+        print(head)
+        print(rule)
         for name in args.names or table:
             long, short = table[name]
+            guest = short if args.short else long
             run = [SEVLAB, "run", "--sev", args.sev]
-            t = medians({"native": long, "page": [*run, "--", *long],
-                         "hierarchy": [*run, "--cache", "hierarchy", "--", *long]}, args.n)
+            t = medians({"page": [*run, "--", *guest], "hierarchy": [*run, "--cache", "hierarchy", "--", *guest]}, args.n)
             ratios.append(t["hierarchy"] / t["page"])
-            row = f"| {name} | {t['native']:.2f} s | {t['page']:.2f} s | {t['hierarchy']:.2f} s | {ratios[-1]:.2f} |"
-            if valgrind:
+            row = f"| {name} | {t['page']:.2f} s | {t['hierarchy']:.2f} s | {ratios[-1]:.2f} |"
+            if args.cachegrind:
                 out = os.path.join(folder, "cachegrind.out")
                 s = medians({
+                    "native": short,
                     "valgrind": [valgrind, "-q", "--tool=cachegrind", "--cache-sim=yes", f"--cachegrind-out-file={out}",
                                  "--I1=65536,2,64", "--D1=65536,2,64", "--LL=262144,8,64", *short],
                     "sevlab": [SEVLAB, "run", "--cache", "hierarchy", "--model", "cachegrind", "--", *short]}, args.n)
                 factors.append(s["valgrind"] / s["sevlab"])
-                row += f" {s['valgrind']:.2f} s | {s['sevlab']:.2f} s | {factors[-1]:.1f} |"
-            else:
-                row += " | | |"
+                native = max(s["native"], 0.001)
+                row += (f" {s['native']:.2f} s | {s['valgrind'] / native:.0f}x | {s['sevlab'] / native:.0f}x |"
+                        f" {factors[-1]:.1f} |")
             print(row, flush=True)
         mean = statistics.geometric_mean
-        print(f"| geometric mean | | | | {mean(ratios):.2f} | | | {mean(factors):.1f} |" if factors else f"| geometric mean | | | | {mean(ratios):.2f} | | | |")
+        row = f"| geometric mean | | | {mean(ratios):.2f} |"
+        print(row + (f" | | | {mean(factors):.1f} |" if factors else ""))
 
 
 main()

@@ -188,8 +188,8 @@ pub struct RunArgs {
     #[arg(long, value_name = "NUMBER", help_heading = "Machine")]
     pub seed: Option<u64>,
 
-    /// With --cache hierarchy: kill the guest with SIGXCPU after that many instructions (each of its processes by its own
-    /// count, to 10,000)
+    /// With --cache hierarchy: kill the guest with SIGXCPU after about that many instructions (each of its processes by its
+    /// own count)
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..), help_heading = "Machine")]
     pub limit_instructions: Option<u64>,
 

@@ -420,9 +420,10 @@ impl Cluster {
             return;
         };
         let me = seat.id + 1;
-        match w.load(Ordering::Relaxed) {
-            SEVERAL => {}
-            known if known == me => {}
+        match w.load(Ordering::Acquire) {
+            // What is noted already is seen by whoever sets a code bit: he takes it away in an exclusive section only.
+            SEVERAL => return,
+            known if known == me => return,
             0 => {
                 let lost = w.compare_exchange(0, me, Ordering::SeqCst, Ordering::SeqCst);
                 if lost.is_err_and(|now| now != me) {

@@ -272,6 +272,16 @@ impl Vcpu {
     /// Reads guest linear memory, any length, crossing pages. After an error `out` is unspecified.
     #[inline]
     pub fn read(&mut self, va: u64, out: &mut [u8]) -> Result<(), Stop> {
+        if self.modelled {
+            if let Some(host) = self.line_hit(va, out.len() as u64, Access::Read) {
+                // SAFETY: the filter has the line for reading, and all bytes are of it.
+                unsafe {
+                    core::ptr::copy_nonoverlapping(host.as_ptr(), out.as_mut_ptr(), out.len())
+                };
+                return Ok(());
+            }
+            return self.read_slow(va, out);
+        }
         if (1..=PAGE_SIZE as usize).contains(&out.len())
             && let Some(host) = self.probe_read(va, out.len() as u64)
         {
@@ -331,6 +341,14 @@ impl Vcpu {
     /// written frames is dropped first.
     #[inline]
     pub fn write(&mut self, va: u64, data: &[u8]) -> Result<(), Stop> {
+        if self.modelled {
+            if let Some(host) = self.line_hit(va, data.len() as u64, Access::Write) {
+                // SAFETY: the filter has the line for writing, and all bytes are of it; no Rust reference covers guest memory.
+                unsafe { core::ptr::copy_nonoverlapping(data.as_ptr(), host.as_ptr(), data.len()) };
+                return Ok(());
+            }
+            return self.write_slow(va, data);
+        }
         if (1..=PAGE_SIZE as usize).contains(&data.len())
             && let Some(host) = self.probe_write_tag(va, data.len() as u64)
         {

@@ -49,7 +49,7 @@ pub struct MachineConfig {
     pub engine: Engine,
     /// Makes keys, nonces, tweaks and the chip's identity repeatable; `None`: random.
     pub seed: Option<u64>,
-    /// With a model: the guest is killed with SIGXCPU after that many instructions, to a turn of 10,000; each of its
+    /// With a model: the guest is killed with SIGXCPU after about that many instructions (to a turn); each of its
     /// processes by its own count. `None`: no limit.
     pub instructions: Option<u64>,
     /// vCPUs run one at a time, in turns that depend on nothing but what the guest does; and code is translated at

@@ -107,8 +107,8 @@ pub struct SimTime {
     children_system: AtomicU64,
     /// Time of the vCPU that was in the guest kernel last.
     now: AtomicU64,
-    /// Turns that the process has left, of all its vCPUs; [`NEVER`]: without end.
-    turns: AtomicU64,
+    /// Instructions that the process has left, of all its vCPUs; [`NEVER`]: without end.
+    left: AtomicU64,
 }
 
 impl SimTime {
@@ -125,28 +125,27 @@ impl SimTime {
             children: AtomicU64::new(0),
             children_system: AtomicU64::new(0),
             now: AtomicU64::new(0),
-            turns: AtomicU64::new(NEVER),
+            left: AtomicU64::new(NEVER),
         }
     }
 
-    /// The same with an end after that many instructions, to a turn.
+    /// The same with an end after that many instructions, besides those of each vCPU's first turn.
     #[must_use]
     pub fn limited(mut self, instructions: Option<u64>) -> Self {
-        let turns = instructions.map_or(NEVER, |n| n.div_ceil(sevlab_cpu::model::TURN));
-        self.turns = AtomicU64::new(turns);
+        self.left = AtomicU64::new(instructions.unwrap_or(NEVER));
         self
     }
 
-    /// A vCPU has used a turn up: whether it was the last.
-    pub(crate) fn last_turn(&self) -> bool {
-        let left = self.turns.load(Ordering::Relaxed);
+    /// A vCPU begins a turn of `wanted` instructions: how many it may have. 0: the process has had all.
+    pub(crate) fn allowed(&self, wanted: u64) -> u64 {
+        let left = self.left.load(Ordering::Relaxed);
         if left == NEVER {
-            return false;
+            return wanted;
         }
         // vCPUs run one at a time.
-        let left = left.saturating_sub(1);
-        self.turns.store(left, Ordering::Relaxed);
-        left == 0
+        let most = wanted.min(left);
+        self.left.store(left - most, Ordering::Relaxed);
+        most
     }
 
     /// Cycles of a microsecond.

@@ -15,6 +15,7 @@
 //! What hardware does and this does not: entries are never locked by another processor (FAIL_INUSE), and a VMSA is not marked
 //! in use. With SNP off every check passes and every instruction fails; it is the CPU that raises #UD.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sevlab_arch::rmp::{
@@ -196,6 +197,8 @@ pub struct Rmp {
     enabled: bool,
     /// Held over each change: an instruction on the table is atomic.
     change: Mutex<()>,
+    /// Grows with each change.
+    epoch: AtomicU64,
 }
 
 impl Rmp {
@@ -224,6 +227,7 @@ impl Rmp {
             base: Spa(base),
             enabled,
             change: Mutex::new(()),
+            epoch: AtomicU64::new(0),
         };
         let own = RmpEntry::ASSIGNED | RmpEntry::IMMUTABLE;
         for pfn in rmp.base.pfn()..size >> PAGE_SHIFT {
@@ -253,6 +257,13 @@ impl Rmp {
     #[must_use]
     pub fn end(&self) -> Spa {
         Spa(if self.enabled { self.size - 1 } else { 0 })
+    }
+
+    /// A number that grows with each change of the table: what a check of an entry said holds as long as it stays.
+    #[must_use]
+    #[inline]
+    pub fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Acquire)
     }
 
     /// The entry that speaks for a page: its own, or its 2 MiB region's with the guest physical address moved along. None if the
@@ -601,6 +612,7 @@ impl Rmp {
         let at = self.at(pfn);
         self.dram.store_raw(at + 8, e.hi);
         self.dram.store_raw(at, e.lo);
+        self.epoch.fetch_add(1, Ordering::Release);
     }
 
     fn drop_tlb(&self, pfn: u64, size: PageSize) {

@@ -25,6 +25,8 @@ pub const SCRATCH: &str = "tmp";
 const OWN: [i32; 4] = [2, 125, 126, 127];
 /// The signal of a guest that has had its instructions.
 const SPENT: i32 = libc::SIGXCPU;
+/// What a report may take, in bytes.
+const PROBE: usize = 32 << 10;
 /// Most of a run's standard error that is kept.
 const STDERR: u64 = 4096;
 
@@ -173,6 +175,11 @@ impl Bench<'_> {
             report,
         };
         judge(&mut record, entry, ended, out_of_time, &stderr);
+        if record.status == Status::Broken {
+            // A disk that is full is nothing about this run, and the next would fail as well.
+            let probe = scratch.join("probe");
+            fs::write(&probe, vec![1; PROBE]).map_err(Error::file("writing", &probe))?;
+        }
         Ok(Some(record))
     }
 }

@@ -206,6 +206,12 @@ impl Cache {
         self.blocks.get(&rip).map(|b| &**b)
     }
 
+    /// Whether an engine has a translation of the block at `rip`.
+    pub(super) fn is_translated(&self, rip: u64) -> bool {
+        let block = self.blocks.get(&rip);
+        block.is_some_and(|b| b.translated.get() != 0)
+    }
+
     /// Notes where the translation of the block at `rip` is (0: nowhere). False if there is no such block.
     pub fn set_translated(&mut self, rip: u64, word: u64) -> bool {
         match self.blocks.get(&rip) {

@@ -157,6 +157,10 @@ fn build(v: &mut Vcpu, rip: u64) -> Result<*const Block, Stop> {
         if i.ends_block() || insns.len() >= MAX_BLOCK || at & !(PAGE_SIZE - 1) != page {
             break;
         }
+        // A turn may end anywhere: from there, blocks lead to the next translation and not past it.
+        if v.model.is_some() && v.interp.is_translated(at) {
+            break;
+        }
     }
     // Noting the second page may have found that it is another frame now, and dropped blocks.
     drain(v);

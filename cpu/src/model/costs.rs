@@ -17,7 +17,8 @@ use sevlab_memctl::model::{Costs, Model};
 
 use crate::insn::{Control, Insn, Op, Operand, Rep};
 
-/// Instructions that may be added up between two drains.
+/// Instructions that may be added up between two drains, whatever they cost. With low costs there may be more
+/// ([`CostTable::most`]).
 pub const MOST: u64 = 1 << 14;
 
 /// A packed count, see the module's page.
@@ -192,6 +193,14 @@ impl CostTable {
             cycles: cycles.map(|c| c.min(4095)),
             repeat: u64::from(rep.min(4095)),
         }
+    }
+
+    /// How many instructions may be added up between two drains at these costs, with 8 reads and 8 writes each at most.
+    #[must_use]
+    pub fn most(&self) -> u64 {
+        let costs = self.cycles.iter().map(|&c| u64::from(c));
+        let dearest = costs.fold(self.repeat, u64::max).max(1);
+        ((1 << READS) / dearest).min(1 << (WRITES - READS - 3))
     }
 
     /// What an instruction adds to [`CpuState::tally`](crate::CpuState::tally) when it completes.

@@ -8,6 +8,7 @@
 //! before it, plus 1. So it does not matter who makes an access, or whether it is made twice.
 
 pub mod costs;
+mod known;
 mod overlap;
 mod paths;
 mod tlb;
@@ -25,6 +26,7 @@ use sevlab_memctl::{Error, FetchFilter, LineFilter};
 use crate::state::CpuState;
 use crate::vcpu::Vcpu;
 use costs::{CostTable, Tally};
+use known::Known;
 use overlap::Overlap;
 pub use overlap::{TRAIL, TRAIL_BYTES};
 pub(crate) use tlb::Entry;
@@ -36,6 +38,9 @@ pub use walk::WalkRef;
 
 /// Instructions and iterations of a turn.
 pub const TURN: u64 = 10_000;
+
+/// Of a turn that nobody waits for the end of but timers: an end costs the host time.
+pub const TURN_ALONE: u64 = 1 << 16;
 
 /// A place between two instructions, for callers whose state words lag behind: what [`CpuState::retired`] and
 /// [`CpuState::tally`] would be there.
@@ -313,9 +318,15 @@ pub struct CoreModel {
     before: u64,
     /// Lines fetched at that time.
     fetched_before: u64,
+    /// What stalls of `counters` come to, of a core that waits for each (of another they are summed up when needed).
+    waited: u64,
+    /// What exits of `counters` come to.
+    left: u64,
     /// The controller knows the filters.
     attached: bool,
     tlbs: Tlbs,
+    known_data: Known,
+    known_code: Known,
     caches: WalkCaches,
     lines: Arc<LineFilter>,
     fetches: Arc<FetchFilter>,
@@ -347,8 +358,11 @@ impl CoreModel {
             + t.cycles
             + accesses * u64::from(latency.l1d_cycles)
             + (fetched - self.fetched_before) * u64::from(latency.l1i_cycles)
-            + c.stalls.total()
-            + c.exits.iter().sum::<u64>()
+            + match self.overlap {
+                None => self.waited,
+                Some(_) => c.stalls.total(),
+            }
+            + self.left
     }
 
     fn tlb_counters(&mut self, fetch: bool) -> &mut TlbCounters {
@@ -362,12 +376,15 @@ impl CoreModel {
     /// Takes the entries of a page away, and what the filters have of it.
     fn drop_entry(&mut self, va: u64) {
         let (lines, fetches) = (&self.lines, &self.fetches);
+        let (data, code) = (&mut self.known_data, &mut self.known_code);
         for t in self.tlbs.each() {
             t.drop_page(va, |page, large| {
                 let size = if large { 1 << 21 } else { 1 << 12 };
                 for at in (page..page + size).step_by(1 << 12) {
                     lines.drop_va_page(Va(at));
                     fetches.drop_va_page(Va(at));
+                    data.drop_page(at);
+                    code.drop_page(at);
                 }
             });
         }
@@ -385,6 +402,8 @@ impl CoreModel {
 
     fn flush(&mut self, nested: bool, trace: Option<&mut Trace>) {
         self.tlbs.each().for_each(Tlb::flush);
+        self.known_data.flush();
+        self.known_code.flush();
         self.caches.flush_guest();
         self.forget_code();
         if nested {
@@ -441,8 +460,12 @@ impl Vcpu {
             counters: CoreCounters::default(),
             before: 0,
             fetched_before: self.state.fetched,
+            waited: 0,
+            left: 0,
             attached: true,
             tlbs: Tlbs::new(&model),
+            known_data: Known::new(),
+            known_code: Known::new(),
             caches: WalkCaches::new(
                 t.map_or(0, |t| t.walk_entries),
                 t.map_or(0, |t| t.nested_entries),
@@ -493,6 +516,7 @@ impl Vcpu {
             }
             m.counters.events[cause as usize] += events;
             m.counters.exits[cause as usize] += cycles;
+            m.left += cycles;
             if let Some(o) = &mut m.overlap {
                 o.passed(cycles);
             }
@@ -504,6 +528,18 @@ impl Vcpu {
                     cycles,
                 });
             }
+        }
+    }
+
+    /// Begins a turn; `alone`: no other core waits for its end.
+    pub fn begin_turn(&mut self, alone: bool) {
+        if let Some(m) = &self.model {
+            let turn = if alone {
+                m.costs.most().clamp(TURN, TURN_ALONE)
+            } else {
+                TURN
+            };
+            self.state.stop_at = self.state.clock() + turn;
         }
     }
 
@@ -581,6 +617,7 @@ impl Vcpu {
             s.tally = 0;
             m.fetched_before = s.fetched;
             m.counters = CoreCounters::default();
+            (m.waited, m.left) = (0, 0);
             s.fetch_line = u64::MAX;
             self.mem.keep_only_core(m.core);
         }

@@ -30,16 +30,22 @@ impl Vcpu {
         access: Access,
         drops_code: bool,
     ) -> Result<NonNull<u8>, Stop> {
-        let at = self.at();
-        if self.trace.is_none()
-            && let Some(m) = &self.model
-            && let Some(host) = m
-                .lines
-                .hit(Va(va), n, access == Access::Write, self.stamp(at))
-        {
+        if let Some(host) = self.line_hit(va, n, access) {
             return Ok(host);
         }
+        let at = self.at();
         self.touch(va, n, access, at, drops_code)
+    }
+
+    /// The same, if the filter knows the line; `None`, with nothing done, also if the bytes are of more than one.
+    #[inline]
+    pub(crate) fn line_hit(&self, va: u64, n: u64, access: Access) -> Option<NonNull<u8>> {
+        if self.trace.is_some() || n.wrapping_sub(1) > 63 {
+            return None;
+        }
+        let stamp = self.stamp(self.at());
+        let m = self.model.as_deref()?;
+        m.lines.hit(Va(va), n, access == Access::Write, stamp)
     }
 
     /// An access to more than one page happens if all of them can be accessed; else it leaves no trace in the model.

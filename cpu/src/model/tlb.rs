@@ -10,7 +10,6 @@ const PAGE: u32 = 12;
 const LARGE: u32 = 21;
 /// No page has this key.
 const EMPTY: u64 = u64::MAX;
-const HINTS: usize = 512;
 
 /// A translation of a page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -69,21 +68,68 @@ const fn page_of(key: u64) -> (u64, bool) {
     }
 }
 
+const NOBODY: u32 = u32::MAX;
+
+/// Entries of a set in the order of their last use (LRU) or of their filling (FIFO).
+struct Queues {
+    /// By entry: the one before and the one behind it.
+    links: Box<[[u32; 2]]>,
+    /// By set: the first, which is the oldest, and the last.
+    ends: Box<[[u32; 2]]>,
+}
+
+impl Queues {
+    fn new(sets: usize, ways: usize) -> Self {
+        Self {
+            links: vec![[NOBODY; 2]; sets * ways].into(),
+            ends: vec![[NOBODY; 2]; sets].into(),
+        }
+    }
+
+    fn take_out(&mut self, set: usize, at: usize) {
+        let [before, behind] = self.links[at];
+        match before {
+            NOBODY => self.ends[set][0] = behind,
+            b => self.links[b as usize][1] = behind,
+        }
+        match behind {
+            NOBODY => self.ends[set][1] = before,
+            b => self.links[b as usize][0] = before,
+        }
+    }
+
+    fn append(&mut self, set: usize, at: usize) {
+        let last = self.ends[set][1];
+        self.links[at] = [last, NOBODY];
+        match last {
+            NOBODY => self.ends[set][0] = at as u32,
+            l => self.links[l as usize][1] = at as u32,
+        }
+        self.ends[set][1] = at as u32;
+    }
+}
+
 /// One TLB.
 pub(crate) struct Tlb {
     keys: Box<[u64]>,
     entries: Box<[Entry]>,
-    /// Time of the last use (LRU) or of the fill (FIFO); NRU's bit.
-    order: Box<[u64]>,
+    /// LRU and FIFO: of the entries that there are.
+    queues: Queues,
+    /// NRU's bit.
+    used: Box<[bool]>,
     /// Tree-PLRU: a set's tree, node 1 its root; a bit says in which half the next victim is.
     trees: Box<[u64]>,
+    /// By set: how many entries it has.
+    filled: Box<[u32]>,
     ways: usize,
     sets: u64,
     policy: Policy,
-    time: u64,
     random: u64,
-    /// Where a key was last found.
-    hints: Box<[u32; HINTS]>,
+    /// Where keys are: chains of entries by hash.
+    heads: Box<[u32]>,
+    next: Box<[u32]>,
+    /// How many entries are of 2 MiB.
+    large: usize,
 }
 
 /// A step of xorshift64*: 32 bits of it.
@@ -104,29 +150,35 @@ impl Tlb {
         Self {
             keys: vec![EMPTY; n].into(),
             entries: vec![NONE; n].into(),
-            order: vec![0; n].into(),
+            queues: Queues::new(sets, ways),
+            used: vec![false; n].into(),
             trees: vec![0; sets].into(),
+            filled: vec![0; sets].into(),
             ways,
             sets: sets as u64,
             policy: c.policy,
-            time: 0,
             random: seed,
-            hints: Box::new([0; HINTS]),
+            heads: vec![NOBODY; (2 * n).next_power_of_two()].into(),
+            next: vec![NOBODY; n].into(),
+            large: 0,
         }
     }
 
-    fn find(&mut self, key: u64) -> Option<usize> {
-        let hint = (key ^ key >> 9) as usize % HINTS;
-        let at = self.hints[hint] as usize;
-        if self.keys[at] == key {
-            return Some(at);
+    #[inline]
+    fn bucket(&self, key: u64) -> usize {
+        (key ^ key >> 11) as usize & (self.heads.len() - 1)
+    }
+
+    #[inline]
+    fn find(&self, key: u64) -> Option<usize> {
+        let mut at = self.heads[self.bucket(key)];
+        while at != NOBODY {
+            if self.keys[at as usize] == key {
+                return Some(at as usize);
+            }
+            at = self.next[at as usize];
         }
-        let first = self.first(key);
-        let way = self.keys[first..first + self.ways]
-            .iter()
-            .position(|k| *k == key)?;
-        self.hints[hint] = (first + way) as u32;
-        Some(first + way)
+        None
     }
 
     /// Index of the first way of a key's set.
@@ -135,10 +187,12 @@ impl Tlb {
     }
 
     /// The entry of `va`'s page, and where it is.
-    pub(crate) fn lookup(&mut self, va: u64) -> Option<(usize, Entry)> {
-        let at = self
-            .find(key(va, false))
-            .or_else(|| self.find(key(va, true)))?;
+    pub(crate) fn lookup(&self, va: u64) -> Option<(usize, Entry)> {
+        let at = match self.find(key(va, false)) {
+            Some(at) => at,
+            None if self.large > 0 => self.find(key(va, true))?,
+            None => return None,
+        };
         Some((at, self.entries[at]))
     }
 
@@ -146,16 +200,19 @@ impl Tlb {
     pub(crate) fn touch(&mut self, at: usize) {
         match self.policy {
             Policy::Lru => {
-                self.time += 1;
-                self.order[at] = self.time;
+                let set = at / self.ways;
+                if self.queues.ends[set][1] != at as u32 {
+                    self.queues.take_out(set, at);
+                    self.queues.append(set, at);
+                }
             }
             Policy::Nru => {
                 let first = at / self.ways * self.ways;
-                let bits = &mut self.order[first..first + self.ways];
-                bits[at - first] = 1;
-                if bits.iter().all(|b| *b != 0) {
-                    bits.fill(0);
-                    bits[at - first] = 1;
+                let bits = &mut self.used[first..first + self.ways];
+                bits[at - first] = true;
+                if bits.iter().all(|b| *b) {
+                    bits.fill(false);
+                    bits[at - first] = true;
                 }
             }
             Policy::TreePlru => {
@@ -178,18 +235,15 @@ impl Tlb {
     }
 
     fn victim(&mut self, first: usize) -> usize {
-        let ways = first..first + self.ways;
-        if let Some(way) = self.keys[ways.clone()].iter().position(|k| *k == EMPTY) {
-            return first + way;
+        let (ways, set) = (first..first + self.ways, first / self.ways);
+        if (self.filled[set] as usize) < self.ways {
+            let free = self.keys[ways].iter().position(|k| *k == EMPTY);
+            return first + free.unwrap_or(0);
         }
-        let order = &self.order[ways];
         first
             + match self.policy {
-                Policy::Lru | Policy::Fifo => {
-                    let oldest = order.iter().enumerate().min_by_key(|(_, t)| **t);
-                    oldest.map_or(0, |(way, _)| way)
-                }
-                Policy::Nru => order.iter().position(|b| *b == 0).unwrap_or(0),
+                Policy::Lru | Policy::Fifo => self.queues.ends[set][0] as usize - first,
+                Policy::Nru => self.used[ways].iter().position(|b| !*b).unwrap_or(0),
                 Policy::Random => (next_random(&mut self.random) % self.ways as u64) as usize,
                 Policy::TreePlru => {
                     let tree = self.trees[first / self.ways];
@@ -205,7 +259,9 @@ impl Tlb {
     /// Enters the translation of `va`'s page, in the place of an entry of that page if there is one. Calls `gone` for pages
     /// whose entries that takes away or changes.
     pub(crate) fn fill(&mut self, va: u64, e: Entry, mut gone: impl FnMut(u64, bool)) {
-        if let Some(other) = self.find(key(va, !e.large)) {
+        if (e.large || self.large > 0)
+            && let Some(other) = self.find(key(va, !e.large))
+        {
             self.remove(other, &mut gone);
         }
         let key = key(va, e.large);
@@ -228,18 +284,32 @@ impl Tlb {
         }
         self.keys[at] = key;
         self.entries[at] = e;
-        if self.policy == Policy::Fifo {
-            self.time += 1;
-            self.order[at] = self.time;
-        } else {
-            self.touch(at);
+        self.large += usize::from(e.large);
+        let (set, bucket) = (at / self.ways, self.bucket(key));
+        self.filled[set] += 1;
+        self.next[at] = std::mem::replace(&mut self.heads[bucket], at as u32);
+        match self.policy {
+            Policy::Lru | Policy::Fifo => self.queues.append(set, at),
+            _ => self.touch(at),
         }
     }
 
     fn remove(&mut self, at: usize, gone: &mut impl FnMut(u64, bool)) {
-        let (page, large) = page_of(self.keys[at]);
-        self.keys[at] = EMPTY;
-        self.order[at] = 0;
+        let key = std::mem::replace(&mut self.keys[at], EMPTY);
+        let (page, large) = page_of(key);
+        self.large -= usize::from(large);
+        self.used[at] = false;
+        let (set, bucket) = (at / self.ways, self.bucket(key));
+        self.filled[set] -= 1;
+        if matches!(self.policy, Policy::Lru | Policy::Fifo) {
+            self.queues.take_out(set, at);
+        }
+        let behind = self.next[at];
+        let mut link = &mut self.heads[bucket];
+        while *link != at as u32 && *link != NOBODY {
+            link = &mut self.next[*link as usize];
+        }
+        *link = behind;
         gone(page, large);
     }
 
@@ -255,7 +325,11 @@ impl Tlb {
     /// Takes everything away.
     pub(crate) fn flush(&mut self) {
         self.keys.fill(EMPTY);
-        self.order.fill(0);
+        self.used.fill(false);
+        self.filled.fill(0);
+        self.heads.fill(NOBODY);
+        self.queues.ends.fill([NOBODY; 2]);
+        self.large = 0;
     }
 }
 

@@ -46,7 +46,11 @@ impl Vcpu {
         drops_code: bool,
     ) -> Result<NonNull<u8>, Stop> {
         debug_assert!(va & 63 <= 64 - n);
+        if let Some(done) = self.touch_known(va, access, at) {
+            return done;
+        }
         self.start();
+        let epoch = self.mem.rmp().epoch();
         let e = self.model_entry(va, access, at)?;
         let spa = Spa(e.spa | va & e.mask());
         let store = access == Access::Write;
@@ -81,6 +85,10 @@ impl Vcpu {
         };
         let host = self.model_line(line, n, &e, at)?;
         self.settle(at, line.kind);
+        let stores = e.writable && (store || self.rmp_allows(&e, va, Access::Write));
+        if let Some(m) = &mut self.model {
+            m.known_data.set(va, &e, line.domain, epoch, stores);
+        }
         let offset = (va & 63) as usize;
         Ok(host.map_addr(|a| a.saturating_add(offset)))
     }
@@ -90,7 +98,11 @@ impl Vcpu {
     /// # Errors
     /// As [`Vcpu::touch_data`].
     pub fn touch_fetch(&mut self, va: u64, at: At) -> Result<(), Stop> {
+        if let Some(done) = self.fetch_known(va, at) {
+            return done;
+        }
         self.start();
+        let epoch = self.mem.rmp().epoch();
         let e = self.model_entry(va, Access::Exec, at)?;
         let line = Line {
             va: Va(va),
@@ -103,6 +115,9 @@ impl Vcpu {
         };
         self.model_line(line, 1, &e, at)?;
         self.settle(at, LineKind::Fetch);
+        if let Some(m) = &mut self.model {
+            m.known_code.set(va, &e, line.domain, epoch, false);
+        }
         self.fetched(va);
         Ok(())
     }
@@ -156,7 +171,10 @@ impl Vcpu {
                 o.passed(parts.total());
             }
             Some(o) => o.missed(clock, m.issue, kind == LineKind::Store, parts),
-            None => m.counters.stalls.add(&parts),
+            None => {
+                m.counters.stalls.add(&parts);
+                m.waited += parts.total();
+            }
         }
     }
 
@@ -288,13 +306,16 @@ impl Vcpu {
             m.tlb_counters(fetch).misses += 1;
         }
         let (lines, fetches) = (&m.lines, &m.fetches);
+        let (data, code) = (&mut m.known_data, &mut m.known_code);
         m.tlbs.first(fetch).fill(va, e, |page, large| {
             let size = if large { 1 << 21 } else { 1 << 12 };
             for at in (page..page + size).step_by(1 << 12) {
                 if fetch {
                     fetches.drop_va_page(Va(at));
+                    code.drop_page(at);
                 } else {
                     lines.drop_va_page(Va(at));
+                    data.drop_page(at);
                 }
             }
         });

@@ -161,11 +161,41 @@ fn touch(v: &mut Vcpu, va: u64, n: u64, access: Access) -> u64 {
         .map_or(0, |host| host.as_ptr() as u64)
 }
 
+/// The host address of bytes in two lines of one page that is known: both touched for a load. Their plaintext stays where it is
+/// at least until the next instruction, even if one of the lines pushes out the other.
+fn both_lines(v: &mut Vcpu, va: u64) -> Option<u64> {
+    let upper = (va | 63).wrapping_add(1);
+    if upper & 0xfff == 0 {
+        return None;
+    }
+    let at = v.at();
+    let host = v.touch_known(va, Access::Read, at)?.ok()?;
+    v.touch_known(upper, Access::Read, at)?.ok()?;
+    Some(host.as_ptr() as u64)
+}
+
+/// As [`store_bytes`], with a short way for what lies in one line.
+fn store_line(v: &mut Vcpu, va: u64, bytes: &[u8]) -> bool {
+    let at = v.at();
+    if !crosses(va, bytes.len() as u64)
+        && let Some(known) = v.touch_known(va, Access::Write, at)
+    {
+        return known.is_ok_and(|host| {
+            // SAFETY: the bytes are of one line, which the controller has just given for a store.
+            unsafe {
+                core::ptr::copy_nonoverlapping(bytes.as_ptr(), host.as_ptr(), bytes.len());
+            }
+            true
+        });
+    }
+    store_bytes(v, va, bytes)
+}
+
 extern "sysv64" fn load(va: u64, n: u64, _: u64, clock: u64, tally: u64, state: *mut CpuState) {
     // SAFETY: called by translated code only, with the pinned register as the last argument.
     let v = unsafe { at(state, clock, tally) };
     let host = if crosses(va, n) {
-        copy_to_scratch(v, va, n)
+        both_lines(v, va).unwrap_or_else(|| copy_to_scratch(v, va, n))
     } else {
         touch(v, va, n, Access::Read)
     };
@@ -175,7 +205,12 @@ extern "sysv64" fn load(va: u64, n: u64, _: u64, clock: u64, tally: u64, state: 
 extern "sysv64" fn rmw(va: u64, n: u64, _: u64, clock: u64, tally: u64, state: *mut CpuState) {
     // SAFETY: as in `load`.
     let v = unsafe { at(state, clock, tally) };
-    let host = if crosses(va, n) || v.would_hit_code(va, n) {
+    let at = v.at();
+    let host = if crosses(va, n) {
+        0
+    } else if let Some(known) = v.touch_known(va, Access::Write, at) {
+        known.map_or(0, |host| host.as_ptr() as u64)
+    } else if v.would_hit_code(va, n) {
         0
     } else {
         touch(v, va, n, Access::Write)
@@ -193,7 +228,8 @@ extern "sysv64" fn store(
 ) {
     // SAFETY: as in `load`.
     let v = unsafe { at(state, clock, tally) };
-    let ok = store_bytes(v, va, &value.to_le_bytes()[..(n as usize).min(8)]);
+    let bytes = value.to_le_bytes();
+    let ok = store_line(v, va, &bytes[..(n as usize).min(8)]);
     done(v, u64::from(ok));
 }
 
@@ -209,7 +245,7 @@ extern "sysv64" fn store_wide(
     let v = unsafe { at(state, clock, tally) };
     let mut bytes = [0u8; 32];
     bytes.copy_from_slice(&v.state.scratch.0[..32]);
-    let ok = store_bytes(v, va, &bytes[..(n as usize).min(32)]);
+    let ok = store_line(v, va, &bytes[..(n as usize).min(32)]);
     done(v, u64::from(ok));
 }
 

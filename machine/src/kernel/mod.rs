@@ -582,11 +582,19 @@ impl Process {
         vcpu.drain();
         time.enter(slot, vcpu);
         vcpu.set_turn_key(vcpu.cycles());
-        if vcpu.cluster().vcpus() > 1 {
+        let alone = vcpu.cluster().vcpus() == 1;
+        if !alone {
             vcpu.next_turn();
         }
-        vcpu.state.stop_at = vcpu.state.clock() + sevlab_cpu::model::TURN;
-        time.last_turn()
+        vcpu.begin_turn(alone);
+        let clock = vcpu.state.clock();
+        match time.allowed(vcpu.state.stop_at - clock) {
+            0 => true,
+            most => {
+                vcpu.state.stop_at = clock + most;
+                false
+            }
+        }
     }
 }
 

@@ -24,18 +24,33 @@ pub(super) struct Cause {
     pub owed: Option<Asid>,
 }
 
+impl Cause {
+    #[inline]
+    pub(super) fn new(core: usize, now: u64) -> Self {
+        Self {
+            core,
+            now,
+            stalls: Stalls::default(),
+            absent: false,
+            owed: None,
+        }
+    }
+}
+
 impl Hier {
     #[inline]
     /// [`MemCtl::line`](crate::MemCtl::line) for a core that is attached (by its index in `cores`) and an address that exists.
     pub(super) fn access(&mut self, env: &Env<'_>, core: usize, a: &Line) -> Result<Served, Error> {
+        if let Some(served) = self.near(env, core, a) {
+            return Ok(served);
+        }
+        self.access_far(env, core, a)
+    }
+
+    #[inline(never)]
+    fn access_far(&mut self, env: &Env<'_>, core: usize, a: &Line) -> Result<Served, Error> {
         let line = a.spa.0 >> LINE_SHIFT;
-        let mut cause = Cause {
-            core,
-            now: a.now,
-            stalls: Stalls::default(),
-            absent: false,
-            owed: None,
-        };
+        let mut cause = Cause::new(core, a.now);
         let mut page = self.pages.of(line);
         if page.cached == 0 {
             let pfn = line >> PAGE_LINES_SHIFT;
@@ -142,8 +157,9 @@ impl Hier {
     fn fetch(&mut self, env: &Env<'_>, cause: &mut Cause, line: u64, a: &Line) -> Level {
         let core = cause.core;
         if let Some(slot) = self.cores[core].l1i.cache.find(line) {
-            self.cores[core].l1i.hit(slot, line, a.stamp);
-            self.enter_fetch(env, core, slot, line, a);
+            let l1i = &mut self.cores[core].l1i;
+            l1i.hit(slot, line, a.stamp);
+            enter_fetch(env, l1i, slot, line, a);
             return Level::L1;
         }
         self.cores[core].counters.l1i.misses[CountKind::Fetch as usize] += 1;
@@ -153,14 +169,44 @@ impl Hier {
             self.l1_victim(env, cause, v);
         }
         self.pages.note_core(line, core);
-        self.cores[core].l1i.insert(slot, line, false, a.stamp);
-        self.enter_fetch(env, core, slot, line, a);
+        let l1i = &mut self.cores[core].l1i;
+        l1i.insert(slot, line, false, a.stamp);
+        enter_fetch(env, l1i, slot, line, a);
         self.in_flight = [NOTHING; 3];
         level
     }
 
     /// Everything below the first level: afterwards the line is in L2 and LLC, as far as those are there and keep it.
+    #[inline]
     fn below(
+        &mut self,
+        env: &Env<'_>,
+        cause: &mut Cause,
+        line: u64,
+        a: &Line,
+        write: bool,
+    ) -> Level {
+        let kind = CountKind::of(a.kind) as usize;
+        let c = &mut self.cores[cause.core];
+        if let Some(l2) = &mut c.l2
+            && !cause.absent
+            && let Some(slot) = l2.find(line)
+        {
+            l2.hit(slot, line);
+            c.counters.l2.hits[kind] += 1;
+            cause.stalls.cache = self.l2_cycles;
+            if write && !l2.dirty(slot) {
+                self.claim_line(cause, line);
+            }
+            self.in_flight[0] = line;
+            return Level::L2;
+        }
+        self.beyond_l2(env, cause, line, a, write)
+    }
+
+    /// The rest of it, for a line that L2 does not have.
+    #[inline(never)]
+    fn beyond_l2(
         &mut self,
         env: &Env<'_>,
         cause: &mut Cause,
@@ -171,20 +217,7 @@ impl Hier {
         let core = cause.core;
         let kind = CountKind::of(a.kind) as usize;
         let c = &mut self.cores[core];
-        let mut owned = false;
-        if let Some(l2) = &mut c.l2 {
-            let found = if cause.absent { None } else { l2.find(line) };
-            if let Some(slot) = found {
-                l2.hit(slot, line);
-                c.counters.l2.hits[kind] += 1;
-                cause.stalls.cache = self.l2_cycles;
-                owned = l2.dirty(slot);
-                if write && !owned {
-                    self.claim_line(cause, line);
-                }
-                self.in_flight[0] = line;
-                return Level::L2;
-            }
+        if c.l2.is_some() {
             c.counters.l2.misses[kind] += 1;
         }
         let in_llc = if cause.absent {
@@ -197,7 +230,7 @@ impl Hier {
         }
         let remote =
             !cause.absent && self.pages.of(line).others(core) && self.clean_others(core, line);
-        if write && !owned {
+        if write {
             self.claim_line(cause, line);
         }
         let c = &mut self.cores[core];
@@ -258,27 +291,39 @@ impl Hier {
             at.set_dirty(slot, true);
         }
     }
+}
 
-    // ---- the filter's entries ----
+// ---- the filters' entries ----
 
-    #[inline]
-    fn enter_fetch(&mut self, env: &Env<'_>, core: usize, slot: usize, line: u64, a: &Line) {
-        let l1i = &mut self.cores[core].l1i;
-        if l1i.filter().is_none() {
-            l1i.leave_filter(slot, a.stamp);
-            return;
-        }
-        let i = FetchFilter::index(a.va);
-        l1i.claim(slot, i);
-        if let Some(f) = l1i.filter() {
-            f.set(i, a.va.0 & !63, env.host(line, a.domain), a.stamp);
-        }
+/// Makes the line in `slot` the filter's.
+#[inline]
+pub(super) fn enter_fetch(
+    env: &Env<'_>,
+    l1i: &mut L1<FetchFilter>,
+    slot: usize,
+    line: u64,
+    a: &Line,
+) {
+    if l1i.filter().is_none() {
+        l1i.leave_filter(slot, a.stamp);
+        return;
+    }
+    let i = FetchFilter::index(a.va);
+    l1i.claim(slot, i);
+    if let Some(f) = l1i.filter() {
+        f.set(i, a.va.0 & !63, env.host(line, a.domain), a.stamp);
     }
 }
 
 /// Makes the line in `slot` the filter's, with the rights that the access was granted.
 #[inline]
-fn enter_data(env: &Env<'_>, l1d: &mut L1<LineFilter>, slot: usize, line: u64, a: &Line) {
+pub(super) fn enter_data(
+    env: &Env<'_>,
+    l1d: &mut L1<LineFilter>,
+    slot: usize,
+    line: u64,
+    a: &Line,
+) {
     let write = a.grant.write && l1d.cache.dirty(slot);
     if !a.grant.read || l1d.filter().is_none() {
         l1d.leave_filter(slot, a.stamp);

@@ -13,7 +13,7 @@ const DIRTY: u32 = 2;
 const TAG_SHIFT: u32 = 2;
 const PAD: u32 = u32::MAX;
 /// Ways that are compared at a time.
-const CHUNK: usize = 8;
+pub(super) const CHUNK: usize = 8;
 /// Ranks that are aged at a time.
 const RANKS: usize = 16;
 
@@ -197,13 +197,42 @@ impl Cache {
         }
         let way = self.victim(self.set(line), base, oldest);
         let slot = base + way;
-        let out = self.tags[slot];
+        let victim = self.in_slot(slot, line);
         self.tags[slot] = 0;
-        let victim = Victim {
-            line: u64::from(out >> TAG_SHIFT) << self.set_bits | line & self.set_mask,
-            dirty: out & DIRTY != 0,
-        };
         (slot, Some(victim))
+    }
+
+    /// What is in a slot of `line`'s set.
+    #[inline]
+    fn in_slot(&self, slot: usize, line: u64) -> Victim {
+        let word = self.tags[slot];
+        Victim {
+            line: u64::from(word >> TAG_SHIFT) << self.set_bits | line & self.set_mask,
+            dirty: word & DIRTY != 0,
+        }
+    }
+
+    /// What [`Cache::make_room`] would say, with nothing changed, of an array whose order is the owner's; `None` of another.
+    #[inline]
+    pub(super) fn room(
+        &self,
+        line: u64,
+        oldest: impl FnOnce(usize, usize) -> usize,
+    ) -> Option<(usize, Option<Victim>)> {
+        if !matches!(self.order, Order::Stamps) {
+            return None;
+        }
+        let base = self.base(line);
+        if let Some(free) = self.scan(base, 0, VALID) {
+            return Some((free, None));
+        }
+        let slot = base + oldest(base, self.stride);
+        Some((slot, Some(self.in_slot(slot, line))))
+    }
+
+    /// Which slots are there only to fill a chunk.
+    pub(super) fn is_padding(&self, slot: usize) -> bool {
+        slot % self.stride >= self.ways
     }
 
     #[inline]
@@ -215,11 +244,17 @@ impl Cache {
     ) -> usize {
         let ways = self.ways;
         match &mut self.order {
-            Order::Stamps => oldest(base, ways),
+            Order::Stamps => oldest(base, self.stride),
             Order::Ranks { ranks, stride, .. } => {
-                let ranks = &ranks[set * *stride..][..ways];
+                let ranks = &ranks[set * *stride..][..*stride];
                 let last = (ways - 1) as u8;
-                ranks.iter().position(|&r| r == last).unwrap_or(0)
+                let mut chunks = ranks.as_chunks::<RANKS>().0.iter().enumerate();
+                let found = chunks.find_map(|(n, chunk)| {
+                    let hit = super::host::matches_bytes(chunk, last);
+                    (hit != 0).then(|| n * RANKS + hit.trailing_zeros() as usize)
+                });
+                // Padding is 255: with 256 ways it would be a rank, and there are fewer.
+                found.unwrap_or(0)
             }
             Order::Nru(bits) => match bits[set].trailing_ones() as usize {
                 w if w < ways => w,
@@ -258,7 +293,7 @@ impl Cache {
         self.touch(slot, line, false);
     }
 
-    #[inline]
+    #[inline(always)] // most of it is a choice by policy
     fn touch(&mut self, slot: usize, line: u64, fill: bool) {
         let (set, way) = (self.set(line), slot - self.base(line));
         let ways = self.ways as u32;

@@ -43,7 +43,7 @@ impl Hier {
                 self.hand_to_llc(env, cause, v.line);
                 self.in_flight[2] = before;
             } else {
-                self.dropped_clean(env, v.line);
+                self.dropped_clean(env, core, v.line);
             }
         }
         self.pages.note_core(line, core);
@@ -53,20 +53,30 @@ impl Hier {
     }
 
     /// What L1D or L1I had to give up.
+    #[inline]
     pub(super) fn l1_victim(&mut self, env: &Env<'_>, cause: &mut Cause, v: Victim) {
         if !v.dirty {
-            self.dropped_clean(env, v.line);
+            self.dropped_clean(env, cause.core, v.line);
             return;
         }
         let c = &mut self.cores[cause.core];
         c.counters.l1d.write_backs += 1;
-        self.in_flight[1] = v.line;
-        match &mut c.l2 {
-            Some(l2) => match l2.find(v.line) {
-                Some(slot) => l2.set_dirty(slot, true),
-                None => self.fill_l2(env, cause, v.line, true),
-            },
-            None => self.hand_to_llc(env, cause, v.line),
+        if let Some(l2) = &mut c.l2
+            && let Some(slot) = l2.find(v.line)
+        {
+            return l2.set_dirty(slot, true);
+        }
+        self.l1_victim_below(env, cause, v.line);
+    }
+
+    /// A dirty victim that L2 does not have.
+    #[inline(never)]
+    fn l1_victim_below(&mut self, env: &Env<'_>, cause: &mut Cause, line: u64) {
+        self.in_flight[1] = line;
+        if self.cores[cause.core].l2.is_some() {
+            self.fill_l2(env, cause, line, true);
+        } else {
+            self.hand_to_llc(env, cause, line);
         }
         self.in_flight[1] = NOTHING;
     }
@@ -78,14 +88,22 @@ impl Hier {
         }
     }
 
-    /// A private cache dropped a clean line: it may have been the last copy.
-    fn dropped_clean(&mut self, env: &Env<'_>, line: u64) {
-        if self.inclusion == Inclusion::NonInclusive && !self.held(line) {
-            self.pages.leave(env, line);
+    /// A private cache of `core` dropped a clean line: it may have been the last copy.
+    #[inline]
+    fn dropped_clean(&mut self, env: &Env<'_>, core: usize, line: u64) {
+        if self.inclusion == Inclusion::Inclusive {
+            return;
         }
+        // Mostly an L1 drops what its L2 has.
+        let l2 = self.cores[core].l2.as_ref();
+        if l2.is_some_and(|l2| l2.find(line).is_some()) || self.held(line) {
+            return;
+        }
+        self.pages.leave(env, line);
     }
 
     /// Whether any cache has the line, or it is on its way into one.
+    #[inline(never)]
     fn held(&self, line: u64) -> bool {
         if self.in_flight.contains(&line) || self.llc.find(line).is_some() {
             return true;

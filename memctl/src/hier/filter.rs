@@ -20,6 +20,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use sevlab_arch::Va;
 
+use super::table::Table;
 use crate::tlb::TlbEntry;
 
 const LINE_SHIFT: u32 = 6;
@@ -31,21 +32,22 @@ const LINE_MASK: u64 = 63;
 /// An access of `n` bytes at `va` hits if the tag for its kind equals `(va + n - 1) & !63`; the entry is
 /// `(va >> 6) % ENTRIES`. A hit stores the access's stamp into [`TlbEntry::exec`], and its byte is at `va + addend`.
 pub struct LineFilter {
-    entries: Box<[TlbEntry]>,
+    entries: Table<TlbEntry, { Self::ENTRIES }>,
     /// A word for the entries of a page's lines: which may have a tag. Only the core's own thread changes it.
     used: Box<[AtomicU64]>,
 }
 
 impl LineFilter {
-    /// Number of entries; a power of two.
-    pub const ENTRIES: usize = 4096;
+    /// Number of entries; a power of two. Far more than a first level has lines, so that few of these lines want the same entry:
+    /// each access to one of two that do is a call.
+    pub const ENTRIES: usize = 1 << 16;
 
     /// An empty filter.
     #[must_use]
     #[allow(clippy::new_ret_no_self)] // it is always shared with the controller
     pub fn new() -> Arc<Self> {
         Arc::new(Self {
-            entries: (0..Self::ENTRIES).map(|_| TlbEntry::empty()).collect(),
+            entries: Table::new(TlbEntry::empty),
             used: words(Self::ENTRIES),
         })
     }
@@ -202,25 +204,28 @@ impl FetchEntry {
 /// A core's filter of instruction fetches: the line is in L1I and its translation in the L1 ITLB. The entry of a line is
 /// `(va >> 6) % ENTRIES`; a hit stores the fetch's stamp.
 pub struct FetchFilter {
-    entries: Box<[FetchEntry]>,
+    entries: Table<FetchEntry, { Self::ENTRIES }>,
+    /// As in [`LineFilter`].
+    used: Box<[AtomicU64]>,
     /// Host addresses of the lines: by which the controller finds those of a frame.
     hosts: Box<[AtomicU64]>,
 }
 
 impl FetchFilter {
     /// Number of entries; a power of two.
-    pub const ENTRIES: usize = 1024;
+    pub const ENTRIES: usize = 1 << 14;
 
     /// An empty filter.
     #[must_use]
     #[allow(clippy::new_ret_no_self)] // it is always shared with the controller
     pub fn new() -> Arc<Self> {
-        let none = |_| FetchEntry {
+        let none = || FetchEntry {
             tag: AtomicU64::new(FetchEntry::NEVER),
             stamp: AtomicU64::new(0),
         };
         Arc::new(Self {
-            entries: (0..Self::ENTRIES).map(none).collect(),
+            entries: Table::new(none),
+            used: words(Self::ENTRIES),
             hosts: (0..Self::ENTRIES).map(|_| AtomicU64::new(0)).collect(),
         })
     }
@@ -261,17 +266,27 @@ impl FetchFilter {
     pub fn drop_va_page(&self, va: Va) {
         let page = va.page();
         let first = Self::index(page);
-        for e in &self.entries[first..first + 64] {
+        let word = &self.used[first / 64];
+        let mut left = word.load(Relaxed);
+        each_bit(left, |i| {
+            let e = &self.entries[first + i];
             if Va(e.tag.load(Relaxed)).page() == page {
                 e.tag.store(FetchEntry::NEVER, Relaxed);
             }
-        }
+            if e.tag.load(Relaxed) == FetchEntry::NEVER {
+                left &= !(1 << i);
+            }
+        });
+        word.store(left, Relaxed);
     }
 
     /// Takes all tags away.
     pub fn flush(&self) {
-        for e in &self.entries {
-            e.tag.store(FetchEntry::NEVER, Relaxed);
+        for (word, entries) in self.used.iter().zip(self.entries.chunks(64)) {
+            each_bit(word.load(Relaxed), |i| {
+                entries[i].tag.store(FetchEntry::NEVER, Relaxed);
+            });
+            word.store(0, Relaxed);
         }
     }
 
@@ -279,15 +294,20 @@ impl FetchFilter {
 
     /// Takes the tags of lines in this range of host addresses away.
     pub(crate) fn drop_hosts(&self, hosts: &Range<u64>) {
-        for (e, host) in self.entries.iter().zip(&self.hosts) {
-            if hosts.contains(&host.load(Relaxed)) {
-                e.tag.store(FetchEntry::NEVER, Relaxed);
-            }
+        for (n, word) in self.used.iter().enumerate() {
+            each_bit(word.load(Relaxed), |i| {
+                let at = n * 64 + i;
+                if hosts.contains(&self.hosts[at].load(Relaxed)) {
+                    self.entries[at].tag.store(FetchEntry::NEVER, Relaxed);
+                }
+            });
         }
     }
 
     #[inline]
     pub(super) fn set(&self, i: usize, va: u64, host: NonNull<u8>, stamp: u64) {
+        let word = &self.used[i / 64];
+        word.store(word.load(Relaxed) | 1 << (i % 64), Relaxed);
         self.hosts[i].store(host.addr().get() as u64, Relaxed);
         self.entries[i].stamp.store(stamp, Relaxed);
         self.entries[i].tag.store(va, Relaxed);

@@ -2,8 +2,7 @@
 //!
 //! Invariants:
 //! 1. `entry` and `owner` are inverse: slot s has filter entry i exactly if entry i is slot s's.
-//! 2. The last use of a line is its filter entry's stamp if it has an entry, else `stamps`; and `stamps` is never newer. (LRU;
-//!    other orders use neither.)
+//! 2. The last use of a line is its filter entry's stamp if it has an entry, else `stamps`. (LRU; other orders use neither.)
 //! 3. A slot has an entry with a tag only while a hit on it would change nothing but the stamp.
 
 use std::sync::Arc;
@@ -52,8 +51,12 @@ impl Filter for FetchFilter {
     }
 }
 
-const NO_ENTRY: u16 = u16::MAX;
+const NO_ENTRY: u32 = u32::MAX;
 const NO_SLOT: u16 = u16::MAX;
+/// Ways that are looked at at a time: what sets are padded to.
+const WAYS: usize = super::cache::CHUNK;
+/// A stamp that is no line's, and newer than any.
+const PADDING: u64 = i64::MAX as u64;
 /// Slots that a first-level cache may have.
 pub(super) const MOST_SLOTS: u64 = NO_SLOT as u64;
 
@@ -62,7 +65,7 @@ pub(super) struct L1<F> {
     pub cache: Cache,
     /// Last uses, as the owner's clock has them; compared as signed numbers, see [`L1::attach`].
     stamps: Box<[u64]>,
-    entry: Box<[u16]>,
+    entry: Box<[u32]>,
     owner: Box<[u16]>,
     filter: Option<Arc<F>>,
 }
@@ -70,8 +73,9 @@ pub(super) struct L1<F> {
 impl<F: Filter> L1<F> {
     pub(super) fn new(cfg: &model::Cache, instance: u64) -> Self {
         let cache = Cache::new(cfg, true, instance);
+        let stamp = |slot| if cache.is_padding(slot) { PADDING } else { 0 };
         Self {
-            stamps: vec![0; cache.slots()].into(),
+            stamps: (0..cache.slots()).map(stamp).collect(),
             entry: vec![NO_ENTRY; cache.slots()].into(),
             owner: vec![NO_SLOT; F::ENTRIES].into(),
             filter: None,
@@ -82,9 +86,12 @@ impl<F: Filter> L1<F> {
     /// A filter without tags, for a core whose clock begins again: what the lines were used at moves before its zero.
     pub(super) fn attach(&mut self, filter: Arc<F>) {
         self.detach();
-        let newest = self.stamps.iter().map(|&s| s as i64).max().unwrap_or(0);
-        for s in &mut self.stamps {
-            *s = s.wrapping_sub(newest as u64).wrapping_sub(1);
+        let (stamps, cache) = (&mut self.stamps, &self.cache);
+        let lines = stamps.iter_mut().enumerate();
+        let mut lines: Vec<_> = lines.filter(|(slot, _)| !cache.is_padding(*slot)).collect();
+        let newest = lines.iter().map(|(_, s)| **s as i64).max().unwrap_or(0);
+        for (_, s) in &mut lines {
+            **s = s.wrapping_sub(newest as u64).wrapping_sub(1);
         }
         self.filter = Some(filter);
     }
@@ -104,7 +111,7 @@ impl<F: Filter> L1<F> {
     #[inline]
     pub(super) fn entry(&self, slot: usize) -> Option<usize> {
         let i = self.entry[slot];
-        (i != NO_ENTRY).then_some(usize::from(i))
+        (i != NO_ENTRY).then_some(i as usize)
     }
 
     /// Asks the host for what entry `i` will need.
@@ -146,7 +153,7 @@ impl<F: Filter> L1<F> {
         }
         self.forget(slot);
         self.owner[i] = slot as u16;
-        self.entry[slot] = i as u16;
+        self.entry[slot] = i as u32;
     }
 
     /// Notes a use of the line in `slot`, which may end what other lines of its set were entered for.
@@ -180,35 +187,59 @@ impl<F: Filter> L1<F> {
         }
     }
 
+    /// The way of the set at `base` whose line was used longest ago. A line's last use is in its filter entry, if it has one.
+    #[inline]
+    fn oldest(
+        stamps: &[u64],
+        entry: &[u32],
+        filter: Option<&F>,
+        base: usize,
+        stride: usize,
+    ) -> usize {
+        let (mut way, mut least) = (0, i64::MAX);
+        let stamps = stamps[base..base + stride].as_chunks::<WAYS>().0.iter();
+        let entry = entry[base..base + stride].as_chunks::<WAYS>().0.iter();
+        for (n, (stamps, entry)) in stamps.zip(entry).enumerate() {
+            let mut used = *stamps;
+            if let Some(f) = filter {
+                for (used, &i) in used.iter_mut().zip(entry) {
+                    let there = f.stamp(i as usize % F::ENTRIES);
+                    *used = if i == NO_ENTRY { *used } else { there };
+                }
+            }
+            for (w, used) in used.into_iter().enumerate() {
+                let older = (used as i64) < least;
+                way = if older { n * WAYS + w } else { way };
+                least = if older { used as i64 } else { least };
+            }
+        }
+        way
+    }
+
     /// A slot for the line; the victim has no filter entry any more.
     #[inline]
     pub(super) fn make_room(&mut self, line: u64) -> (usize, Option<Victim>) {
-        let (stamps, entry, filter) = (&mut self.stamps, &self.entry, &self.filter);
-        // What is in `stamps` is never newer than the line's last use. So the least there is the oldest line's, once it is known
-        // to be up to date.
-        let oldest = |base: usize, ways: usize| loop {
-            let set = &mut stamps[base..base + ways];
-            let (mut way, mut least) = (0, i64::MAX);
-            for (w, &s) in set.iter().enumerate() {
-                let s = s as i64;
-                if s < least {
-                    (way, least) = (w, s);
-                }
-            }
-            match (filter, entry[base + way]) {
-                (Some(f), i) if i != NO_ENTRY => {
-                    let used = f.stamp(usize::from(i));
-                    if used as i64 <= least {
-                        return way;
-                    }
-                    set[way] = used;
-                }
-                _ => return way,
-            }
-        };
+        let (stamps, entry, filter) = (&self.stamps, &self.entry, self.filter.as_deref());
+        let oldest = |base, stride| Self::oldest(stamps, entry, filter, base, stride);
         let (slot, victim) = self.cache.make_room(line, oldest);
         self.forget(slot);
         (slot, victim)
+    }
+
+    /// What [`L1::make_room`] would say, with nothing changed; `None` if only that can say it.
+    #[inline]
+    pub(super) fn least(&self, line: u64) -> Option<(usize, Option<Victim>)> {
+        let (stamps, entry, filter) = (&self.stamps, &self.entry, self.filter.as_deref());
+        self.cache.room(line, |base, stride| {
+            Self::oldest(stamps, entry, filter, base, stride)
+        })
+    }
+
+    /// Takes the line in a slot out, with its filter entry.
+    #[inline]
+    pub(super) fn empty(&mut self, slot: usize) {
+        self.forget(slot);
+        self.cache.clear(slot);
     }
 
     /// Takes the line out, if it is there; the result says whether it was, and dirty.

@@ -17,7 +17,9 @@ mod geometry;
 mod host;
 mod kernel;
 mod l1;
+mod near;
 mod prefetch;
+mod table;
 
 use std::ptr::NonNull;
 

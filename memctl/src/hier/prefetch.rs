@@ -1,7 +1,6 @@
 //! Prefetchers: trained by demand misses of L1D, filling L2 (the LLC where there is none). They charge nothing.
 
 use super::Hier;
-use super::Stalls;
 use super::access::{Cause, NOTHING};
 use super::data::{Env, PAGE_LINES_SHIFT};
 use crate::ctl::Domain;
@@ -34,6 +33,7 @@ impl Strides {
         )
     }
 
+    #[inline]
     /// A miss; the distance at which the next ones are expected.
     fn train(&mut self, line: u64) -> Option<i64> {
         let (page, at) = (line >> PAGE_LINES_SHIFT, (line & 63) as i64);
@@ -60,14 +60,9 @@ impl Strides {
 
 impl Hier {
     /// A load or a store missed L1D, and is done.
+    #[inline]
     pub(super) fn after_miss(&mut self, env: &Env<'_>, cause: &mut Cause, line: u64, d: Domain) {
-        let mut free = Cause {
-            core: cause.core,
-            now: cause.now,
-            stalls: Stalls::default(),
-            absent: false,
-            owed: None,
-        };
+        let mut free = Cause::new(cause.core, cause.now);
         let at = (line & 63) as i64;
         if self.next_line && at < LAST {
             self.prefetch(env, &mut free, line + 1, d);
@@ -85,6 +80,7 @@ impl Hier {
         }
     }
 
+    #[inline(never)]
     fn prefetch(&mut self, env: &Env<'_>, cause: &mut Cause, line: u64, d: Domain) {
         let core = cause.core;
         let absent = !self.pages.of(line).has(line);
