@@ -91,10 +91,10 @@ def main():
     if args.cachegrind and not valgrind:
         sys.exit("hierarchy-speed: --cachegrind needs valgrind")
     ratios, factors = [], []
-    head, rule = "| program | page | hierarchy | ratio |", "|---|---|---|---|"
+    head, rule = "| program | native | page | hierarchy | ratio |", "|---|---|---|---|---|"
     if args.cachegrind:
-        head += " short: native | Cachegrind | hierarchy | faster |"
-        rule += "---|---|---|---|"
+        head += " Cachegrind / native | hierarchy / native | faster |"
+        rule += "---|---|---|"
     with tempfile.TemporaryDirectory() as folder:
         table = programs(folder)
         print(head)
@@ -103,24 +103,27 @@ def main():
             long, short = table[name]
             guest = short if args.short else long
             run = [SEVLAB, "run", "--sev", args.sev]
-            t = medians({"page": [*run, "--", *guest], "hierarchy": [*run, "--cache", "hierarchy", "--", *guest]}, args.n)
+            engines = {"native": guest, "page": [*run, "--", *guest],
+                       "hierarchy": [*run, "--cache", "hierarchy", "--", *guest]}
+            if args.cachegrind:
+                engines["same model"] = [SEVLAB, "run", "--cache", "hierarchy", "--model", "cachegrind", "--", *guest]
+            t = medians(engines, args.n)
             ratios.append(t["hierarchy"] / t["page"])
-            row = f"| {name} | {t['page']:.2f} s | {t['hierarchy']:.2f} s | {ratios[-1]:.2f} |"
+            row = f"| {name} | {t['native']:.2f} s | {t['page']:.2f} s | {t['hierarchy']:.2f} s | {ratios[-1]:.2f} |"
             if args.cachegrind:
                 out = os.path.join(folder, "cachegrind.out")
                 s = medians({
                     "native": short,
                     "valgrind": [valgrind, "-q", "--tool=cachegrind", "--cache-sim=yes", f"--cachegrind-out-file={out}",
-                                 "--I1=65536,2,64", "--D1=65536,2,64", "--LL=262144,8,64", *short],
-                    "sevlab": [SEVLAB, "run", "--cache", "hierarchy", "--model", "cachegrind", "--", *short]}, args.n)
-                factors.append(s["valgrind"] / s["sevlab"])
-                native = max(s["native"], 0.001)
-                row += (f" {s['native']:.2f} s | {s['valgrind'] / native:.0f}x | {s['sevlab'] / native:.0f}x |"
-                        f" {factors[-1]:.1f} |")
+                                 "--I1=65536,2,64", "--D1=65536,2,64", "--LL=262144,8,64", *short]}, args.n)
+                theirs = s["valgrind"] / max(s["native"], 0.001)
+                ours = t["same model"] / max(t["native"], 0.001)
+                factors.append(theirs / ours)
+                row += f" {theirs:.0f} | {ours:.0f} | {factors[-1]:.1f} |"
             print(row, flush=True)
         mean = statistics.geometric_mean
-        row = f"| geometric mean | | | {mean(ratios):.2f} |"
-        print(row + (f" | | | {mean(factors):.1f} |" if factors else ""))
+        row = f"| geometric mean | | | | {mean(ratios):.2f} |"
+        print(row + (f" | | {mean(factors):.1f} |" if factors else ""))
 
 
 main()
