@@ -244,7 +244,9 @@ fn an_ill_run_is_told_and_the_rest_goes_on() {
             "{name}: {}",
             statuses[name]
         );
-        assert_eq!(told.contains(&format!("{name} es: ")), true, "{told}");
+        let begins = format!("{name} es: ");
+        let listed = told.lines().any(|line| line.starts_with(&begins));
+        assert_eq!(listed, name != "fine", "{told}");
     }
     // They are results: not made again, unless that is asked for.
     let again = run(&mut study.command(&[]));

@@ -185,7 +185,7 @@ impl Bench<'_> {
 }
 
 /// Says how a run went.
-fn judge(record: &mut Record, entry: &Entry, ended: Ended, out_of_time: bool, stderr: &PathBuf) {
+fn judge(record: &mut Record, entry: &Entry, ended: Ended, out_of_time: bool, stderr: &Path) {
     let reported = !record.report.is_null();
     let said = tail(stderr);
     let with = |what: String| {
@@ -296,7 +296,7 @@ fn digest(mut from: impl Read + Send + 'static) -> Receiver<(String, u64)> {
 }
 
 /// The end of what was written to standard error, as one line.
-fn tail(file: &PathBuf) -> String {
+fn tail(file: &Path) -> String {
     let Ok(bytes) = fs::read(file) else {
         return String::new();
     };
