@@ -390,6 +390,7 @@ mod tests {
     fn time(mhz: u64) -> SimTime {
         SimTime {
             mhz,
+            left: AtomicU64::new(NEVER),
             epoch: Duration::from_secs(EPOCH),
             seed: 1,
             seats: (0..MAX_CPUS).map(|_| Seat::default()).collect(),
