@@ -18,7 +18,7 @@ use crate::failure::Failure;
 pub const EXAMPLES: &str = "\
 Examples:
   sevlab study quick
-      Small programs under no encryption, SEV, SEV-ES and SNP: a table of what encryption costs, in two minutes.
+      Small programs under no encryption, SEV, SEV-ES and SNP: a table of what encryption costs, in half a minute.
   sevlab study aes.toml --out aes --jobs 8
       The runs of a file of your own, eight at a time; aes/results.jsonl has a line for each, aes/results.csv all of them.
   sevlab study aes.toml --engine slurm --jobs 64 --slurm=--partition=big --slurm=--time=2:00:00

@@ -261,7 +261,7 @@ impl Engine {
             Err(stop) => {
                 self.stats.interpreted += vcpu.state.retired - before;
                 // What comes before the stop may be worth it.
-                let rip = vcpu.interp.stopped_in();
+                let rip = vcpu.interp.entered();
                 let hits = interp::hits(vcpu, rip);
                 self.count(vcpu, rip, hits);
                 Err(stop)

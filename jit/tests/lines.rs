@@ -19,7 +19,7 @@ use compare::{Sticky, engines, same};
 use forms::Forms;
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
-use machine::{CODE, DATA, DATA_PAGES, Kind, Machine, Outcome, PAGE, Rng, Start};
+use machine::{CODE, CODE_PAGES, DATA, DATA_PAGES, Kind, Machine, Outcome, PAGE, Rng, Start};
 use program::{Generator, Program, listing};
 use sevlab_arch::{Spa, Va};
 use sevlab_cpu::Stop;
@@ -158,7 +158,8 @@ struct TurnEnd {
     hier: HierCounters,
     /// Lines in caches, and whether they are dirty.
     lines: Vec<(Spa, bool)>,
-    /// What the filters have: tags and stamps.
+    /// What the filters have: tags and stamps. (Not the write tags of code pages, which go when code there is decoded: translated
+    /// code is decoded earlier.)
     filters: Vec<[u64; 3]>,
 }
 
@@ -174,7 +175,16 @@ fn filters(s: &CpuState) -> Vec<[u64; 3]> {
     };
     let data = lines
         .iter()
-        .map(|e| [&e.read, &e.write, &e.exec].map(|w| w.load(Relaxed)));
+        .map(|e| [&e.read, &e.write, &e.exec].map(|w| w.load(Relaxed)))
+        .map(|[read, write, exec]| {
+            let code = CODE..CODE + CODE_PAGES * PAGE;
+            let write = if code.contains(&read) {
+                TlbEntry::NEVER
+            } else {
+                write
+            };
+            [read, write, exec]
+        });
     let code = fetches
         .iter()
         .map(|[tag, stamp]| [tag, tag, stamp].map(|w| w.load(Relaxed)));
@@ -377,7 +387,8 @@ fn random(kind: Kind, cases: u64, seed: u64) {
             failed += 1;
             let (small, what) = shrink(&program, seed, kind, variation);
             eprintln!(
-                "seed {seed:#x}, machines {variation:#x}, {kind:?}: {first}\ncut down: {what}{}",
+                "seed {seed:#x}, machines {variation:#x}, {kind:?}, {:?}: {first}\ncut down: {what}{}",
+                model(variation).core,
                 listing(&small.assemble())
             );
             rig = Rig::new(kind, variation);

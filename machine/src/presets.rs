@@ -21,6 +21,7 @@ use sevlab_memctl::model::Model;
 
 pub use error::{ConfigError, Origin};
 use read::Settings;
+pub use read::kind_of;
 
 /// A configuration that is built in.
 #[derive(Debug)]

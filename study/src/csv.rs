@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use crate::numbers::{self, Results};
 use crate::plan::shown;
+use crate::record::leaves;
 
 /// The file's name.
 pub const CSV: &str = "results.csv";
@@ -50,7 +51,11 @@ pub fn csv(results: &Results) -> String {
                     n.to_string(),
                 );
             }
-            flatten("", &record.report["stats"], &mut row);
+            leaves("", &record.report["stats"], &mut |path, value| {
+                if value.is_number() {
+                    row.push((path.to_owned(), value.to_string()));
+                }
+            });
             let mut put = |name: &str, value: String| row.push((name.to_owned(), value));
             put("model", shown(&record.report["config"]["model"]["name"]));
             put("key", record.key.clone());
@@ -82,24 +87,6 @@ pub fn csv(results: &Results) -> String {
         text.push_str(&line(columns.iter().map(value)));
     }
     text
-}
-
-/// The numbers of a tree, by their paths.
-fn flatten(path: &str, value: &Value, row: &mut Vec<(String, String)>) {
-    match value {
-        Value::Object(map) => {
-            for (key, value) in map {
-                let below = if path.is_empty() {
-                    key.clone()
-                } else {
-                    format!("{path}.{key}")
-                };
-                flatten(&below, value, row);
-            }
-        }
-        Value::Number(n) => row.push((path.to_owned(), n.to_string())),
-        _ => {}
-    }
 }
 
 fn line<'a>(cells: impl Iterator<Item = &'a str>) -> String {

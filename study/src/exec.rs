@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 use crate::error::Error;
 use crate::guard::Guard;
 use crate::os::{self, Ended};
-use crate::plan::{Entry, FORMAT};
+use crate::plan::{Entry, FORMAT, Plan};
 use crate::record::{Record, Status};
 
 /// The folder of what runs leave while they run.
@@ -81,7 +81,17 @@ pub struct Bench<'a> {
     pub guard: Option<&'a Guard>,
 }
 
-impl Bench<'_> {
+impl<'a> Bench<'a> {
+    /// For the runs of a plan.
+    pub fn of(plan: &'a Plan, dir: &'a Path, guard: Option<&'a Guard>) -> Self {
+        Self {
+            dir,
+            version: &plan.version,
+            build: &plan.build,
+            guard,
+        }
+    }
+
     /// Makes a run; `None` if [`os::stopped`] ended it. Only what keeps all runs from being made is an error.
     pub fn run(&self, entry: &Entry) -> Result<Option<Record>, Error> {
         static NUMBER: AtomicU64 = AtomicU64::new(0);

@@ -57,12 +57,7 @@ pub fn run(
     }
     let jobs = jobs.clamp(1, pending.len());
     let guard = Guard::start().ok();
-    let bench = Bench {
-        dir,
-        version: &plan.version,
-        build: &plan.build,
-        guard: guard.as_ref(),
-    };
+    let bench = Bench::of(plan, dir, guard.as_ref());
     let mut progress = Progress::new(&pending, jobs);
     let next = AtomicUsize::new(0);
     let (tell, told) = channel::<(usize, Result<Option<Record>, Error>)>();

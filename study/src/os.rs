@@ -7,6 +7,8 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use crate::error::Error;
+
 /// A signal has asked the study to end.
 static STOP: AtomicBool = AtomicBool::new(false);
 
@@ -169,4 +171,10 @@ pub fn processor() -> String {
 #[must_use]
 pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// A folder of our own among the temporary files, gone when the value is.
+pub(crate) fn scratch(prefix: &str) -> Result<tempfile::TempDir, Error> {
+    let made = tempfile::Builder::new().prefix(prefix).tempdir();
+    made.map_err(Error::file("making a folder in", &std::env::temp_dir()))
 }

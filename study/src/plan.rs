@@ -14,6 +14,7 @@ use sevlab_workloads::manifest::{self, Manifest, Size};
 use sevlab_workloads::resolve::{Places, ResolveError, sha256};
 
 use crate::error::Error;
+use crate::os;
 use crate::spec::{At, Config, PARTS, Parts, Program, Spec};
 
 /// Version of the plan's and the results' format.
@@ -179,8 +180,8 @@ impl Plan {
     pub fn new(spec: &Spec, dir: &Path, dry: bool) -> Result<Self, Error> {
         let scratch;
         let home = if dry {
-            scratch = Scratch::new()?;
-            scratch.0.as_path()
+            scratch = os::scratch("sevlab-plan-")?;
+            scratch.path()
         } else {
             dir
         };
@@ -512,23 +513,6 @@ struct Machine {
     vary: BTreeMap<String, Value>,
     options: Vec<String>,
     identity: Value,
-}
-
-/// A folder for the inputs of a plan that is only shown.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new() -> Result<Self, Error> {
-        let dir = std::env::temp_dir().join(format!("sevlab-plan-{}", std::process::id()));
-        fs::create_dir_all(&dir).map_err(Error::file("making", &dir))?;
-        Ok(Self(dir))
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
 }
 
 /// Every combination of the axes' values.

@@ -110,3 +110,17 @@ impl Record {
         }
     }
 }
+
+/// Visits the values of a tree that are no tables, each with its path of keys joined by dots.
+pub(crate) fn leaves(path: &str, value: &Value, visit: &mut dyn FnMut(&str, &Value)) {
+    let Value::Object(map) = value else {
+        return visit(path, value);
+    };
+    for (key, value) in map {
+        if path.is_empty() {
+            leaves(key, value, visit);
+        } else {
+            leaves(&format!("{path}.{key}"), value, visit);
+        }
+    }
+}

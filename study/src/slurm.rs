@@ -388,12 +388,7 @@ pub fn task(dir: &Path, element: usize) -> Result<(), Error> {
         .open(&part)
         .map_err(Error::file("making", &part))?;
     let guard = Guard::start().ok();
-    let bench = Bench {
-        dir,
-        version: &plan.version,
-        build: &plan.build,
-        guard: guard.as_ref(),
-    };
+    let bench = Bench::of(&plan, dir, guard.as_ref());
     for entry in plan.unique() {
         if !keys.contains(&entry.key) || os::stopped() {
             continue;

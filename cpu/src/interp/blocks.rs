@@ -133,8 +133,8 @@ pub struct Cache {
     pages: AddressMap<Vec<u64>>,
     /// Grows whenever blocks are freed.
     pub(super) epoch: u64,
-    /// Address of the block in which [`super::dispatch`] stopped.
-    pub(super) stopped_in: u64,
+    /// Address of the block that [`super::dispatch`] came to last.
+    pub(super) entered: u64,
     pub(super) thunks: Option<ThunkCache>,
 }
 
@@ -148,7 +148,7 @@ impl Default for Cache {
             blocks: AddressMap::default(),
             pages: AddressMap::default(),
             epoch: 0,
-            stopped_in: 0,
+            entered: 0,
             thunks: None,
         }
     }
@@ -229,10 +229,10 @@ impl Cache {
         self.block(rip).map_or(0, |b| b.hits.get())
     }
 
-    /// Address of the block in which [`dispatch`](super::dispatch) last stopped.
+    /// Address of the block that [`dispatch`](super::dispatch) came to last: where it stopped, if it did.
     #[must_use]
-    pub fn stopped_in(&self) -> u64 {
-        self.stopped_in
+    pub fn entered(&self) -> u64 {
+        self.entered
     }
 
     /// Blocks decoded.

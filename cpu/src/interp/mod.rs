@@ -142,6 +142,10 @@ fn find(v: &mut Vcpu) -> Result<*const Block, Stop> {
 #[cold]
 #[inline(never)]
 fn build(v: &mut Vcpu, rip: u64) -> Result<*const Block, Stop> {
+    // A fetch that faults is the next turn's.
+    if v.model.is_some() && modelled::turn_over(v) {
+        return Err(Stop::Budget);
+    }
     let mut insns = Vec::with_capacity(16);
     let page = rip & !(PAGE_SIZE - 1);
     let mut at = rip;
@@ -218,13 +222,13 @@ const ROW: u32 = 1024;
 /// zero. The caller has seen to the exit request and TF.
 ///
 /// # Errors
-/// Why it stopped; the state is precise, and [`Cache::stopped_in`] is the block's address.
+/// Why it stopped; the state is precise, and [`Cache::entered`] is the block's address.
 #[inline]
 pub fn dispatch(v: &mut Vcpu, hot: u32) -> Result<Dispatched, Stop> {
     if !v.dropped_blocks.is_empty() {
         drain(v);
     }
-    v.interp.stopped_in = v.state.rip;
+    v.interp.entered = v.state.rip;
     let mut block = find(v)?;
     // SAFETY: as in `run_block`.
     let word = unsafe { &*block }.translated.get();
@@ -237,10 +241,7 @@ pub fn dispatch(v: &mut Vcpu, hot: u32) -> Result<Dispatched, Stop> {
         let b = unsafe { &*block };
         let (rip, hits) = (b.rip, b.hits.get().saturating_add(1));
         b.hits.set(hits);
-        if let Err(stop) = run(v, b) {
-            v.interp.stopped_in = rip;
-            return Err(stop);
-        }
+        run(v, b)?;
         let ran = Dispatched::Ran { rip, hits };
         left -= 1;
         if hits == 1
@@ -253,16 +254,11 @@ pub fn dispatch(v: &mut Vcpu, hot: u32) -> Result<Dispatched, Stop> {
             return Ok(ran);
         }
         let (to, epoch) = (v.state.rip, v.interp.epoch);
+        v.interp.entered = to;
         block = match b.next(to, epoch) {
             Some(next) => next,
             None => {
-                let next = match find(v) {
-                    Ok(next) => next,
-                    Err(stop) => {
-                        v.interp.stopped_in = to;
-                        return Err(stop);
-                    }
-                };
+                let next = find(v)?;
                 // Building it may have freed this one.
                 if v.interp.epoch == epoch {
                     b.link(to, epoch, next);

@@ -11,7 +11,7 @@
 use core::ptr::NonNull;
 
 use sevlab_arch::{PAGE_SIZE, Spa, Va};
-use sevlab_memctl::{Domain, Grant, Level, Line, LineKind, Served};
+use sevlab_memctl::{Domain, Grant, Line, LineKind, Served};
 
 use super::tlb::Entry;
 use super::{At, CoreModel};
@@ -91,18 +91,8 @@ impl CoreModel {
     /// Counts what an access waited for, of a core that waits for each.
     #[inline]
     fn wait_for(&mut self, s: &Served) {
-        let (stalls, of) = (&mut self.counters.stalls, &s.stalls);
-        match s.level {
-            Level::L1 => {}
-            Level::L2 => stalls.l2 += u64::from(of.cache),
-            Level::Llc | Level::Dram => stalls.llc += u64::from(of.cache),
-            Level::Remote => stalls.remote += u64::from(of.cache),
-        }
-        stalls.dram += u64::from(of.dram);
-        stalls.aes += u64::from(of.aes);
-        stalls.write_back += u64::from(of.write_back);
-        stalls.upgrade += u64::from(of.upgrade);
-        self.waited += of.total();
+        self.counters.stalls.add_line(s);
+        self.waited += s.stalls.total();
     }
 }
 

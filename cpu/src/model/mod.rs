@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 use sevlab_arch::Va;
 use sevlab_memctl::model::{Model, Policy, Tlb as TlbConfig};
-use sevlab_memctl::{Error, FetchFilter, LineFilter};
+use sevlab_memctl::{Error, FetchFilter, Level, LineFilter, Served};
 
 use crate::state::CpuState;
 use crate::vcpu::Vcpu;
@@ -121,6 +121,22 @@ pub struct StallCycles {
 }
 
 impl StallCycles {
+    /// Adds what an access to a line waited for.
+    #[inline]
+    fn add_line(&mut self, served: &Served) {
+        let s = &served.stalls;
+        match served.level {
+            Level::L1 => {}
+            Level::L2 => self.l2 += u64::from(s.cache),
+            Level::Llc | Level::Dram => self.llc += u64::from(s.cache),
+            Level::Remote => self.remote += u64::from(s.cache),
+        }
+        self.dram += u64::from(s.dram);
+        self.aes += u64::from(s.aes);
+        self.write_back += u64::from(s.write_back);
+        self.upgrade += u64::from(s.upgrade);
+    }
+
     /// All of them, with names.
     #[must_use]
     pub fn list(&self) -> [(&'static str, u64); 10] {

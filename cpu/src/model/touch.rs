@@ -4,7 +4,7 @@ use core::ptr::NonNull;
 
 use sevlab_arch::rmp::BOOKKEEPING_SIZE;
 use sevlab_arch::{Gpa, Spa, Va};
-use sevlab_memctl::{Domain, Grant, Level, Line, LineKind, PageSize};
+use sevlab_memctl::{Domain, Grant, Line, LineKind, PageSize};
 
 use super::overlap::Code;
 use super::tlb::Entry;
@@ -209,18 +209,7 @@ impl Vcpu {
             }));
         }
         let served = self.mem.line(m.core, &line).map_err(Stop::Host)?;
-        let s = served.stalls;
-        let to = &mut m.pending;
-        match served.level {
-            Level::L1 => {}
-            Level::L2 => to.l2 += u64::from(s.cache),
-            Level::Llc | Level::Dram => to.llc += u64::from(s.cache),
-            Level::Remote => to.remote += u64::from(s.cache),
-        }
-        to.dram += u64::from(s.dram);
-        to.aes += u64::from(s.aes);
-        to.write_back += u64::from(s.write_back);
-        to.upgrade += u64::from(s.upgrade);
+        m.pending.add_line(&served);
         Ok(served.host)
     }
 

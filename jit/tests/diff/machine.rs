@@ -3,7 +3,7 @@
 #![allow(dead_code)] // each test file uses its part
 
 use sevlab_arch::{Asid, Gpa, Spa, Va};
-use sevlab_cpu::model::costs::CostTable;
+use sevlab_cpu::model::{Cause, costs::CostTable};
 use sevlab_cpu::state::{CpuState, Lane};
 use sevlab_cpu::thunk::mxcsr;
 use sevlab_cpu::{SevMode, Stop, Vcpu, VcpuConfig, interp};
@@ -394,6 +394,8 @@ impl Machine {
 
     /// Puts the start state in place. Code is written only if it differs, so that translations stay.
     pub fn reset(&mut self, start: &Start) {
+        // Whoever puts another program there has been told of an exit, at which a core waits for its misses.
+        self.vcpu.charge(0, Cause::Idle);
         let mut code = start.code.clone();
         code.resize((CODE_PAGES * PAGE) as usize, 0xf4);
         let mut now = vec![0; code.len()];

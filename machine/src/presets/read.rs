@@ -334,15 +334,20 @@ fn value(kind: &Kind, value: &DeValue<'_>) -> Result<Json, String> {
             text.escape_debug()
         )),
         (Kind::Count { .. }, DeValue::Float(_)) => Err("a fraction".to_owned()),
-        (_, other) => Err(match other {
-            DeValue::String(_) => "text",
-            DeValue::Integer(_) | DeValue::Float(_) => "a number",
-            DeValue::Boolean(_) => "true or false",
-            DeValue::Datetime(_) => "a date",
-            DeValue::Array(_) => "a list",
-            DeValue::Table(_) => "a table",
-        }
-        .to_owned()),
+        (_, other) => Err(kind_of(other).to_owned()),
+    }
+}
+
+/// What errors call a value.
+#[must_use]
+pub fn kind_of(value: &DeValue<'_>) -> &'static str {
+    match value {
+        DeValue::String(_) => "text",
+        DeValue::Integer(_) | DeValue::Float(_) => "a number",
+        DeValue::Boolean(_) => "true or false",
+        DeValue::Datetime(_) => "a date",
+        DeValue::Array(_) => "a list",
+        DeValue::Table(_) => "a table",
     }
 }
 

@@ -477,7 +477,7 @@ fn what_is_shown_has_the_comments_and_says_what_changed() {
     };
     let aes = line("aes_ns");
     assert!(
-        aes.starts_with("aes_ns = 12.0 # --set latency.aes_ns=12; epyc-milan: 18.0, gr"),
+        aes.starts_with("aes_ns = 12.0 # --set latency.aes_ns=12; epyc-milan: 16.0, gr"),
         "{aes}"
     );
     assert!(line("l2_cycles").contains("# SOG 2.6.3"));

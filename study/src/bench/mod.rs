@@ -97,13 +97,13 @@ pub fn measure(
     counter: &mut dyn Counter,
     told: &mut dyn FnMut(&str),
 ) -> Result<Measured, Error> {
-    let dir = Folder::new()?;
+    let dir = os::scratch("sevlab-bench-")?;
     let manifest = Manifest::builtin();
     let places = Places::from_environment();
     let build = plan::build()?;
     let guard = Guard::start().ok();
     let bench = Bench {
-        dir: &dir.0,
+        dir: dir.path(),
         version: env!("CARGO_PKG_VERSION"),
         build: &build,
         guard: guard.as_ref(),
@@ -129,7 +129,7 @@ pub fn measure(
             why,
         };
         let job = places
-            .prepare(workload, Size::Test, &dir.0)
+            .prepare(workload, Size::Test, dir.path())
             .map_err(|e| failed(e.to_string()))?;
         let bytes = fs::read(&job.program).map_err(|e| failed(e.to_string()))?;
         // A name that does not depend on where sevlab was built: a path is part of the guest's stack.
@@ -228,21 +228,4 @@ pub fn read(path: &Path) -> Result<Measured, Error> {
 pub fn to_json(measured: &Measured) -> String {
     // Numbers, text and maps with text as keys: nothing that could fail.
     serde_json::to_string_pretty(&json!(measured)).unwrap_or_default() + "\n"
-}
-
-/// A folder that is gone afterwards.
-struct Folder(std::path::PathBuf);
-
-impl Folder {
-    fn new() -> Result<Self, Error> {
-        let dir = std::env::temp_dir().join(format!("sevlab-bench-{}", std::process::id()));
-        fs::create_dir_all(&dir).map_err(Error::file("making", &dir))?;
-        Ok(Self(dir))
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
 }

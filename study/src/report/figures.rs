@@ -156,6 +156,16 @@ struct Scale {
 }
 
 impl Scale {
+    /// From the first of the ticks at `x0` to the last at `x1`.
+    fn over(ticks: &[f64], x0: f64, x1: f64) -> Self {
+        Self {
+            x0,
+            x1,
+            low: ticks[0],
+            high: ticks[ticks.len() - 1],
+        }
+    }
+
     fn at(&self, value: f64) -> f64 {
         self.x0 + (value - self.low) / (self.high - self.low) * (self.x1 - self.x0)
     }
@@ -227,12 +237,7 @@ pub(super) fn grouped(
         .map(|r| percent(*r));
     let (low, high) = range(values);
     let ticks = ticks(low, high, if w < 500.0 { 4 } else { 7 });
-    let scale = Scale {
-        x0: left,
-        x1: w - 52.0,
-        low: ticks[0],
-        high: ticks[ticks.len() - 1],
-    };
+    let scale = Scale::over(&ticks, left, w - 52.0);
     let bar = if legend.len() > 2 { 9.0 } else { 11.0 };
     let group = legend.len() as f64 * (bar + 2.0) + 9.0;
     let bottom = y + group * rows.len() as f64 + 6.0;
@@ -305,12 +310,7 @@ fn means(results: &Results, w: f64, who: For) -> String {
     let left = gutter(rows.iter().map(|r| r.0.clone()), 11.0, most);
     let (low, high) = range(rows.iter().filter_map(|r| r.1).map(percent));
     let ticks = ticks(low, high, if w < 500.0 { 3 } else { 6 });
-    let scale = Scale {
-        x0: left,
-        x1: w - 52.0,
-        low: ticks[0],
-        high: ticks[ticks.len() - 1],
-    };
+    let scale = Scale::over(&ticks, left, w - 52.0);
     let bottom = 10.0 + rows.len() as f64 * 18.0 + 4.0;
     scale.grid(&mut canvas, &ticks, 6.0, bottom, " %");
     let zero = scale.at(0.0);

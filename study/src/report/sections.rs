@@ -9,7 +9,7 @@ use super::html::{Cell, Page};
 use super::svg::escaped;
 use crate::numbers::{AES, Results, cycles, overhead, parts, share, short};
 use crate::plan::{Entry, label};
-use crate::record::Record;
+use crate::record::{Record, leaves};
 
 /// The page of a result set; the figures' files are in `folder`.
 pub(super) fn page(results: &Results, figures: &[Figure<'_>], folder: &str) -> String {
@@ -344,34 +344,19 @@ fn exits(page: &mut Page, results: &Results) {
     });
 }
 
-/// A tree's values by their paths.
-pub(super) fn leaves(path: &str, value: &Value, out: &mut BTreeMap<String, String>) {
-    match value {
-        Value::Object(map) => {
-            for (key, value) in map {
-                let below = if path.is_empty() {
-                    key.clone()
-                } else {
-                    format!("{path}.{key}")
-                };
-                leaves(&below, value, out);
-            }
-        }
-        Value::Null => {}
-        other => {
-            out.insert(path.to_owned(), crate::plan::shown(other));
-        }
-    }
-}
-
 /// The machine of a run, by key.
 pub(super) fn machine(record: &Record) -> BTreeMap<String, String> {
     let mut out = BTreeMap::new();
     let config = record.at(&["config"]);
+    let mut put = |path: &str, value: &Value| {
+        if !value.is_null() {
+            out.insert(path.to_owned(), crate::plan::shown(value));
+        }
+    };
     for key in ["sev", "cipher", "cpu", "memory", "engine", "seed"] {
-        leaves(key, &config[key], &mut out);
+        leaves(key, &config[key], &mut put);
     }
-    leaves("", &config["model"], &mut out);
+    leaves("", &config["model"], &mut put);
     out.remove("name");
     out
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::Path;
 
-use sevlab_machine::presets::{self, ConfigError, Origin};
+use sevlab_machine::presets::{self, ConfigError, Origin, kind_of};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
@@ -438,7 +438,7 @@ impl Reader<'_> {
             None => Err(self.at(
                 value,
                 key,
-                format!("{}; allowed is text", kind(value.get_ref())),
+                format!("{}; allowed is text", kind_of(value.get_ref())),
             )),
         }
     }
@@ -460,7 +460,7 @@ impl Reader<'_> {
         value: &Spanned<DeValue<'_>>,
     ) -> Result<Vec<At<String>>, ConfigError> {
         let list = value.get_ref().as_array().ok_or_else(|| {
-            let what = format!("{}; allowed is a list of texts", kind(value.get_ref()));
+            let what = format!("{}; allowed is a list of texts", kind_of(value.get_ref()));
             self.at(value, key, what)
         })?;
         list.iter().map(|item| self.text(key, item)).collect()
@@ -492,7 +492,7 @@ impl Reader<'_> {
     }
 
     fn switch(&self, key: &str, value: &Spanned<DeValue<'_>>) -> Result<bool, ConfigError> {
-        let what = || format!("{}; allowed is true or false", kind(value.get_ref()));
+        let what = || format!("{}; allowed is true or false", kind_of(value.get_ref()));
         value
             .get_ref()
             .as_bool()
@@ -556,16 +556,5 @@ fn join(table: &str, name: &str) -> String {
         table.to_owned()
     } else {
         format!("{table}.{name}")
-    }
-}
-
-fn kind(value: &DeValue<'_>) -> &'static str {
-    match value {
-        DeValue::String(_) => "text",
-        DeValue::Integer(_) | DeValue::Float(_) => "a number",
-        DeValue::Boolean(_) => "true or false",
-        DeValue::Datetime(_) => "a date",
-        DeValue::Array(_) => "a list",
-        DeValue::Table(_) => "a table",
     }
 }

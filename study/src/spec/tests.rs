@@ -116,7 +116,7 @@ fn a_mistake_is_told_with_its_line_and_key() {
         (
             "name = \"off\"",
             "name = \"snp\"",
-            "s.toml:11: config.name:",
+            "s.toml:15: config.name:",
             "another",
         ),
         (
