@@ -40,7 +40,7 @@ pub use ctl::{CacheMode, Config, Domain, HostOptions, MIN_RESIDENT, MemCtl};
 pub use error::Error;
 pub use hier::{
     CountKind, FetchEntry, FetchFilter, Grant, HierCounters, Level, Line, LineFilter, LineKind,
-    Served, Stalls,
+    Near, Served, Stalls,
 };
 pub use key::{KeyError, MemoryKey};
 pub use keys::MAX_ASID;

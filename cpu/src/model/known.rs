@@ -11,7 +11,7 @@
 use core::ptr::NonNull;
 
 use sevlab_arch::{PAGE_SIZE, Spa, Va};
-use sevlab_memctl::{Domain, Grant, Line, LineKind, Served};
+use sevlab_memctl::{Domain, Grant, Line, LineKind, Near, Served};
 
 use super::tlb::Entry;
 use super::{At, CoreModel};
@@ -88,11 +88,20 @@ impl Known {
 }
 
 impl CoreModel {
-    /// Counts what an access waited for, of a core that waits for each.
+    /// Counts what an access waited for that L2 served, of a core that waits for each.
     #[inline]
-    fn wait_for(&mut self, s: &Served) {
+    fn wait_for_l2(&mut self) {
+        let cycles = u64::from(self.model.latency.l2_cycles);
+        self.counters.stalls.l2 += cycles;
+        self.waited += cycles;
+    }
+
+    /// The same of whatever served it; where the line is.
+    #[inline]
+    fn wait_for(&mut self, s: &Served) -> NonNull<u8> {
         self.counters.stalls.add_line(s);
         self.waited += s.stalls.total();
+        s.host
     }
 }
 
@@ -139,16 +148,24 @@ impl Vcpu {
                 write: p.store && !code,
             },
             stamp,
-            now: m.cycles_at(at.tally, self.state.fetched),
+            now: 0,
         };
-        Some(match self.mem.line(m.core, &line) {
-            Ok(served) => {
-                m.wait_for(&served);
-                let offset = (va & 63) as usize;
-                Ok(served.host.map_addr(|a| a.saturating_add(offset)))
+        let host = match self.mem.near(m.core, &line) {
+            Some(Near::First(host)) => host,
+            Some(Near::Second(host)) => {
+                m.wait_for_l2();
+                host
             }
-            Err(e) => Err(Stop::Host(e)),
-        })
+            None => {
+                let now = m.cycles_at(at.tally, self.state.fetched);
+                match self.mem.line(m.core, &Line { now, ..line }) {
+                    Ok(served) => m.wait_for(&served),
+                    Err(e) => return Some(Err(Stop::Host(e))),
+                }
+            }
+        };
+        let offset = (va & 63) as usize;
+        Some(Ok(host.map_addr(|a| a.saturating_add(offset))))
     }
 
     /// [`Vcpu::touch_fetch`] likewise.
@@ -170,15 +187,20 @@ impl Vcpu {
             kind: LineKind::Fetch,
             grant: Grant::default(),
             stamp,
-            now: m.cycles_at(at.tally, self.state.fetched),
+            now: 0,
         };
-        Some(match self.mem.line(m.core, &line) {
-            Ok(served) => {
-                m.wait_for(&served);
-                self.fetched(va);
-                Ok(())
+        match self.mem.near(m.core, &line) {
+            Some(Near::First(_)) => {}
+            Some(Near::Second(_)) => m.wait_for_l2(),
+            None => {
+                let now = m.cycles_at(at.tally, self.state.fetched);
+                match self.mem.line(m.core, &Line { now, ..line }) {
+                    Ok(served) => _ = m.wait_for(&served),
+                    Err(e) => return Some(Err(Stop::Host(e))),
+                }
             }
-            Err(e) => Err(Stop::Host(e)),
-        })
+        }
+        self.fetched(va);
+        Some(Ok(()))
     }
 }

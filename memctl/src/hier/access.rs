@@ -38,17 +38,9 @@ impl Cause {
 }
 
 impl Hier {
-    #[inline]
     /// [`MemCtl::line`](crate::MemCtl::line) for a core that is attached (by its index in `cores`) and an address that exists.
-    pub(super) fn access(&mut self, env: &Env<'_>, core: usize, a: &Line) -> Result<Served, Error> {
-        if let Some(served) = self.near(env, core, a) {
-            return Ok(served);
-        }
-        self.access_far(env, core, a)
-    }
-
     #[inline(never)]
-    fn access_far(&mut self, env: &Env<'_>, core: usize, a: &Line) -> Result<Served, Error> {
+    pub(super) fn access(&mut self, env: &Env<'_>, core: usize, a: &Line) -> Result<Served, Error> {
         let line = a.spa.0 >> LINE_SHIFT;
         let mut cause = Cause::new(core, a.now);
         let mut page = self.pages.of(line);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use sevlab_arch::Spa;
 
 use super::data::Env;
+use super::near::Near;
 use super::{Core, FetchFilter, Hier, HierCounters, Line, LineFilter, Served};
 use crate::ctl::{Domain, MemCtl, Meta};
 use crate::error::Error;
@@ -103,6 +104,21 @@ impl MemCtl {
         let hier = hier.as_mut().ok_or(Error::NoCore { core })?;
         let at = hier.place(core)?;
         hier.access(&self.env(keys), at, line)
+    }
+
+    /// As [`MemCtl::line`], whatever [`Line::now`] says, for a load, a store or a fetch that the core's own caches serve at no more
+    /// than their latency; `None`, with nothing done, for another.
+    #[must_use]
+    #[inline]
+    pub fn near(&self, core: usize, line: &Line) -> Option<Near> {
+        if line.spa.0 >= self.size() {
+            return None;
+        }
+        let mut meta = self.lock();
+        let Meta { keys, hier, .. } = &mut *meta;
+        let hier = hier.as_mut()?;
+        let at = hier.place(core).ok()?;
+        hier.near(&self.env(keys), at, line)
     }
 
     /// Whether [`MemCtl::line`] would find the line in the core's first level, and change no more of it than its last use.

@@ -140,6 +140,22 @@ impl Cache {
         self.scan(base, want, !DIRTY)
     }
 
+    /// The ways of a line's set, if there are 8 at most.
+    #[inline]
+    fn set_of_8(&self, line: u64) -> Option<&[u32; CHUNK]> {
+        if self.stride != CHUNK {
+            return None;
+        }
+        self.tags.as_chunks::<CHUNK>().0.get(self.set(line))
+    }
+
+    /// [`Cache::find`] in sets of 8 ways at most; nothing is found in others.
+    #[inline]
+    pub(super) fn find_in_8(&self, line: u64) -> Option<usize> {
+        let hit = super::host::matches(self.set_of_8(line)?, self.word(line), !DIRTY);
+        (hit != 0).then(|| self.set(line) * CHUNK + hit.trailing_zeros() as usize)
+    }
+
     /// The lowest slot of the set at `base` whose word equals `want` in the bits of `mask`.
     #[inline]
     fn scan(&self, base: usize, want: u32, mask: u32) -> Option<usize> {
@@ -212,22 +228,30 @@ impl Cache {
         }
     }
 
-    /// What [`Cache::make_room`] would say, with nothing changed, of an array whose order is the owner's; `None` of another.
+    /// What [`Cache::make_room`] would say, with nothing changed, of an array whose order is the owner's and whose sets have 8 ways
+    /// at most; `None` of another. `oldest` is given the set's number.
     #[inline]
-    pub(super) fn room(
+    pub(super) fn room_of_8(
         &self,
         line: u64,
-        oldest: impl FnOnce(usize, usize) -> usize,
+        oldest: impl FnOnce(usize) -> usize,
     ) -> Option<(usize, Option<Victim>)> {
         if !matches!(self.order, Order::Stamps) {
             return None;
         }
-        let base = self.base(line);
-        if let Some(free) = self.scan(base, 0, VALID) {
-            return Some((free, None));
+        let set = self.set(line);
+        let words = self.set_of_8(line)?;
+        let free = super::host::matches(words, 0, VALID);
+        if free != 0 {
+            return Some((set * CHUNK + free.trailing_zeros() as usize, None));
         }
-        let slot = base + oldest(base, self.stride);
-        Some((slot, Some(self.in_slot(slot, line))))
+        let way = oldest(set) % CHUNK;
+        let word = words[way];
+        let victim = Victim {
+            line: u64::from(word >> TAG_SHIFT) << self.set_bits | set as u64,
+            dirty: word & DIRTY != 0,
+        };
+        Some((set * CHUNK + way, Some(victim)))
     }
 
     /// Which slots are there only to fill a chunk.

@@ -187,8 +187,26 @@ impl<F: Filter> L1<F> {
         }
     }
 
-    /// The way of the set at `base` whose line was used longest ago. A line's last use is in its filter entry, if it has one.
+    /// The lowest of 8 ways whose line was used longest ago, and when. A line's last use is in its filter entry, if it has one.
     #[inline]
+    fn oldest_of_8(stamps: &[u64; WAYS], entry: &[u32; WAYS], filter: Option<&F>) -> (usize, i64) {
+        let mut used = *stamps;
+        if let Some(f) = filter {
+            for (used, &i) in used.iter_mut().zip(entry) {
+                let there = f.stamp(i as usize % F::ENTRIES);
+                *used = if i == NO_ENTRY { *used } else { there };
+            }
+        }
+        let (mut way, mut least) = (0, i64::MAX);
+        for (w, used) in used.into_iter().enumerate() {
+            let older = (used as i64) < least;
+            way = if older { w } else { way };
+            least = if older { used as i64 } else { least };
+        }
+        (way, least)
+    }
+
+    /// The same of a set of any number of ways.
     fn oldest(
         stamps: &[u64],
         entry: &[u32],
@@ -196,21 +214,13 @@ impl<F: Filter> L1<F> {
         base: usize,
         stride: usize,
     ) -> usize {
-        let (mut way, mut least) = (0, i64::MAX);
         let stamps = stamps[base..base + stride].as_chunks::<WAYS>().0.iter();
         let entry = entry[base..base + stride].as_chunks::<WAYS>().0.iter();
+        let (mut way, mut least) = (0, i64::MAX);
         for (n, (stamps, entry)) in stamps.zip(entry).enumerate() {
-            let mut used = *stamps;
-            if let Some(f) = filter {
-                for (used, &i) in used.iter_mut().zip(entry) {
-                    let there = f.stamp(i as usize % F::ENTRIES);
-                    *used = if i == NO_ENTRY { *used } else { there };
-                }
-            }
-            for (w, used) in used.into_iter().enumerate() {
-                let older = (used as i64) < least;
-                way = if older { n * WAYS + w } else { way };
-                least = if older { used as i64 } else { least };
+            let (w, used) = Self::oldest_of_8(stamps, entry, filter);
+            if used < least {
+                (way, least) = (n * WAYS + w, used);
             }
         }
         way
@@ -226,12 +236,13 @@ impl<F: Filter> L1<F> {
         (slot, victim)
     }
 
-    /// What [`L1::make_room`] would say, with nothing changed; `None` if only that can say it.
+    /// What [`L1::make_room`] would say, with nothing changed, of sets of 8 ways at most; `None` if only that can say it.
     #[inline]
-    pub(super) fn least(&self, line: u64) -> Option<(usize, Option<Victim>)> {
-        let (stamps, entry, filter) = (&self.stamps, &self.entry, self.filter.as_deref());
-        self.cache.room(line, |base, stride| {
-            Self::oldest(stamps, entry, filter, base, stride)
+    pub(super) fn least_of_8(&self, line: u64) -> Option<(usize, Option<Victim>)> {
+        self.cache.room_of_8(line, |set| {
+            let stamps = &self.stamps.as_chunks::<WAYS>().0[set];
+            let entry = &self.entry.as_chunks::<WAYS>().0[set];
+            Self::oldest_of_8(stamps, entry, self.filter.as_deref()).0
         })
     }
 

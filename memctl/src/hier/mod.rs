@@ -38,6 +38,7 @@ use crate::model::{Inclusion, Model};
 
 pub use counters::{CacheCounters, CountKind, HierCounters};
 pub use filter::{FetchEntry, FetchFilter, LineFilter};
+pub use near::Near;
 
 /// What is done to a line.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]

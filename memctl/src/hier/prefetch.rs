@@ -33,9 +33,17 @@ impl Strides {
         )
     }
 
+    /// Whether [`Strides::train`] would say a distance.
     #[inline]
+    pub(super) fn would_fetch(&self, line: u64) -> bool {
+        let (page, at) = (line >> PAGE_LINES_SHIFT, (line & 63) as i64);
+        let s = &self.0[(page % PAGES) as usize];
+        s.page == page && at != s.last && at - s.last == s.stride
+    }
+
     /// A miss; the distance at which the next ones are expected.
-    fn train(&mut self, line: u64) -> Option<i64> {
+    #[inline]
+    pub(super) fn train(&mut self, line: u64) -> Option<i64> {
         let (page, at) = (line >> PAGE_LINES_SHIFT, (line & 63) as i64);
         let s = &mut self.0[(page % PAGES) as usize];
         if s.page != page {
