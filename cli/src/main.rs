@@ -6,6 +6,7 @@ mod check;
 mod config;
 mod doctor;
 mod failure;
+mod heap;
 mod host;
 mod jit_opt;
 mod output;
