@@ -13,6 +13,10 @@ pub struct Allowed {
     pub wall: Option<f64>,
 }
 
+/// What generated code may grow by at least if a program was built elsewhere: its functions lie in another order, and what is near
+/// decides what is translated together (1.3 % was seen).
+const ELSEWHERE: f64 = 0.05;
+
 /// How a measurement compares.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Verdict {
@@ -107,11 +111,17 @@ fn one(
         let (Some(&now), Some(&before)) = (case.exact.get(count), old.exact.get(count)) else {
             continue;
         };
-        if GENERATED.contains(&count) && !generated {
+        let made = GENERATED.contains(&count);
+        if made && !generated {
             continue;
         }
+        let most = if made && case.file != old.file {
+            allowed.exact.max(ELSEWHERE)
+        } else {
+            allowed.exact
+        };
         verdict.compared += 1;
-        if now as f64 > before as f64 * (1.0 + allowed.exact) {
+        if now as f64 > before as f64 * (1.0 + most) {
             verdict.culprits.push(format!(
                 "{name}: {count} {} -> {}, {:+.3} % ({what})",
                 before,
@@ -152,6 +162,7 @@ mod tests {
     fn measured(cycles: u64, wall: &[f64]) -> Measured {
         let case = Case {
             program: "p".to_owned(),
+            file: "f".to_owned(),
             compilers: "c".to_owned(),
             library: "l".to_owned(),
             exact: [("cycles".to_owned(), cycles), ("host_insns".to_owned(), 10)].into(),
@@ -243,7 +254,13 @@ mod tests {
     fn generated_code_is_compared_on_hosts_alike() {
         let old = measured(1_000, &[1.0, 1.0]);
         let mut now = measured(1_000, &[1.0, 1.0]);
-        case(&mut now).exact.insert("host_insns".to_owned(), 20);
+        case(&mut now).exact.insert("host_insns".to_owned(), 1_040);
+        let mut old = old;
+        case(&mut old).exact.insert("host_insns".to_owned(), 1_000);
+        assert_eq!(compare(&now, &old, GATE).culprits.len(), 1);
+        case(&mut now).file = "built elsewhere".to_owned();
+        assert_eq!(compare(&now, &old, GATE).culprits.len(), 0);
+        case(&mut now).exact.insert("host_insns".to_owned(), 1_060);
         assert_eq!(compare(&now, &old, GATE).culprits.len(), 1);
         now.isa.push("has_avx512f".to_owned());
         let verdict = compare(&now, &old, GATE);

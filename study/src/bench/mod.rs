@@ -57,6 +57,8 @@ pub struct Measured {
 pub struct Case {
     /// Which program: another one counts otherwise.
     pub program: String,
+    /// SHA-256 of its file.
+    pub file: String,
     /// The compilers that made it.
     pub compilers: String,
     /// A digest of the C library that it found.
@@ -204,6 +206,7 @@ pub fn measure(
             workload.name.clone(),
             Case {
                 program: program::identity(&bytes),
+                file: sha256(&bytes),
                 compilers: program::compilers(&bytes),
                 library: program::library(&bytes),
                 exact: exact.map(|(name, n)| (name.to_owned(), n)).into(),

@@ -1,8 +1,8 @@
 //! Whether two programs are the same for a count: what the same sources and the same compiler make is, wherever it was built.
 //!
 //! A folder's name is part of what orders functions in a program, so its bytes differ from one checkout to the next. What stays
-//! is how large each loaded segment is, and the compilers' names (`.comment`). Counts of such programs differ by hundredths
-//! of a percent, those of instructions not at all.
+//! is how large its code is, and the compilers' names (`.comment`). Such programs execute the same instructions, and their
+//! cycles differ by thousandths of a percent.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,6 +12,8 @@ use sevlab_workloads::resolve::sha256;
 /// `PT_LOAD`, and `PT_INTERP`.
 const LOAD: u64 = 1;
 const INTERP: u64 = 3;
+/// `PF_X`.
+const EXECUTE: u64 = 1;
 
 /// A little-endian number of that many bytes.
 fn number(bytes: &[u8], at: u64, size: usize) -> Option<u64> {
@@ -83,7 +85,7 @@ pub fn identity(program: &[u8]) -> String {
     };
     let mut text = compilers(program);
     for [kind, flags, _, file, memory] in segments {
-        if kind == LOAD {
+        if kind == LOAD && flags & EXECUTE != 0 {
             text.push_str(&format!(" {flags} {file} {memory}"));
         }
     }
@@ -147,11 +149,14 @@ mod tests {
         let middle = swapped.len() / 2;
         swapped[middle] ^= 1;
         assert_eq!(identity(&program), identity(&swapped));
-        // The first loaded segment is a byte longer.
+        // The code is a byte longer.
         let mut longer = program.clone();
         let table = number(&program, 32, 8).expect("a table") as usize;
         let first = segments(&program).expect("an ELF file");
-        let first = first.iter().position(|s| s[0] == LOAD).expect("loaded");
+        let first = first
+            .iter()
+            .position(|s| s[0] == LOAD && s[1] & EXECUTE != 0)
+            .expect("code");
         longer[table + first * 56 + 40] ^= 1;
         assert_ne!(identity(&program), identity(&longer));
     }
