@@ -22,9 +22,13 @@ Examples:
       Measure another build, and fail if an exact count has grown by more than 0.1 %.
   sevlab bench --baseline before.json --fail-above 2% --fail-wall-above 10%
       With other limits; wall-clock counts only beyond its confidence interval.
+  sevlab bench --runs 0 --save benches/baseline.json
+      Exact counts alone, for the gate of .ci/run.
 
 Exit status:
-  0  nothing is worse than allowed       1  something is, and is named       125  a workload could not be measured";
+  0  nothing is worse than allowed, or nothing can be compared (another compiler, C library or processor than the baseline's: it is said)
+  1  something is worse, or the baseline is out of date (a program has changed, or is not in it); each is named
+  125  a workload could not be measured";
 
 /// `sevlab bench`.
 #[derive(Args, Debug)]
@@ -45,8 +49,8 @@ pub struct BenchArgs {
     #[arg(long, value_name = "PERCENT", value_parser = percent, requires = "baseline")]
     pub fail_wall_above: Option<f64>,
 
-    /// Runs of each workload for wall-clock
-    #[arg(long, value_name = "N", default_value = "5", value_parser = clap::value_parser!(u16).range(2..=1000))]
+    /// Runs of each workload for wall-clock; 0: none, exact counts alone
+    #[arg(long, value_name = "N", default_value = "5", value_parser = runs)]
     pub runs: u16,
 
     /// Only these workloads
@@ -62,6 +66,13 @@ fn percent(text: &str) -> Result<f64, String> {
         .filter(|n| (0.0..=1000.0).contains(n))
         .map(|n| n / 100.0)
         .ok_or_else(|| "not a percentage, such as 2%".to_owned())
+}
+
+fn runs(text: &str) -> Result<u16, String> {
+    text.parse()
+        .ok()
+        .filter(|n| *n != 1 && *n <= 1000)
+        .ok_or_else(|| "0, or 2 to 1000: one run has no confidence interval".to_owned())
 }
 
 /// Host instructions of this process's children.
@@ -102,15 +113,20 @@ impl Counter for Host {
 pub fn bench(args: &BenchArgs) -> Result<ExitCode, Failure> {
     os::take_signals();
     let before = args.baseline.as_deref().map(bench::read).transpose()?;
-    let mut counter = Host::new().unwrap_or_else(|e| {
-        eprintln!(
-            "no hardware counters here ({e}): host instructions are not counted, only time is"
-        );
-        Host {
-            counter: None,
-            before: 0,
-        }
-    });
+    let none = || Host {
+        counter: None,
+        before: 0,
+    };
+    let mut counter = if args.runs == 0 {
+        none()
+    } else {
+        Host::new().unwrap_or_else(|e| {
+            eprintln!(
+                "no hardware counters here ({e}): host instructions are not counted, only time is"
+            );
+            none()
+        })
+    };
     let options = Options {
         workloads: args.workloads.clone(),
         runs: usize::from(args.runs),
@@ -131,15 +147,30 @@ pub fn bench(args: &BenchArgs) -> Result<ExitCode, Failure> {
     for note in &verdict.notes {
         eprintln!("note: {note}");
     }
-    if verdict.culprits.is_empty() {
-        println!("\nnothing is worse than the baseline by more than allowed");
-        return Ok(ExitCode::SUCCESS);
+    if !verdict.stale.is_empty() {
+        println!("\nthe baseline is out of date (sevlab bench --save makes another):");
+        for what in &verdict.stale {
+            println!("  {what}");
+        }
     }
-    println!("\nworse than the baseline:");
-    for culprit in &verdict.culprits {
-        println!("  {culprit}");
+    if !verdict.culprits.is_empty() {
+        println!("\nworse than the baseline:");
+        for culprit in &verdict.culprits {
+            println!("  {culprit}");
+        }
     }
-    Ok(ExitCode::from(1))
+    if !verdict.stale.is_empty() || !verdict.culprits.is_empty() {
+        return Ok(ExitCode::from(1));
+    }
+    if verdict.compared == 0 {
+        println!("\nNOTHING WAS COMPARED with the baseline: see the notes");
+    } else {
+        let n = verdict.compared;
+        println!(
+            "\nnothing is worse than the baseline by more than allowed ({n} exact counts compared)"
+        );
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// The measurements as a table; with an earlier one's beside them, what changed.
@@ -179,14 +210,17 @@ fn row(name: &str, case: &Case, old: Option<&Case>) -> Vec<String> {
             });
         row.push(format!("{}{change}", short(n)));
     }
-    let change = old.map_or(String::new(), |o| {
-        format!(" {:+.1}%", (case.wall.mean / o.wall.mean - 1.0) * 100.0)
-    });
-    row.push(format!(
-        "{:.1} \u{b1} {:.1}{change}",
-        case.wall.mean * 1e3,
-        case.wall.half * 1e3
-    ));
+    row.push(case.wall.map_or("-".to_owned(), |wall| {
+        let before = old.and_then(|o| o.wall);
+        let change = before.map_or(String::new(), |o| {
+            format!(" {:+.1}%", (wall.mean / o.mean - 1.0) * 100.0)
+        });
+        format!(
+            "{:.1} \u{b1} {:.1}{change}",
+            wall.mean * 1e3,
+            wall.half * 1e3
+        )
+    }));
     row.push(case.host_instructions.map_or("-".to_owned(), short));
     row
 }

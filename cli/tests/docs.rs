@@ -4,11 +4,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Pages whose pointers are held.
-const PAGES: [&str; 5] = [
+const PAGES: [&str; 6] = [
     "docs/model.md",
     "docs/report.md",
     "docs/study.md",
     "docs/time.md",
+    "docs/truth.md",
     "docs/workloads.md",
 ];
 

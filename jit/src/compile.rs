@@ -144,6 +144,19 @@ fn make_isa(options: &JitOptions) -> Result<OwnedTargetIsa, Error> {
         .map_err(|e| Error::Host(e.to_string()))
 }
 
+/// The instruction-set extensions of this host that generated code uses, by Cranelift's names: code made on hosts that differ in
+/// them differs.
+pub fn host_isa() -> Result<Vec<String>, Error> {
+    let isa = make_isa(&JitOptions::default())?;
+    let on = |value: &settings::Value| value.as_bool() == Some(true);
+    let flags = isa.isa_flags();
+    Ok(flags
+        .iter()
+        .filter(|value| on(value))
+        .map(|value| value.name.to_owned())
+        .collect())
+}
+
 fn compile_function(
     isa: &OwnedTargetIsa,
     context: &mut Context,

@@ -19,6 +19,7 @@ mod options;
 mod region;
 mod runtime;
 
+pub use compile::host_isa;
 pub use engine::{Engine, JitStats};
 pub use options::{JitOptions, OptLevel};
 pub use region::{Block, Region};

@@ -50,6 +50,9 @@ pub fn show(workload: &Workload, places: &Places, json: bool) -> Result<ExitCode
                     format!("{} bytes, as the manifest has it", text.len())
                 }
                 Content::Text { bytes, seed } => format!("{bytes} bytes of text, seed {seed}"),
+                Content::Random { bytes, seed } => {
+                    format!("{bytes} bytes without patterns, seed {seed}")
+                }
                 Content::C { functions, seed } => {
                     format!("C source of {functions} functions, seed {seed}")
                 }

@@ -6,6 +6,7 @@
 //! wall-clock is one only if it is larger than what runs differ by.
 
 mod gate;
+mod program;
 mod stat;
 
 use std::collections::BTreeMap;
@@ -14,6 +15,8 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use sevlab_machine::hv::cpuid::{CpuModel, CpuPreset};
+use sevlab_machine::{SevMode, host_isa};
 use sevlab_workloads::manifest::{Manifest, Program, Size};
 use sevlab_workloads::resolve::{Places, sha256};
 
@@ -28,7 +31,7 @@ use crate::plan::{self, Entry};
 use crate::record::{Record, Status};
 
 /// Version of a baseline's format.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// Measurements of one build.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -41,6 +44,10 @@ pub struct Measured {
     pub build: String,
     /// The host's processor.
     pub processor: String,
+    /// The extensions of its instruction set that generated code uses: `host_` and `page_` counts depend on them.
+    pub isa: Vec<String>,
+    /// A digest of what CPUID shows the guest, which is what the host has of an epyc-milan: the C library chooses its code by it.
+    pub shown: String,
     /// By workload.
     pub workloads: BTreeMap<String, Case>,
 }
@@ -48,12 +55,18 @@ pub struct Measured {
 /// Measurements of one workload.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Case {
-    /// SHA-256 of the program: another program counts otherwise.
+    /// Which program: another one counts otherwise.
     pub program: String,
+    /// SHA-256 of its file.
+    pub file: String,
+    /// The compilers that made it.
+    pub compilers: String,
+    /// A digest of the C library that it found.
+    pub library: String,
     /// Exact counts, by name.
     pub exact: BTreeMap<String, u64>,
-    /// Wall-clock seconds of the guest in cache mode page.
-    pub wall: Interval,
+    /// Wall-clock seconds of the guest in cache mode page; `None`: not measured.
+    pub wall: Option<Interval>,
     /// Host instructions that a run retires, with a performance counter; `None`: the host has none.
     pub host_instructions: Option<u64>,
 }
@@ -74,12 +87,15 @@ pub const EXACT: [(&str, &str); 6] = [
     ("page_bytes", "their bytes"),
 ];
 
+/// Those of [`EXACT`] that depend on [`Measured::isa`].
+const GENERATED: [&str; 4] = ["host_insns", "host_bytes", "page_insns", "page_bytes"];
+
 /// What to measure.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// These workloads; none: all of this repository's own.
     pub workloads: Vec<String>,
-    /// Runs for wall-clock.
+    /// Runs for wall-clock; 0: none.
     pub runs: usize,
 }
 
@@ -179,7 +195,7 @@ pub fn measure(
         ];
         let mut walls = Vec::new();
         let mut retired = Vec::new();
-        for _ in 0..options.runs.max(2) {
+        for _ in 0..options.runs {
             counter.start();
             let r = run("--sev snp --cpu epyc-milan --seed 1")?;
             retired.extend(counter.read());
@@ -189,9 +205,12 @@ pub fn measure(
         workloads.insert(
             workload.name.clone(),
             Case {
-                program: sha256(&bytes),
+                program: program::identity(&bytes),
+                file: sha256(&bytes),
+                compilers: program::compilers(&bytes),
+                library: program::library(&bytes),
                 exact: exact.map(|(name, n)| (name.to_owned(), n)).into(),
-                wall: Interval::of(&walls),
+                wall: (!walls.is_empty()).then(|| Interval::of(&walls)),
                 host_instructions: retired.get(retired.len() / 2).copied(),
             },
         );
@@ -201,8 +220,19 @@ pub fn measure(
         version: env!("CARGO_PKG_VERSION").to_owned(),
         build,
         processor: os::processor(),
+        isa: host_isa().map_err(|e| Error::Other(e.to_string()))?,
+        shown: shown(),
         workloads,
     })
+}
+
+/// [`Measured::shown`] here.
+fn shown() -> String {
+    let model = CpuModel::new(CpuPreset::EpycMilan, SevMode::Snp, 1, 1);
+    let leaves = CpuModel::page_leaves();
+    let leaves = leaves.iter().map(|(leaf, sub)| model.leaf(*leaf, *sub));
+    let text: Vec<String> = leaves.map(|l| format!("{l:x?}")).collect();
+    sha256(text.join(" ").as_bytes())
 }
 
 /// Reads what an earlier bench has saved.

@@ -187,8 +187,8 @@ fn overheads(page: &mut Page, a: &Results, b: &Results) {
     if labels.is_empty() {
         return;
     }
-    page.section("overhead", "Overhead within each");
-    let head = ["configuration", "A, geomean", "B, geomean", "B over A"];
+    page.section("overhead", "Overhead within each, geometric mean");
+    let head = ["configuration", "A", "B", "B over A"];
     let head: Vec<_> = head.iter().map(|h| Cell::number(*h)).collect();
     let rows: Vec<_> = labels
         .iter()

@@ -39,6 +39,13 @@ pub enum Content {
         /// Another seed, another source.
         seed: u64,
     },
+    /// Bytes that nothing can compress.
+    Random {
+        /// How many.
+        bytes: usize,
+        /// Another seed, other bytes.
+        seed: u64,
+    },
     /// Integers of all lengths, one a line.
     Numbers {
         /// How many.
@@ -55,6 +62,7 @@ impl Content {
             Self::Literal { text } => text.clone().into_bytes(),
             Self::Text { bytes, seed } => text(*bytes, *seed),
             Self::C { functions, seed } => c::source(*functions, *seed).into_bytes(),
+            Self::Random { bytes, seed } => random(*bytes, *seed),
             Self::Numbers { count, seed } => numbers(*count, *seed),
         }
     }
@@ -122,6 +130,17 @@ pub fn text(size: usize, seed: u64) -> Vec<u8> {
         }
     }
     out.push(b'\n');
+    out
+}
+
+/// [`Content::Random`].
+fn random(size: usize, seed: u64) -> Vec<u8> {
+    let mut random = Random::new(seed);
+    let mut out = Vec::with_capacity(size + 8);
+    while out.len() < size {
+        out.extend_from_slice(&random.next_u64().to_le_bytes());
+    }
+    out.truncate(size);
     out
 }
 

@@ -23,13 +23,13 @@ const GUEST: Guest = Guest {
         Param {
             name: "trips",
             what: "timetabled trips; two nodes each",
-            values: [600, 1500, 2500],
+            values: [600, 1500, 3230],
             limits: (2, 1_000_000),
         },
         Param {
             name: "links",
             what: "most arcs from a trip to later ones",
-            values: [40, 150, 2500],
+            values: [40, 150, 3230],
             limits: (1, 10_000),
         },
         Param {
