@@ -43,9 +43,11 @@ pub enum Known {
     /// AMD's processors look for a canonical address before the base of FS or GS is added, too. The elements of a masked
     /// operand with a 32-bit address wrap at 4 GiB.
     AmdOffset,
-    /// AMD's processors have another exception first: that of an operand that nothing is stored to, of one whose end is not
-    /// canonical, or of alignment.
+    /// AMD's processors have another exception first: that of an operand that nothing is stored to, or of one whose end is not
+    /// canonical.
     AmdOrder,
+    /// AMD's processors look at the alignment of operands of 16 bytes and more under RFLAGS.AC, and before the page.
+    AmdWide,
     /// AMD's processors ignore LOCK before VERR and VERW, and before MOV to CR0 it names CR8.
     AmdLock,
     /// A call to an address that is not canonical has not stored its return address on AMD's processors.
@@ -63,7 +65,7 @@ pub enum Known {
 }
 
 /// All reasons with their words.
-pub const REASONS: [(Known, &str); 22] = [
+pub const REASONS: [(Known, &str); 23] = [
     (
         Known::ConvertStore,
         "host: VCVTPS2PH raises flags and #XM before its store faults",
@@ -123,6 +125,10 @@ pub const REASONS: [(Known, &str); 22] = [
     (
         Known::AmdOrder,
         "host, AMD: of two exceptions the other comes first",
+    ),
+    (
+        Known::AmdWide,
+        "host, AMD: operands of 16 bytes and more must be aligned under RFLAGS.AC",
     ),
     (
         Known::AmdLock,

@@ -53,6 +53,10 @@ pub(super) fn reason(
     if faults(host) && stores_x87(&i) && e.x87.control & 0x3f != 0x3f && !same {
         return Some(Known::AmdOrder);
     }
+    // Before the page is looked at, and where the guest goes on.
+    if host == 17 && guest != 17 && i.memory_size().size() >= 16 {
+        return Some(Known::AmdWide);
+    }
     if !same {
         return None;
     }
@@ -60,10 +64,6 @@ pub(super) fn reason(
         return Some(Known::AmdOffset);
     }
     if host == 13 && guest == 12 && saves_state(m) && only(&|f| f == "end") {
-        return Some(Known::AmdOrder);
-    }
-    // An operand of 16 bytes or more under RFLAGS.AC: alignment is looked at before the page.
-    if host == 17 && faults(guest) && i.memory_size().size() >= 16 && only(&|f| f == "end") {
         return Some(Known::AmdOrder);
     }
     if masked(m)
