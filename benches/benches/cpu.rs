@@ -150,7 +150,12 @@ fn entered(mode: SevMode) -> Box<Vcpu> {
         ..Vmcb::default()
     };
     if mode.encrypted_state() {
-        let image = svm::image_of(&vcpu);
+        let mut image = svm::image_of(&vcpu);
+        image.efer = 0x1d01;
+        image.cr0 = 0x8005_0033;
+        image.cr4 = 0x0035_06f0;
+        image.dr6 = 0xffff_0ff0;
+        image.dr7 = 0x400;
         let mut page = [0; 4096];
         let bytes = image.as_bytes();
         page[..bytes.len()].copy_from_slice(bytes);
