@@ -54,7 +54,10 @@ pub(super) fn reason(
         return Some(Known::AmdOrder);
     }
     // Before the page is looked at, and where the guest goes on.
-    if host == 17 && guest != 17 && i.memory_size().size() >= 16 {
+    if host == 17
+        && i.memory_size().size() >= 16
+        && (!same || faults(guest) && only(&|f| f == "end"))
+    {
         return Some(Known::AmdWide);
     }
     if !same {
