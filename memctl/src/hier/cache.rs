@@ -245,13 +245,8 @@ impl Cache {
         if free != 0 {
             return Some((set * CHUNK + free.trailing_zeros() as usize, None));
         }
-        let way = oldest(set) % CHUNK;
-        let word = words[way];
-        let victim = Victim {
-            line: u64::from(word >> TAG_SHIFT) << self.set_bits | set as u64,
-            dirty: word & DIRTY != 0,
-        };
-        Some((set * CHUNK + way, Some(victim)))
+        let slot = set * CHUNK + oldest(set) % CHUNK;
+        Some((slot, Some(self.in_slot(slot, line))))
     }
 
     /// Which slots are there only to fill a chunk.
