@@ -19,8 +19,9 @@ use sevlab_cpu::interp::Dispatched;
 use sevlab_cpu::thunk::mxcsr;
 use sevlab_cpu::{CpuState, Stop, Vcpu, decode, interp};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// What the translator did.
@@ -73,6 +74,7 @@ enum Worker {
         requests: Sender<(u64, Region)>,
         results: Receiver<Compiled>,
         ready: Arc<AtomicUsize>,
+        thread: JoinHandle<()>,
     },
 }
 
@@ -160,6 +162,20 @@ impl Engine {
             }
         }
         Ok(())
+    }
+
+    /// The engine ends, and its compile thread with it: after what it is at.
+    pub fn close(mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let worker = std::mem::replace(&mut self.worker, Worker::Idle(None));
+        if let Worker::Background {
+            requests, thread, ..
+        } = worker
+        {
+            drop(requests);
+            // A panic there has been printed.
+            let _ = thread.join();
+        }
     }
 
     /// Hands a region to the compile thread, which is started if need be. False if there is none.
@@ -529,7 +545,9 @@ fn background(
     let (outbox, results) = channel();
     let ready = Arc::new(AtomicUsize::new(0));
     let (flag, stopped, quiet) = (Arc::clone(&ready), Arc::clone(stop), Arc::clone(quiet));
+    let (begun, has_begun) = sync_channel(1);
     let work = move || {
+        let _ = begun.send(());
         while let Ok((ticket, region)) = inbox.recv() {
             let _working = quiet.lock().unwrap_or_else(PoisonError::into_inner);
             if stopped.load(Ordering::Relaxed) {
@@ -542,16 +560,19 @@ fn background(
             flag.fetch_add(1, Ordering::Release);
         }
     };
-    without_signals(|| {
+    let thread = without_signals(|| {
         std::thread::Builder::new()
             .name("sevlab-jit".into())
             .spawn(work)
             .map_err(|e| Error::Host(format!("compile thread: {e}")))
     })?;
+    // A thread that is being started holds locks of the standard library, which a clone of the host process would find locked.
+    let _ = has_begun.recv();
     Ok(Worker::Background {
         requests,
         results,
         ready,
+        thread,
     })
 }
 

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::sync_channel;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use sevlab_arch::{Asid, Spa};
@@ -64,6 +64,26 @@ pub(crate) struct Totals {
     pub(crate) core: CoreCounters,
 }
 
+/// A vCPU's host thread.
+struct HostThread {
+    handle: JoinHandle<()>,
+    /// It takes no lock any more that is not its own's or another library's, and whoever joins it waits for nothing else.
+    leaving: Arc<AtomicBool>,
+}
+
+/// Waits for the host threads of `which`.
+fn join(threads: &mut Vec<HostThread>, which: impl Fn(&HostThread) -> bool) {
+    for thread in threads.extract_if(.., |t| which(t)) {
+        // A panic there has become a failure.
+        let _ = thread.handle.join();
+    }
+}
+
+/// Waits for the host threads that are about to end.
+fn join_leaving(threads: &mut Vec<HostThread>) {
+    join(threads, |t| t.leaving.load(Ordering::SeqCst));
+}
+
 /// The vCPUs of one machine, and what they share.
 pub(crate) struct Cpus {
     config: MachineConfig,
@@ -73,7 +93,10 @@ pub(crate) struct Cpus {
     cpuid: Arc<CpuModel>,
     process: Arc<Process>,
     regions: Arc<Mutex<Regions>>,
-    threads: Mutex<Vec<JoinHandle<()>>>,
+    /// All but the process's first. Taken after the kernel's lock.
+    threads: Mutex<Vec<HostThread>>,
+    /// One of them is leaving.
+    left: Condvar,
     totals: Mutex<Totals>,
     failure: Mutex<Option<Error>>,
     /// Held by compile threads while they work, by vCPU.
@@ -110,6 +133,7 @@ impl Cpus {
             process,
             regions,
             threads: Mutex::default(),
+            left: Condvar::new(),
             totals: Mutex::default(),
             failure: Mutex::default(),
             quiet: Mutex::default(),
@@ -130,13 +154,15 @@ impl Cpus {
         self.family.sums()
     }
 
-    /// Runs vCPU `cpu` on the calling thread to the end of its task.
+    /// Runs vCPU `cpu` on the calling thread to the end of its task. `leaving` is the [`HostThread`]'s, if that is not the
+    /// process's first.
     pub(crate) fn run(
         &self,
         cpu: usize,
         vcpu: &mut Vcpu,
         hv: &mut Hypervisor,
         exec: Exec,
+        leaving: Option<&AtomicBool>,
     ) -> Result<TaskEnd, Error> {
         if let Some(time) = self.process.time() {
             time.sit(cpu, vcpu);
@@ -179,12 +205,28 @@ impl Cpus {
             }
             bell.detach();
             kernel.vcpu_gone(cpu);
+            // After a failure it takes the kernel's lock once more.
+            if let (Some(leaving), Ok((Ok(_), _))) = (leaving, &ran) {
+                self.leave(leaving);
+            }
         }
         drop(reported);
         vcpu.give_turn();
         let (end, exec) = ran?;
         self.count(vcpu, hv, &exec);
+        if leaving.is_some() {
+            exec.close();
+        }
         Ok(end?)
+    }
+
+    /// A host thread is about to end.
+    fn leave(&self, leaving: &AtomicBool) {
+        if !leaving.load(Ordering::SeqCst) {
+            let _threads = lock(&self.threads);
+            leaving.store(true, Ordering::SeqCst);
+            self.left.notify_all();
+        }
     }
 
     fn count(&self, vcpu: &Vcpu, hv: &Hypervisor, exec: &Exec) {
@@ -228,16 +270,16 @@ impl Cpus {
         }
         // Signals are for those who still run a vCPU.
         let signals = host::Blocked::new();
+        let mut threads = lock(&self.threads);
         loop {
-            let thread = lock(&self.threads).pop();
-            match thread {
-                Some(thread) => {
-                    // A panic there has become a failure.
-                    let _ = thread.join();
-                }
-                None => break,
+            join_leaving(&mut threads);
+            if threads.is_empty() {
+                break;
             }
+            let left = self.left.wait(threads);
+            threads = left.unwrap_or_else(PoisonError::into_inner);
         }
+        drop(threads);
         let failure = lock(&self.failure).take();
         let end = self.process.kernel().ended();
         let end = end.unwrap_or(GuestEnd::Exited(0));
@@ -268,7 +310,14 @@ impl Cpus {
     }
 
     /// What a host thread does for vCPU `cpu`, from its making to its end.
-    fn thread(self: &Arc<Self>, cpu: usize, start: Start, begin: Begin, ready: impl FnOnce(i64)) {
+    fn thread(
+        self: &Arc<Self>,
+        cpu: usize,
+        start: Start,
+        begin: Begin,
+        leaving: &AtomicBool,
+        ready: impl FnOnce(i64),
+    ) {
         let made = AssertUnwindSafe(|| self.make(cpu, start, begin));
         let (mut vcpu, mut hv, exec) = match std::panic::catch_unwind(made) {
             Ok(Ok(made)) => made,
@@ -280,7 +329,7 @@ impl Cpus {
         };
         // SAFETY: no arguments, no memory.
         ready(unsafe { libc::syscall(libc::SYS_gettid) });
-        let run = AssertUnwindSafe(|| self.run(cpu, &mut vcpu, &mut hv, exec));
+        let run = AssertUnwindSafe(|| self.run(cpu, &mut vcpu, &mut hv, exec, Some(leaving)));
         let result = std::panic::catch_unwind(run).unwrap_or_else(|_| {
             Err(Error::Host {
                 what: "a vCPU's thread",
@@ -356,19 +405,22 @@ impl Board for Cpus {
         };
         let (tell, told) = sync_channel(1);
         let board = Arc::clone(&self);
+        let leaving = Arc::new(AtomicBool::new(false));
+        let own = Arc::clone(&leaving);
         let spawned = std::thread::Builder::new()
             .name(format!("vcpu{cpu}"))
             .stack_size(STACK)
             .spawn(move || {
-                board.thread(cpu, start, begin, |tid| {
+                board.thread(cpu, start, begin, &own, |tid| {
                     let _ = tell.send(tid);
                 });
+                board.leave(&own);
             });
         match spawned {
-            Ok(thread) => {
+            Ok(handle) => {
                 let mut threads = lock(&self.threads);
-                threads.retain(|t| !t.is_finished());
-                threads.push(thread);
+                join(&mut threads, |t| t.handle.is_finished());
+                threads.push(HostThread { handle, leaving });
             }
             Err(e) => return -i64::from(e.raw_os_error().unwrap_or(libc::EAGAIN)),
         }
@@ -376,13 +428,16 @@ impl Board for Cpus {
     }
 
     fn fork(&self, vcpu: &mut Vcpu, cpu: usize) -> i64 {
-        let quiet = lock(&self.quiet).get(&cpu).cloned();
+        // A thread that is being started or ends holds locks of other libraries, which the clone would find locked. Whoever
+        // starts one waits until it runs; no other vCPU enters the kernel, or leaves it, meanwhile.
+        join_leaving(&mut lock(&self.threads));
+        let quiet: Vec<_> = lock(&self.quiet).values().cloned().collect();
         let cluster = Arc::clone(vcpu.cluster());
         // What arrives before the clone has an inbox of its own waits until it has.
         let signals = host::Blocked::new();
         let pid = {
             // All that another thread could hold in the middle of a change.
-            let _quiet = quiet.as_ref().map(|q| lock(q));
+            let _quiet: Vec<_> = quiet.iter().map(|q| lock(q)).collect();
             let _books = (self.mem.freeze(), cluster.freeze());
             let _own = (lock(&self.threads), lock(&self.totals), lock(&self.failure));
             let _before = lock(&self.before);
@@ -398,6 +453,7 @@ impl Board for Cpus {
         }
         if pid == 0 {
             std::mem::forget(std::mem::take(&mut *lock(&self.threads)));
+            lock(&self.quiet).retain(|of, _| *of == cpu);
             *lock(&self.totals) = Totals::default();
             *lock(&self.before) = self.mem.stats();
             self.clone.store(true, Ordering::SeqCst);

@@ -128,6 +128,9 @@ pub struct Doorbell {
     thread: AtomicI32,
     /// The thread is in a host system call that may sleep.
     sleeping: AtomicBool,
+    /// It has been sent a signal since it went there. One is enough, and host signals of this kind queue up: a thread that is
+    /// sent them faster than it takes them would do nothing else.
+    kicked: AtomicBool,
     /// The vCPU is halted, and has not joined the queue of those who wait for their turn.
     halted: AtomicBool,
 }
@@ -175,7 +178,10 @@ impl Doorbell {
             );
         }
         let thread = self.thread.load(Ordering::SeqCst);
-        if thread != 0 && self.sleeping.load(Ordering::SeqCst) {
+        if thread != 0
+            && self.sleeping.load(Ordering::SeqCst)
+            && !self.kicked.swap(true, Ordering::SeqCst)
+        {
             // SAFETY: a signal to a thread of this process; if it has ended meanwhile, an error.
             unsafe {
                 libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, kick_signal());
@@ -249,11 +255,76 @@ impl Doorbell {
         self.asleep(|| unsafe { interruptible(request, libc::SYS_ppoll, &args) }) != 0
     }
 
-    /// Runs `f`, which may sleep in the host kernel, so that a ring is noticed.
+    /// Runs `f`, one [`interruptible`] call, which may sleep in the host kernel, so that a ring is noticed.
     pub(crate) fn asleep<R>(&self, f: impl FnOnce() -> R) -> R {
+        self.kicked.store(false, Ordering::SeqCst);
         self.sleeping.store(true, Ordering::SeqCst);
         let result = f();
         self.sleeping.store(false, Ordering::SeqCst);
         result
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::sync_channel;
+    use std::time::Duration;
+
+    use super::*;
+
+    /// The kick signals that wait for the calling thread, which blocks them.
+    fn take_kicks() -> usize {
+        let now = libc::timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        let mut kicks = 0;
+        // SAFETY: live locals.
+        unsafe {
+            let mut set = std::mem::zeroed();
+            libc::sigemptyset(&raw mut set);
+            libc::sigaddset(&raw mut set, kick_signal());
+            while libc::sigtimedwait(&raw const set, std::ptr::null_mut(), &raw const now) > 0 {
+                kicks += 1;
+            }
+        }
+        kicks
+    }
+
+    /// Signals of that kind queue: an execve that rang in a loop until the other threads were gone kept one of them busy with
+    /// 94,000 of them, for ever.
+    #[test]
+    fn a_sleep_is_sent_one_signal_however_often_it_rings() {
+        let bell = &Doorbell::default();
+        let (asleep, is_asleep) = sync_channel(0);
+        let (rung, has_rung) = sync_channel(0);
+        std::thread::scope(|s| {
+            s.spawn(move || {
+                // SAFETY: a live local; the mask is this thread's own.
+                unsafe {
+                    let mut set = std::mem::zeroed();
+                    libc::sigemptyset(&raw mut set);
+                    libc::sigaddset(&raw mut set, kick_signal());
+                    libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
+                }
+                let request = AtomicU32::new(0);
+                bell.attach(&request);
+                for _ in 0..2 {
+                    bell.asleep(|| {
+                        asleep.send(()).unwrap();
+                        has_rung.recv_timeout(Duration::from_secs(60)).unwrap();
+                    });
+                    assert_eq!(take_kicks(), 1);
+                    assert_eq!(request.swap(0, Ordering::SeqCst), 1);
+                }
+                bell.detach();
+            });
+            for _ in 0..2 {
+                is_asleep.recv_timeout(Duration::from_secs(60)).unwrap();
+                (0..1000).for_each(|_| bell.ring());
+                rung.send(()).unwrap();
+            }
+        });
+        assert_eq!(bell.rings(), 2000);
     }
 }

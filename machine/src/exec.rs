@@ -56,6 +56,13 @@ impl Exec {
         }
     }
 
+    /// The engine ends, and its thread with it.
+    pub(crate) fn close(self) {
+        if let Self::Jit(engine) = self {
+            engine.close();
+        }
+    }
+
     fn run_guest(&mut self, vcpu: &mut Vcpu) -> Stop {
         with_guest_mxcsr(vcpu, |vcpu| match self {
             Self::Interpreter if vcpu.model.is_some() => loop {

@@ -213,7 +213,7 @@ impl Machine {
         catch_kicks();
         self.hv.board = Some(Arc::<Cpus>::clone(&board));
         let start = Instant::now();
-        let result = board.run(0, &mut self.vcpu, &mut self.hv, exec);
+        let result = board.run(0, &mut self.vcpu, &mut self.hv, exec, None);
         // The others go on without this one, or end because of it.
         let result = board.join(0, result);
         let elapsed = start.elapsed();

@@ -309,9 +309,6 @@ impl Locked<'_> {
         let slot = self.slot();
         self.let_go(vcpu, out);
         self.forget_task(slot);
-        if let Some(only) = self.only {
-            self.ring(only);
-        }
         Ok(TaskEnd::Thread)
     }
 }
@@ -321,6 +318,9 @@ impl Kernel {
         self.hand_on(u64::MAX);
         if let Some(task) = self.tasks[slot].take() {
             self.spare_vmsas[slot] = task.vmsa;
+        }
+        if let Some(only) = self.only {
+            self.ring(only);
         }
     }
 

@@ -4,16 +4,17 @@
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use sevlab_cpu::CpuState;
 use sevlab_cpu::state::gpr;
 
 use super::marshal::{GUEST_FDS, PATH_MAX};
 use super::{Call, Sys, SysResult, timers};
+use crate::doorbell::Deadline;
 use crate::kernel::error::{Errno, Error, Fail};
 use crate::kernel::image::{Program, Source};
 use crate::kernel::mm::{Cx, File, Hw, USER_END};
-use crate::kernel::outside::HostCall;
 use crate::kernel::signal::{
     Action, AltStack, SIG_IGN, SIGCHLD, SIGKILL, SIGTSTP, SIGTTIN, SIGTTOU,
 };
@@ -189,14 +190,9 @@ fn end_other_threads(call: &mut Call<'_, '_>) -> Result<(), Fail> {
             call.kernel.ring_others();
             continue;
         }
-        let yield_cpu = HostCall {
-            nr: 24,
-            args: [0; 6],
-        };
-        let out = &mut *call.out;
-        call.kernel
-            .unlocked(call.vcpu, |vcpu| out.host_call(vcpu, &yield_cpu))?;
-        call.kernel.ring_others();
+        // Whoever leaves rings. A signal must wait: this thread may be the only one that takes it.
+        call.vcpu.state.exit_request.store(0, Ordering::SeqCst);
+        call.await_ring(Deadline::Never)?;
     }
     call.kernel.only = None;
     Ok(())

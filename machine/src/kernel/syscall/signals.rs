@@ -326,6 +326,11 @@ impl Call<'_, '_> {
         if self.kernel.sim.is_some() {
             return self.halt_until(until);
         }
+        self.await_ring(until)
+    }
+
+    /// As [`Call::idle`], whatever waits already; `exit_request` is 0.
+    pub(super) fn await_ring(&mut self, until: Deadline) -> Result<bool, Fail> {
         let slot = self.kernel.slot();
         let seen = self.kernel.rings(slot);
         let [clock, nanos] = until.encode();
