@@ -67,7 +67,7 @@ pub(crate) struct Totals {
 /// A vCPU's host thread.
 struct HostThread {
     handle: JoinHandle<()>,
-    /// It takes no lock any more that is not its own's or another library's, and whoever joins it waits for nothing else.
+    /// It takes neither the kernel's lock nor that of the list of threads any more: whoever holds them may join it.
     leaving: Arc<AtomicBool>,
 }
 
