@@ -1,11 +1,12 @@
-//! The short way of an access that a filter did not pass, but whose page the first-level TLB has: the caches are asked right away.
+//! The short way of an access that a filter did not pass, but whose page a TLB has: the caches are asked right away.
 //!
-//! Hits of a first-level TLB change nothing, so a copy of its entries by page serves as well. Nothing here is a rule of the model:
-//! whatever this does not know takes the way of [`super::touch`].
+//! Hits of a first-level TLB change nothing, so a copy of its entries by page serves as well; the second level's copy knows where
+//! the entry is, which a hit touches. Nothing here is a rule of the model: whatever this does not know takes the way of
+//! [`super::touch`].
 //!
 //! Invariants:
-//! 1. What is known of a page is what the first-level TLB has, of the same privilege: who takes an entry out of the TLB, or changes
-//!    it, takes the page out here.
+//! 1. What is known of a page is what the TLB has, of the same privilege: who takes an entry out of the TLB, or changes it, takes
+//!    the page out here.
 //! 2. The RMP's word on the page was asked for at the noted epoch of the table, and is void at another.
 
 use core::ptr::NonNull;
@@ -19,7 +20,10 @@ use crate::mmu::Access;
 use crate::stop::Stop;
 use crate::vcpu::Vcpu;
 
-const PAGES: usize = 128;
+/// Pages that are known at a time of a first-level TLB, and of the second level: more than they mostly have, since two of them may
+/// want one place.
+pub(super) const FIRST: usize = 512;
+pub(super) const SECOND: usize = 4096;
 const NEVER: u64 = u64::MAX;
 
 /// What is known of one page.
@@ -31,24 +35,26 @@ struct Page {
     /// The RMP's when it was asked.
     epoch: u64,
     domain: Domain,
+    /// Where the second-level TLB has it.
+    at: u32,
     /// A store is allowed, the RMP's word included.
     store: bool,
 }
 
-/// Pages that the first-level TLB of one kind of access has; direct-mapped.
-pub(super) struct Known(Box<[Page; PAGES]>);
+/// `PAGES` pages that a TLB has for one kind of access; direct-mapped.
+pub(super) struct Known<const PAGES: usize>(Box<[Page]>);
 
-impl Known {
+impl<const PAGES: usize> Known<PAGES> {
     pub(super) fn new() -> Self {
-        Self(Box::new(
-            [Page {
-                tag: NEVER,
-                spa: 0,
-                epoch: 0,
-                domain: Domain::Shared,
-                store: false,
-            }; PAGES],
-        ))
+        let none = Page {
+            tag: NEVER,
+            spa: 0,
+            epoch: 0,
+            domain: Domain::Shared,
+            at: 0,
+            store: false,
+        };
+        Self(vec![none; PAGES].into())
     }
 
     #[inline]
@@ -57,18 +63,27 @@ impl Known {
     }
 
     #[inline]
-    fn get(&self, va: u64, user: bool) -> Option<&Page> {
+    fn get(&self, va: u64, user: bool) -> Option<Page> {
         let p = &self.0[Self::index(va)];
-        (p.tag == va & !(PAGE_SIZE - 1) | u64::from(user)).then_some(p)
+        (p.tag == va & !(PAGE_SIZE - 1) | u64::from(user)).then_some(*p)
     }
 
-    /// Notes the entry of `va`'s page, for the RMP as it was at `epoch`.
-    pub(super) fn set(&mut self, va: u64, e: &Entry, domain: Domain, epoch: u64, store: bool) {
+    /// Notes the entry of `va`'s page, for the RMP as it was at `epoch`; of the second level, where it is.
+    pub(super) fn set(
+        &mut self,
+        va: u64,
+        e: &Entry,
+        at: usize,
+        domain: Domain,
+        epoch: u64,
+        store: bool,
+    ) {
         self.0[Self::index(va)] = Page {
             tag: va & !(PAGE_SIZE - 1) | u64::from(e.user),
             spa: (e.spa | va & e.mask()) & !(PAGE_SIZE - 1),
             epoch,
             domain,
+            at: at as u32,
             store,
         };
     }
@@ -87,6 +102,13 @@ impl Known {
     }
 }
 
+/// Calls `f` with each 4 KiB page of a page.
+#[inline]
+pub(super) fn each_page(page: u64, large: bool, f: impl FnMut(u64)) {
+    let size = if large { 1 << 21 } else { 1 << 12 };
+    (page..page + size).step_by(1 << 12).for_each(f);
+}
+
 impl CoreModel {
     /// Counts what an access waited for that L2 served, of a core that waits for each.
     #[inline]
@@ -94,6 +116,72 @@ impl CoreModel {
         let cycles = u64::from(self.model.latency.l2_cycles);
         self.counters.stalls.l2 += cycles;
         self.waited += cycles;
+    }
+
+    /// What is known of a data page, which is in the first-level TLB afterwards: it comes from the second where only that has it.
+    #[inline]
+    fn known_page(&mut self, va: u64, user: bool, store: bool, epoch: u64) -> Option<Page> {
+        let usable = |p: &Page| p.epoch == epoch && (p.store || !store);
+        match self.known_data.get(va, user) {
+            Some(p) => Some(p).filter(usable),
+            None => self.known_below(va, user).filter(usable).inspect(|p| self.raise(va, *p)),
+        }
+    }
+
+    #[inline]
+    fn known_below(&self, va: u64, user: bool) -> Option<Page> {
+        let p = self.known_second.get(va, user)?;
+        self.tlbs.data.lookup(va).is_none().then_some(p)
+    }
+
+    /// A hit of the second-level TLB for data, by a core that waits for it.
+    fn raise(&mut self, va: u64, p: Page) {
+        let Some(second) = &mut self.tlbs.second else {
+            return;
+        };
+        let e = second.entry(p.at as usize);
+        second.touch(p.at as usize);
+        let cycles = u64::from(self.model.latency.tlb2_cycles);
+        self.counters.data_tlb.misses += 1;
+        self.counters.data_tlb.second_hits += 1;
+        self.counters.stalls.tlb += cycles;
+        self.waited += cycles;
+        self.fill_data(va, e);
+        self.lines.wake(Va(va));
+        self.known_data.0[Known::<FIRST>::index(va)] = p;
+    }
+
+    /// Enters a translation into the first-level TLB for data.
+    #[inline]
+    pub(super) fn fill_data(&mut self, va: u64, e: Entry) {
+        let (lines, known) = (&self.lines, &mut self.known_data);
+        self.tlbs.data.fill(va, e, |page, large| {
+            each_page(page, large, |at| {
+                lines.put_to_sleep(Va(at));
+                known.drop_page(at);
+            });
+        });
+    }
+
+    /// Enters a translation into the first-level TLB for fetches.
+    pub(super) fn fill_fetch(&mut self, va: u64, e: Entry) {
+        let (fetches, known) = (&self.fetches, &mut self.known_code);
+        self.tlbs.fetch.fill(va, e, |page, large| {
+            each_page(page, large, |at| {
+                fetches.drop_va_page(Va(at));
+                known.drop_page(at);
+            });
+        });
+    }
+
+    /// Enters what a walk has found into the second-level TLB, if there is one.
+    pub(super) fn fill_second(&mut self, va: u64, e: Entry, fetch: bool) {
+        let known = &mut self.known_second;
+        if let Some(t) = self.tlbs.second(fetch) {
+            t.fill(va, e, |page, large| {
+                each_page(page, large, |at| known.drop_page(at));
+            });
+        }
     }
 
     /// The same of whatever served it; where the line is.
@@ -120,11 +208,11 @@ impl Vcpu {
         }
         let stamp = self.stamp(at);
         let m = self.model.as_deref_mut()?;
-        let p = m.known_data.get(va, self.state.cpl == 3)?;
-        let store = access == Access::Write;
-        if p.epoch != self.mem.rmp().epoch() || store && !p.store || m.overlap.is_some() {
+        if m.overlap.is_some() {
             return None;
         }
+        let store = access == Access::Write;
+        let p = m.known_page(va, self.state.cpl == 3, store, self.mem.rmp().epoch())?;
         let spa = Spa(p.spa | va & (PAGE_SIZE - 1));
         if p.store {
             // Before the look at the code bits, see `crate::smp`.

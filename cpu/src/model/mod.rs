@@ -341,8 +341,9 @@ pub struct CoreModel {
     /// The controller knows the filters.
     attached: bool,
     tlbs: Tlbs,
-    known_data: Known,
-    known_code: Known,
+    known_data: Known<{ known::FIRST }>,
+    known_code: Known<{ known::FIRST }>,
+    known_second: Known<{ known::SECOND }>,
     caches: WalkCaches,
     lines: Arc<LineFilter>,
     fetches: Arc<FetchFilter>,
@@ -393,15 +394,16 @@ impl CoreModel {
     fn drop_entry(&mut self, va: u64) {
         let (lines, fetches) = (&self.lines, &self.fetches);
         let (data, code) = (&mut self.known_data, &mut self.known_code);
+        let second = &mut self.known_second;
         for t in self.tlbs.each() {
             t.drop_page(va, |page, large| {
-                let size = if large { 1 << 21 } else { 1 << 12 };
-                for at in (page..page + size).step_by(1 << 12) {
+                known::each_page(page, large, |at| {
                     lines.drop_va_page(Va(at));
                     fetches.drop_va_page(Va(at));
                     data.drop_page(at);
                     code.drop_page(at);
-                }
+                    second.drop_page(at);
+                });
             });
         }
     }
@@ -420,6 +422,7 @@ impl CoreModel {
         self.tlbs.each().for_each(Tlb::flush);
         self.known_data.flush();
         self.known_code.flush();
+        self.known_second.flush();
         self.caches.flush_guest();
         self.forget_code();
         if nested {
@@ -482,6 +485,7 @@ impl Vcpu {
             tlbs: Tlbs::new(&model),
             known_data: Known::new(),
             known_code: Known::new(),
+            known_second: Known::new(),
             caches: WalkCaches::new(
                 t.map_or(0, |t| t.walk_entries),
                 t.map_or(0, |t| t.nested_entries),

@@ -196,6 +196,12 @@ impl Tlb {
         Some((at, self.entries[at]))
     }
 
+    /// The entry at a place that [`Tlb::lookup`] has said, and nothing has changed since.
+    #[inline]
+    pub(crate) fn entry(&self, at: usize) -> Entry {
+        self.entries[at]
+    }
+
     /// A hit's effect on what goes next.
     pub(crate) fn touch(&mut self, at: usize) {
         match self.policy {

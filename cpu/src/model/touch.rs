@@ -6,6 +6,7 @@ use sevlab_arch::rmp::BOOKKEEPING_SIZE;
 use sevlab_arch::{Gpa, Spa, Va};
 use sevlab_memctl::{Domain, Grant, Line, LineKind, PageSize};
 
+use super::known::each_page;
 use super::overlap::Code;
 use super::tlb::Entry;
 use super::trace::{Touch, TraceEvent};
@@ -87,7 +88,13 @@ impl Vcpu {
         self.settle(at, line.kind);
         let stores = e.writable && (store || self.rmp_allows(&e, va, Access::Write));
         if let Some(m) = &mut self.model {
-            m.known_data.set(va, &e, line.domain, epoch, stores);
+            m.known_data.set(va, &e, 0, line.domain, epoch, stores);
+            if let Some((at, below)) = m.tlbs.second.as_ref().and_then(|t| t.lookup(va))
+                && below == e
+            {
+                m.known_data.set(va, &e, at, line.domain, epoch, stores);
+                m.known_second.set(va, &e, at, line.domain, epoch, stores);
+            }
         }
         let offset = (va & 63) as usize;
         Ok(host.map_addr(|a| a.saturating_add(offset)))
@@ -116,7 +123,7 @@ impl Vcpu {
         self.model_line(line, 1, &e, at)?;
         self.settle(at, LineKind::Fetch);
         if let Some(m) = &mut self.model {
-            m.known_code.set(va, &e, line.domain, epoch, false);
+            m.known_code.set(va, &e, 0, line.domain, epoch, false);
         }
         self.fetched(va);
         Ok(())
@@ -280,10 +287,8 @@ impl Vcpu {
                     self.begin(at, fetch);
                     self.traffic(va, access, log, &e, at)?;
                 }
-                if let Some(m) = &mut self.model
-                    && let Some(t) = m.tlbs.second(fetch)
-                {
-                    t.fill(va, e, |_, _| {});
+                if let Some(m) = &mut self.model {
+                    m.fill_second(va, e, fetch);
                 }
                 e
             }
@@ -294,20 +299,16 @@ impl Vcpu {
         if m.tlbs.modelled() {
             m.tlb_counters(fetch).misses += 1;
         }
-        let (lines, fetches) = (&m.lines, &m.fetches);
-        let (data, code) = (&mut m.known_data, &mut m.known_code);
-        m.tlbs.first(fetch).fill(va, e, |page, large| {
-            let size = if large { 1 << 21 } else { 1 << 12 };
-            for at in (page..page + size).step_by(1 << 12) {
-                if fetch {
-                    fetches.drop_va_page(Va(at));
-                    code.drop_page(at);
-                } else {
-                    lines.drop_va_page(Va(at));
-                    data.drop_page(at);
-                }
-            }
-        });
+        if fetch {
+            m.fill_fetch(va, e);
+        } else {
+            m.fill_data(va, e);
+        }
+        match found {
+            Some(_) if !fetch => m.lines.wake(Va(va)),
+            Some(_) => {}
+            None => each_page(va & !e.mask(), e.large, |at| m.lines.forget_sleeping(Va(at))),
+        }
         Ok(e)
     }
 

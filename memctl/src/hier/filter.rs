@@ -7,10 +7,12 @@
 //! cache, the time of the line's last use, is the one word that the hit writes into the entry, the *stamp*.
 //!
 //! Invariants:
-//! 1. A tag is the virtual address of a line whose index is the entry's own, or [`TlbEntry::NEVER`].
+//! 1. A tag is the virtual address of a line whose index is the entry's own, or [`TlbEntry::NEVER`]; or that address with
+//!    [`ASLEEP`]: all that is missing for the tag is the page in the L1 TLB, from which the second level may bring it back.
 //! 2. A set tag means: line in L1, page in the L1 TLB with that right; a write tag: line dirty in L1D too, page writable and
 //!    dirty, frame without decoded code.
-//! 3. Tags are set by the controller alone, in a call of the core that the filter belongs to. Anybody may take them away.
+//! 3. Tags are set by the controller alone, in a call of the core that the filter belongs to, and woken by that core. Anybody may
+//!    take them away while the core does not run (cores run in turns).
 //! 4. The stamp stays when tags go: it is the line's last use until the controller gives the entry to another line.
 
 use std::ops::Range;
@@ -25,6 +27,8 @@ use crate::tlb::TlbEntry;
 
 const LINE_SHIFT: u32 = 6;
 const LINE_MASK: u64 = 63;
+/// In a tag of data: no access matches it, because the L1 DTLB has lost the page.
+const ASLEEP: u64 = 1;
 
 /// A core's filter of data accesses: direct-mapped, an entry a line, in the fast TLB's layout with the stamp in the place of
 /// the execute tag.
@@ -88,11 +92,41 @@ impl LineFilter {
         NonNull::new(std::ptr::with_exposed_provenance_mut(addr as usize))
     }
 
-    /// Takes the tags of all lines of `va`'s 4 KiB page away: for whoever removes a translation from the L1 DTLB.
+    /// Takes the tags of all lines of `va`'s 4 KiB page away, sleeping ones too: for whoever changes a translation.
     pub fn drop_va_page(&self, va: Va) {
+        self.each_of_page(va, TlbEntry::clear_data);
+    }
+
+    /// Puts the tags of all lines of `va`'s 4 KiB page to sleep: its translation has left the L1 DTLB, and may come back as it is.
+    pub fn put_to_sleep(&self, va: Va) {
         self.each_of_page(va, |e| {
-            e.read.store(TlbEntry::NEVER, Relaxed);
-            e.write.store(TlbEntry::NEVER, Relaxed);
+            for tag in [&e.read, &e.write] {
+                let at = tag.load(Relaxed);
+                if at != TlbEntry::NEVER {
+                    tag.store(at | ASLEEP, Relaxed);
+                }
+            }
+        });
+    }
+
+    /// The translation of `va`'s 4 KiB page is back in the L1 DTLB, with the rights that it had: so are the tags that sleep.
+    pub fn wake(&self, va: Va) {
+        self.each_of_page(va, |e| {
+            for tag in [&e.read, &e.write] {
+                let at = tag.load(Relaxed);
+                if at != TlbEntry::NEVER {
+                    tag.store(at & !ASLEEP, Relaxed);
+                }
+            }
+        });
+    }
+
+    /// Takes the sleeping tags of `va`'s 4 KiB page away: it has another translation, or may have.
+    pub fn forget_sleeping(&self, va: Va) {
+        self.each_of_page(va, |e| {
+            if e.read.load(Relaxed) & ASLEEP != 0 {
+                e.clear_data();
+            }
         });
     }
 
@@ -117,10 +151,11 @@ impl LineFilter {
         let mut left = word.load(Relaxed);
         each_bit(left, |i| {
             let (e, line) = (&entries[i], page + ((i as u64) << LINE_SHIFT));
-            if e.read.load(Relaxed) == line || e.write.load(Relaxed) == line {
+            // A write tag never is without a read tag.
+            if e.read.load(Relaxed) & !ASLEEP == line {
                 f(e);
             }
-            if e.read.load(Relaxed) == TlbEntry::NEVER && e.write.load(Relaxed) == TlbEntry::NEVER {
+            if e.read.load(Relaxed) == TlbEntry::NEVER {
                 left &= !(1 << i);
             }
         });
@@ -135,7 +170,8 @@ impl LineFilter {
             each_bit(word.load(Relaxed), |i| {
                 let e = &entries[i];
                 // A write tag never is without a read tag.
-                let host = e.read.load(Relaxed).wrapping_add(e.addend.load(Relaxed));
+                let line = e.read.load(Relaxed) & !ASLEEP;
+                let host = line.wrapping_add(e.addend.load(Relaxed));
                 if hosts.contains(&host) {
                     e.write.store(TlbEntry::NEVER, Relaxed);
                     if !writes_only {

@@ -2,7 +2,8 @@
 //!
 //! Invariants:
 //! 1. `entry` and `owner` are inverse: slot s has filter entry i exactly if entry i is slot s's.
-//! 2. The last use of a line is its filter entry's stamp if it has an entry, else `stamps`. (LRU; other orders use neither.)
+//! 2. The last use of a line is its filter entry's stamp if it has an entry, else `stamps`, which is never newer than that. (LRU;
+//!    other orders use neither.)
 //! 3. A slot has an entry with a tag only while a hit on it would change nothing but the stamp.
 
 use std::sync::Arc;
@@ -187,37 +188,45 @@ impl<F: Filter> L1<F> {
         }
     }
 
-    /// The lowest of 8 ways whose line was used longest ago, and when. A line's last use is in its filter entry, if it has one.
+    /// The lowest of 8 ways whose line was used longest ago, and when. A line's last use is in its filter entry, if it has one; what
+    /// `stamps` has of it is older, and is brought up to date only where it is the least: mostly that is the one.
     #[inline]
-    fn oldest_of_8(stamps: &[u64; WAYS], entry: &[u32; WAYS], filter: Option<&F>) -> (usize, i64) {
-        let mut used = *stamps;
-        if let Some(f) = filter {
-            for (used, &i) in used.iter_mut().zip(entry) {
-                let there = f.stamp(i as usize % F::ENTRIES);
-                *used = if i == NO_ENTRY { *used } else { there };
+    fn oldest_of_8(
+        stamps: &mut [u64; WAYS],
+        entry: &[u32; WAYS],
+        filter: Option<&F>,
+    ) -> (usize, i64) {
+        loop {
+            let (mut way, mut least) = (0, i64::MAX);
+            for (w, used) in stamps.iter().enumerate() {
+                let older = (*used as i64) < least;
+                way = if older { w } else { way };
+                least = if older { *used as i64 } else { least };
             }
+            let i = entry[way];
+            let Some(f) = filter.filter(|_| i != NO_ENTRY) else {
+                return (way, least);
+            };
+            let last = f.stamp(i as usize % F::ENTRIES);
+            if last as i64 == least {
+                return (way, least);
+            }
+            stamps[way] = last;
         }
-        let (mut way, mut least) = (0, i64::MAX);
-        for (w, used) in used.into_iter().enumerate() {
-            let older = (used as i64) < least;
-            way = if older { w } else { way };
-            least = if older { used as i64 } else { least };
-        }
-        (way, least)
     }
 
     /// The same of a set of any number of ways.
     fn oldest(
-        stamps: &[u64],
+        stamps: &mut [u64],
         entry: &[u32],
         filter: Option<&F>,
         base: usize,
         stride: usize,
     ) -> usize {
-        let stamps = stamps[base..base + stride].as_chunks::<WAYS>().0.iter();
+        let stamps = stamps[base..base + stride].as_chunks_mut::<WAYS>().0;
         let entry = entry[base..base + stride].as_chunks::<WAYS>().0.iter();
         let (mut way, mut least) = (0, i64::MAX);
-        for (n, (stamps, entry)) in stamps.zip(entry).enumerate() {
+        for (n, (stamps, entry)) in stamps.iter_mut().zip(entry).enumerate() {
             let (w, used) = Self::oldest_of_8(stamps, entry, filter);
             if used < least {
                 (way, least) = (n * WAYS + w, used);
@@ -229,27 +238,34 @@ impl<F: Filter> L1<F> {
     /// A slot for the line; the victim has no filter entry any more.
     #[inline]
     pub(super) fn make_room(&mut self, line: u64) -> (usize, Option<Victim>) {
-        let (stamps, entry, filter) = (&self.stamps, &self.entry, self.filter.as_deref());
+        let (stamps, entry, filter) = (&mut self.stamps, &self.entry, self.filter.as_deref());
         let oldest = |base, stride| Self::oldest(stamps, entry, filter, base, stride);
         let (slot, victim) = self.cache.make_room(line, oldest);
         self.forget(slot);
         (slot, victim)
     }
 
-    /// What [`L1::make_room`] would say, with nothing changed, of sets of 8 ways at most; `None` if only that can say it.
+    /// What [`L1::make_room`] would say, with nothing changed that matters, of sets of 8 ways at most; `None` if only that can say it.
     #[inline]
-    pub(super) fn least_of_8(&self, line: u64) -> Option<(usize, Option<Victim>)> {
+    pub(super) fn least_of_8(&mut self, line: u64) -> Option<(usize, Option<Victim>)> {
+        let (stamps, entry, filter) = (&mut self.stamps, &self.entry, self.filter.as_deref());
         self.cache.room_of_8(line, |set| {
-            let stamps = &self.stamps.as_chunks::<WAYS>().0[set];
-            let entry = &self.entry.as_chunks::<WAYS>().0[set];
-            Self::oldest_of_8(stamps, entry, self.filter.as_deref()).0
+            let stamps = &mut stamps.as_chunks_mut::<WAYS>().0[set];
+            let entry = &entry.as_chunks::<WAYS>().0[set];
+            Self::oldest_of_8(stamps, entry, filter).0
         })
     }
 
     /// Takes the line in a slot out, with its filter entry.
     #[inline]
     pub(super) fn empty(&mut self, slot: usize) {
-        self.forget(slot);
+        if let Some(i) = self.entry(slot) {
+            if let Some(f) = &self.filter {
+                f.clear(i);
+            }
+            self.entry[slot] = NO_ENTRY;
+            self.owner[i] = NO_SLOT;
+        }
         self.cache.clear(slot);
     }
 

@@ -31,7 +31,7 @@ struct Exchange {
 
 /// Finds out what there is to do, and does nothing; `None` if it is more than L1 and L2.
 #[inline(always)] // twice, for L1I and L1D
-fn exchange<F: Filter>(l1: &L1<F>, l2: &Cache, line: u64, clean_may_go: bool) -> Option<Exchange> {
+fn exchange<F: Filter>(l1: &mut L1<F>, l2: &Cache, line: u64, clean_may_go: bool) -> Option<Exchange> {
     let at = l2.find_in_8(line)?;
     let (slot, victim) = l1.least_of_8(line)?;
     let below = match victim {
@@ -67,7 +67,7 @@ impl Core {
         if trains && self.strides.would_fetch(line) {
             return None;
         }
-        let x = exchange(&self.l1d, l2, line, clean_may_go)?;
+        let x = exchange(&mut self.l1d, l2, line, clean_may_go)?;
         if trains {
             self.strides.train(line);
         }
@@ -100,7 +100,7 @@ impl Core {
             return Some(false);
         }
         let l2 = self.l2.as_mut()?;
-        let x = exchange(&self.l1i, l2, line, clean_may_go)?;
+        let x = exchange(&mut self.l1i, l2, line, clean_may_go)?;
         self.counters.l1i.misses[CountKind::Fetch as usize] += 1;
         self.counters.l2.hits[CountKind::Fetch as usize] += 1;
         l2.hit(x.at, line);
