@@ -137,8 +137,8 @@ pub struct CpuState {
     pub fetched: u64,
     /// Under a machine model: the clock (`retired + repeats`) at which the turn ends.
     pub stop_at: u64,
-    /// Under a machine model: base of the filter of data lines.
-    pub lines: *const sevlab_memctl::TlbEntry,
+    /// Under a machine model: memory of the filter of data lines ([`sevlab_memctl::LineFilter`]).
+    pub lines: *const core::sync::atomic::AtomicU64,
     /// Under a machine model: base of the filter of instruction lines, pairs of {tag, stamp}.
     pub fetches: *const [core::sync::atomic::AtomicU64; 2],
     /// Under a machine model whose misses overlap: the next place of the trail ([`crate::model::TRAIL`]), where each piece of

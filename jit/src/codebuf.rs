@@ -14,6 +14,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// Alignment of each function: a cache line, which also serves its constants.
 const ALIGN: usize = 64;
 
+/// The host's large page.
+const LARGE: usize = 2 << 20;
+/// So much of a large page's part of the buffer is filled before it becomes one: small programs do without.
+const WORTH: usize = 512 << 10;
+
 /// A file in memory of so many bytes.
 fn memfd(bytes: usize) -> std::io::Result<File> {
     // SAFETY: the name is a NUL-terminated constant.
@@ -63,7 +68,23 @@ impl CodeBuf {
         }
         writable[at..end].copy_from_slice(code);
         self.used.store(end, Ordering::Relaxed);
+        if (end + LARGE - WORTH) / LARGE != (at + LARGE - WORTH) / LARGE {
+            self.enlarge(end / LARGE);
+        }
         Ok(self.executable.as_ptr() as usize + at)
+    }
+
+    /// Makes the `n`th large page's part of the buffer one large page, so that code scattered over it does not miss the host's
+    /// instruction TLB. Where the host can't, it stays as it is.
+    fn enlarge(&self, n: usize) {
+        let at = n * LARGE;
+        if at + LARGE <= self.executable.len() {
+            // SAFETY: inside the mapping, whose bytes stay the same.
+            unsafe {
+                let part = self.executable.as_ptr().add(at).cast_mut().cast();
+                libc::madvise(part, LARGE, libc::MADV_COLLAPSE);
+            }
+        }
     }
 
     /// In a clone of the process: the memory is the original's too, so this one gets its own, at the same

@@ -30,7 +30,7 @@ use sevlab_memctl::model::{
     Cache, Core, CoreModel, Costs, Dram, DramModel, ExitCosts, Inclusion, Latency, Model, Policy,
     Prefetch, Tlb, Tlbs,
 };
-use sevlab_memctl::{FetchFilter, HierCounters, LineFilter, TlbEntry};
+use sevlab_memctl::{FetchEntry, FetchFilter, HierCounters, LineFilter};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -165,32 +165,25 @@ struct TurnEnd {
 
 /// Entries of the filters that have tags.
 #[allow(unsafe_code)] // the filters are where translated code sees them
-fn filters(s: &CpuState) -> Vec<[u64; 3]> {
-    // SAFETY: the bases and lengths of the filters, which live as long as the vCPU; their words are atomics.
-    let (lines, fetches) = unsafe {
-        (
-            std::slice::from_raw_parts(s.lines, LineFilter::ENTRIES),
-            std::slice::from_raw_parts(s.fetches, FetchFilter::ENTRIES),
-        )
-    };
-    let data = lines
-        .iter()
-        .map(|e| [&e.read, &e.write, &e.exec].map(|w| w.load(Relaxed)))
-        .map(|[read, write, exec]| {
-            let code = CODE..CODE + CODE_PAGES * PAGE;
-            let write = if code.contains(&read) {
-                TlbEntry::NEVER
-            } else {
-                write
-            };
-            [read, write, exec]
-        });
+fn filters(m: &Machine) -> Vec<[u64; 3]> {
+    let s = &m.vcpu.state;
+    // SAFETY: base and length of the filter, which lives as long as the vCPU; its words are atomics.
+    let fetches = unsafe { std::slice::from_raw_parts(s.fetches, FetchFilter::ENTRIES) };
+    let core = m.vcpu.model.as_ref().expect("made with one");
+    let data = core.lines().entries().map(|(read, write, stamp)| {
+        let code = CODE..CODE + CODE_PAGES * PAGE;
+        let write = if code.contains(&read) {
+            LineFilter::NEVER
+        } else {
+            write
+        };
+        [read, write, stamp]
+    });
     let code = fetches
         .iter()
-        .map(|[tag, stamp]| [tag, tag, stamp].map(|w| w.load(Relaxed)));
-    data.chain(code)
-        .filter(|[a, b, _]| a & b != TlbEntry::NEVER)
-        .collect()
+        .map(|[tag, stamp]| [tag, tag, stamp].map(|w| w.load(Relaxed)))
+        .filter(|[tag, ..]| *tag != FetchEntry::NEVER);
+    data.chain(code).collect()
 }
 
 fn turn_end(m: &mut Machine) -> TurnEnd {
@@ -212,7 +205,7 @@ fn turn_end(m: &mut Machine) -> TurnEnd {
             .counters
             .clone(),
         hier: m.vcpu.mem.hier_counters(0),
-        filters: filters(s),
+        filters: filters(m),
         lines: m.vcpu.mem.cached_lines(),
     }
 }

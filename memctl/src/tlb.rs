@@ -128,13 +128,6 @@ impl TlbEntry {
         }
     }
 
-    /// Takes the tags of data accesses away.
-    #[inline]
-    pub(crate) fn clear_data(&self) {
-        self.read.store(Self::NEVER, Ordering::Release);
-        self.write.store(Self::NEVER, Ordering::Release);
-    }
-
     fn clear(&self) {
         for tag in [&self.read, &self.write, &self.exec] {
             tag.store(Self::NEVER, Ordering::Release);

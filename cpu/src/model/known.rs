@@ -124,7 +124,10 @@ impl CoreModel {
         let usable = |p: &Page| p.epoch == epoch && (p.store || !store);
         match self.known_data.get(va, user) {
             Some(p) => Some(p).filter(usable),
-            None => self.known_below(va, user).filter(usable).inspect(|p| self.raise(va, *p)),
+            None => self
+                .known_below(va, user)
+                .filter(usable)
+                .inspect(|p| self.raise(va, *p)),
         }
     }
 
@@ -135,6 +138,7 @@ impl CoreModel {
     }
 
     /// A hit of the second-level TLB for data, by a core that waits for it.
+    #[inline(never)]
     fn raise(&mut self, va: u64, p: Page) {
         let Some(second) = &mut self.tlbs.second else {
             return;
@@ -196,7 +200,7 @@ impl CoreModel {
 impl Vcpu {
     /// [`Vcpu::touch_data`] for a page that is known; `None`, with nothing done, if it is not, or if a store would be one into
     /// decoded code.
-    #[inline]
+    #[inline(never)] // once for all, so that it stays in the host's caches
     pub fn touch_known(
         &mut self,
         va: u64,

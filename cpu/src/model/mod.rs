@@ -356,6 +356,12 @@ pub struct CoreModel {
 }
 
 impl CoreModel {
+    /// The filter of data accesses.
+    #[must_use]
+    pub fn lines(&self) -> &LineFilter {
+        &self.lines
+    }
+
     /// Takes the state's tally in.
     pub fn drain(&mut self, state: &mut CpuState) {
         let t = Tally::unpack(core::mem::take(&mut state.tally));

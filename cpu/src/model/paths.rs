@@ -4,10 +4,8 @@
 #![allow(unsafe_code)] // host addresses of lines, from filter and controller
 
 use core::ptr::NonNull;
-use core::sync::atomic::Ordering;
 
 use sevlab_arch::{PAGE_SIZE, Va};
-use sevlab_memctl::TlbEntry;
 
 use super::TRAIL_BYTES;
 use crate::insn::Insn;
@@ -132,24 +130,15 @@ impl Vcpu {
         if self.trace.is_some() {
             return None;
         }
-        let e = self.filter_entry(va)?;
-        let tag = if write { &e.write } else { &e.read };
-        if tag.load(Ordering::Relaxed) != va.wrapping_add(n - 1) & !63 {
-            return None;
-        }
-        NonNull::new(va.wrapping_add(e.addend.load(Ordering::Relaxed)) as *mut u8)
+        self.model.as_ref()?.lines.peek(Va(va), n, write)
     }
 
     /// What a hit of the filter does, for the last of several accesses to a line that it has.
     #[inline]
     pub(crate) fn stamp_line(&self, va: u64, stamp: u64) {
-        if let Some(e) = self.filter_entry(va) {
-            e.exec.store(stamp, Ordering::Relaxed);
+        if let Some(m) = &self.model {
+            m.lines.stamp_line(Va(va), stamp);
         }
-    }
-
-    fn filter_entry(&self, va: u64) -> Option<&TlbEntry> {
-        self.model.as_ref().map(|m| m.lines.entry(Va(va)))
     }
 
     /// Straight code begins at `rip`, at the present clock.

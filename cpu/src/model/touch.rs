@@ -307,7 +307,9 @@ impl Vcpu {
         match found {
             Some(_) if !fetch => m.lines.wake(Va(va)),
             Some(_) => {}
-            None => each_page(va & !e.mask(), e.large, |at| m.lines.forget_sleeping(Va(at))),
+            None => each_page(va & !e.mask(), e.large, |at| {
+                m.lines.forget_sleeping(Va(at))
+            }),
         }
         Ok(e)
     }

@@ -28,13 +28,15 @@ use sevlab_cpu::insn::{Op, Operand};
 use sevlab_cpu::model::TRAIL_BYTES;
 use sevlab_cpu::model::costs::CostTable;
 use sevlab_cpu::{Builder, Insn};
-use sevlab_memctl::{FetchEntry, FetchFilter, LineFilter, TlbEntry};
+use sevlab_memctl::{FetchEntry, FetchFilter, LineFilter};
 use std::mem::offset_of;
 
 use super::mem::{For, guest_flags};
 
 /// log2 of a line.
 const SHIFT: u64 = 6;
+/// And of a page.
+const PAGE_SHIFT: u64 = 12;
 
 const fn line(va: u64) -> u64 {
     va >> SHIFT
@@ -496,45 +498,62 @@ impl Lower<'_, '_> {
     /// The probe of an access of `bytes` bytes: (hit, entry, host address if hit).
     fn line_probe(&mut self, va: Value, bytes: u32, why: For) -> (Value, Value, Value) {
         self.sync();
-        const SIZE: u64 = TlbEntry::SIZE_SHIFT as u64;
-        let index_mask = (LineFilter::ENTRIES as u64 - 1) << SIZE;
         let line_mask = !((1u64 << SHIFT) - 1);
-        let (entry, tag) = if let Some(va) = self.constant(va) {
-            let entry = self.add_constant(self.tlb, va >> (SHIFT - SIZE) & index_mask);
+        let entry = self.element_of(va, SHIFT, LineFilter::ENTRIES, 3);
+        let page = self.element_of(va, PAGE_SHIFT, LineFilter::PAGES, 4);
+        let tag = if let Some(va) = self.constant(va) {
             let last = va.wrapping_add(u64::from(bytes - 1));
-            (entry, self.iconst(types::I64, last & line_mask))
+            self.iconst(types::I64, last & line_mask)
         } else {
-            let shift = self.iconst(types::I64, SHIFT - SIZE);
-            let mask = self.iconst(types::I64, index_mask);
-            let x = self.fb.ins().ushr(va, shift);
-            let x = self.fb.ins().band(x, mask);
-            let entry = self.fb.ins().iadd(self.tlb, x);
             let last = self.add_constant(va, u64::from(bytes - 1));
             let mask = self.iconst(types::I64, line_mask);
-            (entry, self.fb.ins().band(last, mask))
+            self.fb.ins().band(last, mask)
         };
         let tag_at = match why {
-            For::Load => offset_of!(TlbEntry, read),
-            For::Store => offset_of!(TlbEntry, write),
+            For::Load => LineFilter::READ,
+            For::Store => LineFilter::WRITE,
         };
         let found = self
             .fb
             .ins()
             .load(types::I64, state_flags(), entry, tag_at as i32);
-        let addend = self.fb.ins().load(
-            types::I64,
-            state_flags(),
-            entry,
-            offset_of!(TlbEntry, addend) as i32,
-        );
+        let addend = self
+            .fb
+            .ins()
+            .load(types::I64, state_flags(), page, LineFilter::ADDEND as i32);
+        let asleep = self
+            .fb
+            .ins()
+            .load(types::I64, state_flags(), page, LineFilter::ASLEEP as i32);
+        let tag = self.fb.ins().iadd(tag, asleep);
         let hit = self.fb.ins().icmp(IntCC::Equal, found, tag);
         let host = self.fb.ins().iadd(va, addend);
         (hit, entry, host)
     }
 
+    /// Address of what `va >> shift` has in an array of `count` elements of `1 << size` bytes at the filter's start.
+    fn element_of(&mut self, va: Value, shift: u64, count: usize, size: u64) -> Value {
+        let mask = (count as u64 - 1) << size;
+        if let Some(va) = self.constant(va) {
+            return self.add_constant(self.tlb, va >> (shift - size) & mask);
+        }
+        let x = if count == 1 << 16 && size <= 3 {
+            // The host has short words for this: a move of 16 bits, and a scaled index.
+            let x = self.fb.ins().ushr_imm_u(va, shift as i64);
+            let x = self.fb.ins().ireduce(types::I16, x);
+            let x = self.fb.ins().uextend(types::I64, x);
+            self.fb.ins().ishl_imm_u(x, size as i64)
+        } else {
+            let x = self.fb.ins().ushr_imm_u(va, (shift - size) as i64);
+            let mask = self.iconst(types::I64, mask);
+            self.fb.ins().band(x, mask)
+        };
+        self.fb.ins().iadd(self.tlb, x)
+    }
+
     fn store_stamp(&mut self, entry: Value) {
         let stamp = self.stamp();
-        let at = offset_of!(TlbEntry, exec) as i32;
+        let at = LineFilter::STAMP as i32;
         self.fb.ins().store(state_flags(), stamp, entry, at);
     }
 

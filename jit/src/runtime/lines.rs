@@ -6,8 +6,7 @@
 //! business, through a copy. What faults has changed nothing: the interpreter meets it again.
 
 use crate::layout;
-use sevlab_memctl::{LineFilter, TlbEntry};
-use std::mem::offset_of;
+use sevlab_memctl::LineFilter;
 
 use super::{CpuState, answer, copy_to_scratch, run_step, run_thunk, site, store_bytes, vcpu};
 use sevlab_cpu::Vcpu;
@@ -15,23 +14,24 @@ use sevlab_cpu::mmu::Access;
 use sevlab_cpu::model::At;
 
 // A helper begins without saving anything, with the one case that a program can meet as often as hits: an access
-// across two lines which the filter both has, with one addend (they are of one page). All that is left to do are two
-// stamps. `tag` is that of the filter's entries, `bytes` the register with the access's length.
+// across two lines of a page which the filter both has. All that is left to do are two
+// stamps. `tag` is which of the filter's tags, `bytes` the register with the access's length.
 std::arch::global_asm!(
     ".macro sevlab_two_lines tag, bytes",
-    "push rax", "push r9", "push r10", "push r11",
+    "push rax", "push r9", "push r10", "push r11", "push r12",
     "mov r9, rdi", "and r9, -64",
     "lea r10, [rdi + \\bytes - 1]", "and r10, -64",
-    "mov eax, edi", "shr eax, 1", "and eax, {index}", "add rax, [r15 + {lines}]",
-    "cmp [rax + \\tag], r9", "jne 9f",
-    "mov r11d, r10d", "shr r11d, 1", "and r11d, {index}", "add r11, [r15 + {lines}]",
-    "cmp [r11 + \\tag], r10", "jne 9f",
-    "mov r9, [rax + {addend}]", "cmp [r11 + {addend}], r9", "jne 9f",
+    "mov r12, r9", "xor r12, r10", "shr r12, 12", "jnz 9f",
+    "mov r12d, edi", "shr r12d, 8", "and r12d, {page}", "add r12, [r15 + {lines}]",
+    "mov eax, edi", "shr eax, 3", "and eax, {index}", "add rax, [r15 + {lines}]",
+    "mov r11d, r10d", "shr r11d, 3", "and r11d, {index}", "add r11, [r15 + {lines}]",
+    "add r9, [r12 + {asleep}]", "cmp [rax + \\tag], r9", "jne 9f",
+    "add r10, [r12 + {asleep}]", "cmp [r11 + \\tag], r10", "jne 9f",
     "lea r10, [rcx + 1]", "mov [rax + {stamp}], r10", "mov [r11 + {stamp}], r10",
-    "add r9, rdi",
+    "mov r9, [r12 + {addend}]", "add r9, rdi",
     ".endm",
     ".macro sevlab_restore_and_return",
-    "pop r11", "pop r10", "pop r9", "pop rax", "ret",
+    "pop r12", "pop r11", "pop r10", "pop r9", "pop rax", "ret",
     ".endm",
     ".macro sevlab_call_saving_all target",
     "push rax", "push rcx", "push rdx", "push rsi", "push rdi", "push r8", "push r9", "push r10", "push r11",
@@ -57,7 +57,7 @@ std::arch::global_asm!(
     "sevlab_two_lines \\tag, rsi",
     "mov [r15 + {ret}], r9",
     "sevlab_restore_and_return",
-    "9: pop r11", "pop r10", "pop r9", "pop rax",
+    "9: pop r12", "pop r11", "pop r10", "pop r9", "pop rax",
     "sevlab_call_saving_all \\target",
     ".endm",
     ".macro sevlab_line_helper stub, target",
@@ -81,7 +81,7 @@ std::arch::global_asm!(
     "8: mov [r9], rsi",
     "7: mov qword ptr [r15 + {ret}], 1",
     "sevlab_restore_and_return",
-    "9: pop r11", "pop r10", "pop r9", "pop rax",
+    "9: pop r12", "pop r11", "pop r10", "pop r9", "pop rax",
     "sevlab_call_saving_all {store}",
 
     ".globl sevlab_stub_line_store_wide",
@@ -95,20 +95,22 @@ std::arch::global_asm!(
     "mov [r9 + 16], rax", "mov [r9 + 24], r10",
     "7: mov qword ptr [r15 + {ret}], 1",
     "sevlab_restore_and_return",
-    "9: pop r11", "pop r10", "pop r9", "pop rax",
+    "9: pop r12", "pop r11", "pop r10", "pop r9", "pop rax",
     "sevlab_call_saving_all {store_wide}",
 
     "sevlab_line_helper sevlab_stub_line_fetch, {fetch}",
     "sevlab_line_helper sevlab_stub_line_thunk, {thunk}",
     "sevlab_line_helper sevlab_stub_line_step, {step}",
-    index = const (LineFilter::ENTRIES - 1) << TlbEntry::SIZE_SHIFT,
+    index = const (LineFilter::ENTRIES - 1) << 3,
+    page = const (LineFilter::PAGES - 1) << 4,
     lines = const layout::LINES,
     ret = const layout::RET,
     scratch = const layout::SCRATCH,
-    read = const offset_of!(TlbEntry, read),
-    write = const offset_of!(TlbEntry, write),
-    stamp = const offset_of!(TlbEntry, exec),
-    addend = const offset_of!(TlbEntry, addend),
+    read = const LineFilter::READ,
+    write = const LineFilter::WRITE,
+    stamp = const LineFilter::STAMP,
+    addend = const LineFilter::ADDEND,
+    asleep = const LineFilter::ASLEEP,
     load = sym load,
     rmw = sym rmw,
     store = sym store,
@@ -118,8 +120,8 @@ std::arch::global_asm!(
     step = sym step,
 );
 
-/// An index is part of an address's low half, shifted by this much.
-const _: () = assert!(6 - TlbEntry::SIZE_SHIFT == 1 && LineFilter::ENTRIES <= 1 << 24);
+/// Indices are part of an address's low half.
+const _: () = assert!(LineFilter::ENTRIES <= 1 << 26 && LineFilter::PAGES <= 1 << 20);
 
 unsafe extern "C" {
     pub(super) fn sevlab_stub_line_load();
@@ -157,7 +159,8 @@ fn crosses(va: u64, n: u64) -> bool {
 
 fn touch(v: &mut Vcpu, va: u64, n: u64, access: Access) -> u64 {
     let at = v.at();
-    v.touch_data(va, n, access, at)
+    v.touch_known(va, access, at)
+        .unwrap_or_else(|| v.touch_data(va, n, access, at))
         .map_or(0, |host| host.as_ptr() as u64)
 }
 

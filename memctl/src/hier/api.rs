@@ -109,7 +109,7 @@ impl MemCtl {
     /// As [`MemCtl::line`], whatever [`Line::now`] says, for a load, a store or a fetch that the core's own caches serve at no more
     /// than their latency; `None`, with nothing done, for another.
     #[must_use]
-    #[inline]
+    #[inline(never)] // once for all, so that it stays in the host's caches
     pub fn near(&self, core: usize, line: &Line) -> Option<Near> {
         if line.spa.0 >= self.size() {
             return None;

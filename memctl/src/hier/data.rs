@@ -119,6 +119,12 @@ impl Page {
         self.who & core_bit(core) != 0
     }
 
+    /// Whether it is `d`'s, and no core's private caches but this one's may have lines of it.
+    #[inline]
+    pub(super) fn is_only(self, core: usize, d: Domain) -> bool {
+        self.who == domain_bits(d) | core_bit(core) && core < CORE_BITS as usize
+    }
+
     /// Whether any other core's may.
     #[inline]
     pub(super) fn others(self, core: usize) -> bool {

@@ -176,7 +176,10 @@ impl MemCtl {
     pub(crate) fn evict_lines_of(&self, meta: &mut Meta, asid: Asid, discard: bool) {
         self.with_hier(meta, |h, env| {
             let of = |&p: &u64| h.pages.page(p).domain() == Domain::Private(asid);
-            let pages: Vec<u64> = h.pages.cached_in(0..h.pages.len()).filter(of).collect();
+            let most = h.pages.resident as usize; // pages with private lines, whosever
+            let private = |&p: &u64| h.pages.page(p).domain() != Domain::Shared;
+            let all = h.pages.cached_in(0..h.pages.len()).filter(private);
+            let pages: Vec<u64> = all.take(most).filter(of).collect();
             if discard {
                 h.pages.discard_kept(env, asid);
             }

@@ -31,7 +31,12 @@ struct Exchange {
 
 /// Finds out what there is to do, and does nothing; `None` if it is more than L1 and L2.
 #[inline(always)] // twice, for L1I and L1D
-fn exchange<F: Filter>(l1: &mut L1<F>, l2: &Cache, line: u64, clean_may_go: bool) -> Option<Exchange> {
+fn exchange<F: Filter>(
+    l1: &mut L1<F>,
+    l2: &Cache,
+    line: u64,
+    clean_may_go: bool,
+) -> Option<Exchange> {
     let at = l2.find_in_8(line)?;
     let (slot, victim) = l1.least_of_8(line)?;
     let below = match victim {
@@ -119,7 +124,7 @@ impl Hier {
         let line = a.spa.0 >> LINE_SHIFT;
         let page = self.pages.of(line);
         // Nobody else has the page: a store claims nothing, and no copy is dirty elsewhere.
-        if !page.has(line) || page.domain() != a.domain || page.others(core) {
+        if !page.has(line) || !page.is_only(core, a.domain) {
             return None;
         }
         let clean_may_go = self.inclusion == Inclusion::Inclusive;

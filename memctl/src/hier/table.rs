@@ -1,5 +1,5 @@
 #![allow(unsafe_code)] // memory of its own alignment
-//! A fixed array for the filters: on one of the host's large pages where it fills one, so that probes scattered over it do not miss
+//! A fixed array for the filters: on one of the host's large pages where it fills most of one, so that probes scattered over it do not miss
 //! the host's TLB.
 
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
@@ -22,10 +22,10 @@ impl<T, const N: usize> Table<T, N> {
 
     fn layout() -> Layout {
         let array = Layout::new::<[T; N]>();
-        if array.size() < HUGE {
+        if array.size() < HUGE / 2 {
             return array;
         }
-        array.align_to(HUGE).expect("a power of two")
+        array.align_to(HUGE).expect("a power of two").pad_to_align()
     }
 
     pub(super) fn new(mut make: impl FnMut() -> T) -> Self {
