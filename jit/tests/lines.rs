@@ -24,7 +24,6 @@ use program::{Generator, Program, listing};
 use sevlab_arch::{Spa, Va};
 use sevlab_cpu::Stop;
 use sevlab_cpu::model::CoreCounters;
-use sevlab_cpu::state::CpuState;
 use sevlab_jit::JitOptions;
 use sevlab_memctl::model::{
     Cache, Core, CoreModel, Costs, Dram, DramModel, ExitCosts, Inclusion, Latency, Model, Policy,

@@ -208,9 +208,12 @@ impl Run {
                 let (core, page) = (self.core(), self.page());
                 let alias = self.alias();
                 let va = Va((page << 12) + alias);
-                match self.rng.below(4) {
+                match self.rng.below(8) {
                     0 => self.seats[core].data.drop_write_tags_of(va),
                     1 => self.seats[core].fetch.drop_va_page(va),
+                    2..4 => self.seats[core].data.put_to_sleep(va),
+                    4..6 => self.seats[core].data.wake(va),
+                    6 => self.seats[core].data.forget_sleeping(va),
                     _ => self.seats[core].data.drop_va_page(va),
                 }
             }
