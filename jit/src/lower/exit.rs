@@ -4,6 +4,7 @@ use super::{Home, Lower, state_flags};
 use crate::layout::{self, exit};
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{Block as ClifBlock, InstBuilder, Value, types};
+use sevlab_cpu::FlagOp;
 use sevlab_cpu::insn::{Op, Operand, Rep};
 use sevlab_cpu::state::gpr::RSP;
 
@@ -32,10 +33,16 @@ impl Lower<'_, '_> {
     /// Stores the flags' record.
     fn store_flags(&mut self, p: Value) {
         let record = self.flags_record(sevlab_cpu::flags::ARITH);
-        for (k, v) in record.into_iter().enumerate() {
-            self.fb
-                .ins()
-                .store(state_flags(), v, p, layout::CC + 8 * k as i32);
+        let (a, b) = match self.constant(record[0]) {
+            Some(op) if self.options.dead_flags => FlagOp::from_bits(op as u8).reads(),
+            _ => (true, true),
+        };
+        for (k, (v, read)) in record.into_iter().zip([true, a, b, true]).enumerate() {
+            if read {
+                self.fb
+                    .ins()
+                    .store(state_flags(), v, p, layout::CC + 8 * k as i32);
+            }
         }
     }
 

@@ -48,18 +48,19 @@ impl Lower<'_, '_> {
             For::Load => offset_of!(TlbEntry, read),
             For::Store => offset_of!(TlbEntry, write),
         };
-        let tag = self
-            .fb
-            .ins()
-            .load(types::I64, super::state_flags(), entry, tag_at as i32);
+        // Each load right before its use: so both become memory operands.
         let addend = self.fb.ins().load(
             types::I64,
             super::state_flags(),
             entry,
             offset_of!(TlbEntry, addend) as i32,
         );
-        let hit = self.fb.ins().icmp(IntCC::Equal, tag, page);
         let host = self.fb.ins().iadd(va, addend);
+        let tag = self
+            .fb
+            .ins()
+            .load(types::I64, super::state_flags(), entry, tag_at as i32);
+        let hit = self.fb.ins().icmp(IntCC::Equal, page, tag);
         (hit, host)
     }
 

@@ -137,6 +137,10 @@ pub(crate) struct Lower<'a, 'f> {
     eager: bool,
     /// The flags at the end of the blocks lowered so far.
     flags_out: Vec<Option<FlagState>>,
+    /// Instructions retired since the region was entered, at each block's start, where every way there has as many.
+    counts: Vec<Option<u64>>,
+    /// A block reads the record that the region was entered with.
+    reads_record: bool,
     /// Address of an instruction that used a register which [`vector::uses`] did not name.
     undeclared: Option<u64>,
     tlb: Value,
@@ -199,6 +203,7 @@ pub(crate) fn lower(
     let bit_var: [Variable; 6] = std::array::from_fn(|_| fb.declare_var(types::I8));
     let count_var = fb.declare_var(types::I64);
     let entry = fb.create_block();
+    let flags_in = fb.create_block();
     let blocks: Vec<ClifBlock> = region.blocks.iter().map(|_| fb.create_block()).collect();
     fb.append_block_params_for_function_params(entry);
     fb.switch_to_block(entry);
@@ -268,12 +273,6 @@ pub(crate) fn lower(
             fb.def_var(vech_var[r], v);
         }
     }
-    for (k, &var) in cc_var.iter().enumerate() {
-        let v = fb
-            .ins()
-            .load(types::I64, state_flags(), pinned, layout::CC + 8 * k as i32);
-        fb.def_var(var, v);
-    }
     let live_in = if options.dead_flags {
         liveness::live_in(region)
     } else {
@@ -330,6 +329,8 @@ pub(crate) fn lower(
         lines,
         eager,
         flags_out: vec![None; region.blocks.len()],
+        counts: counts_in(region),
+        reads_record: false,
         undeclared: None,
         tlb,
         slot_base,
@@ -339,17 +340,15 @@ pub(crate) fn lower(
         sig_line,
         sig_region,
     };
-    l.flags = FlagState::at_block_start(false);
-    l.define_bits(l.wanted[0]);
-    let first = l.blocks[0];
     if l.lines.is_some() {
-        l.enter_lines(first);
+        l.enter_lines(flags_in);
     } else {
-        l.fb.ins().jump(first, &[]);
+        l.fb.ins().jump(flags_in, &[]);
     }
     for n in 0..region.blocks.len() {
         l.block(n, dirty[n], sole_predecessor[n], back_edges[n]);
     }
+    l.flags_in(flags_in);
     let (exits, undeclared) = (std::mem::take(&mut l.exits), l.undeclared);
     fb.seal_all_blocks();
     fb.finalize(isa.frontend_config());
@@ -381,6 +380,31 @@ fn sole_predecessors(region: &Region) -> Vec<Option<usize>> {
         .zip(edges)
         .map(|(f, e)| if e == 1 { f } else { None })
         .collect()
+}
+
+/// Forward analysis: how many instructions have been retired at the start of each block, where that does not depend on the
+/// way there.
+fn counts_in(region: &Region) -> Vec<Option<u64>> {
+    let mut counts = vec![None; region.blocks.len()];
+    counts[0] = Some(Some(0));
+    loop {
+        let mut changed = false;
+        for (n, block) in region.blocks.iter().enumerate() {
+            let Some(count) = counts[n] else { continue };
+            let out = count.map(|k| k + block.insns.len() as u64);
+            for s in block.successors().filter_map(|t| region.index.get(&t)) {
+                let merged = match counts[*s] {
+                    Some(other) if other != out => None,
+                    _ => out,
+                };
+                changed |= counts[*s] != Some(merged);
+                counts[*s] = Some(merged);
+            }
+        }
+        if !changed {
+            return counts.into_iter().map(Option::flatten).collect();
+        }
+    }
 }
 
 /// Forward analysis: what may be stale in state memory at the start of each block.
@@ -585,6 +609,23 @@ impl Lower<'_, '_> {
         self.fb.ins().iadd(v, k)
     }
 
+    /// Fills the block between the function's entry and the first guest block: it loads the flags' record if any block
+    /// reads it.
+    fn flags_in(&mut self, b: ClifBlock) {
+        self.fb.switch_to_block(b);
+        if self.reads_record || self.wanted[0] != 0 {
+            let p = self.pinned();
+            for (k, var) in self.cc_var.into_iter().enumerate() {
+                let at = layout::CC + 8 * k as i32;
+                let v = self.fb.ins().load(types::I64, state_flags(), p, at);
+                self.fb.def_var(var, v);
+            }
+        }
+        self.flags = FlagState::at_block_start(false);
+        self.define_bits(self.wanted[0]);
+        self.fb.ins().jump(self.blocks[0], &[]);
+    }
+
     /// Translates block `n`.
     fn block(&mut self, n: usize, dirty: Dirty, before: Option<usize>, header: bool) {
         let region = self.region;
@@ -626,7 +667,10 @@ impl Lower<'_, '_> {
                 flags
             }
         };
-        self.count = Some(self.fb.use_var(self.count_var));
+        self.count = Some(match self.counts[n] {
+            Some(k) if self.lines.is_none() => self.iconst(types::I64, k),
+            _ => self.fb.use_var(self.count_var),
+        });
         self.done = 0;
         self.insn = region.blocks[n].insns[0];
         self.begin_lines(n);
@@ -776,8 +820,7 @@ impl Lower<'_, '_> {
         if self.done == 0 {
             return base;
         }
-        let k = self.iconst(types::I64, u64::from(self.done));
-        self.fb.ins().iadd(base, k)
+        self.add_constant(base, u64::from(self.done))
     }
 
     // --- register values ------------------------------------------------------------------------------
