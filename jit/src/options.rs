@@ -27,6 +27,8 @@ pub struct JitOptions {
     pub chaining: bool,
     /// Look indirect jump targets up inline.
     pub jump_cache: bool,
+    /// Regions run in one stack frame, and jump to each other without taking it down.
+    pub shared_frame: bool,
     /// Flags that nothing can read are not kept across blocks.
     pub dead_flags: bool,
     /// Vector and scalar floating-point instructions become CLIF operations; off: native thunks.
@@ -68,6 +70,7 @@ impl Default for JitOptions {
             regions: true,
             chaining: true,
             jump_cache: true,
+            shared_frame: true,
             dead_flags: true,
             vectors: true,
             lazy_accesses: 16,
@@ -97,6 +100,7 @@ impl JitOptions {
             regions: false,
             chaining: false,
             jump_cache: false,
+            shared_frame: false,
             dead_flags: false,
             vectors: false,
             ..Self::default()

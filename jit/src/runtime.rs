@@ -45,6 +45,24 @@ std::arch::global_asm!(
     "sevlab_helper sevlab_stub_flags, {flags}",
     "sevlab_helper sevlab_stub_div, {div}",
     "sevlab_helper sevlab_stub_pdep, {pdep}",
+    // Enters translated code at RSI with the state RDI pinned, in a frame that all regions share: see `frame`.
+    ".globl sevlab_enter",
+    ".p2align 4",
+    "sevlab_enter:",
+    "push rbp", "push rbx", "push r12", "push r13", "push r14", "push r15",
+    "sub rsp, 8",
+    "mov r15, rdi",
+    "call 2f",
+    "add rsp, 8",
+    "pop r15", "pop r14", "pop r13", "pop r12", "pop rbx", "pop rbp",
+    "ret",
+    "2:",
+    "push rbp",
+    "mov rbp, rsp",
+    "sub rsp, {frame}",
+    "xor edi, edi",
+    "jmp rsi",
+    frame = const crate::frame::BYTES,
     load = sym load,
     rmw = sym rmw,
     store = sym store,
@@ -57,6 +75,7 @@ std::arch::global_asm!(
 );
 
 unsafe extern "C" {
+    fn sevlab_enter();
     fn sevlab_stub_load();
     fn sevlab_stub_rmw();
     fn sevlab_stub_store();
@@ -66,6 +85,11 @@ unsafe extern "C" {
     fn sevlab_stub_flags();
     fn sevlab_stub_div();
     fn sevlab_stub_pdep();
+}
+
+/// Address of what enters code that shares a frame: `extern "sysv64" fn(*mut CpuState, code) -> i64`.
+pub(crate) fn enter_address() -> usize {
+    sevlab_enter as *const () as usize
 }
 
 thread_local! {
