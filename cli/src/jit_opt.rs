@@ -85,6 +85,7 @@ const ROWS: &[Row] = &[
         shared_frame,
         "regions run in one stack frame, which jumps between them keep"
     ),
+    switch!(groups, "accesses off one base share a probe"),
     switch!(
         dead_flags,
         "flags that nothing can read are not kept across blocks"

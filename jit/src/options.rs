@@ -29,6 +29,8 @@ pub struct JitOptions {
     pub jump_cache: bool,
     /// Regions run in one stack frame, and jump to each other without taking it down.
     pub shared_frame: bool,
+    /// Accesses off one base share a probe. Not where the number of resident pages is limited; the machine sees to that.
+    pub groups: bool,
     /// Flags that nothing can read are not kept across blocks.
     pub dead_flags: bool,
     /// Vector and scalar floating-point instructions become CLIF operations; off: native thunks.
@@ -71,6 +73,7 @@ impl Default for JitOptions {
             chaining: true,
             jump_cache: true,
             shared_frame: true,
+            groups: true,
             dead_flags: true,
             vectors: true,
             lazy_accesses: 16,
@@ -101,6 +104,7 @@ impl JitOptions {
             chaining: false,
             jump_cache: false,
             shared_frame: false,
+            groups: false,
             dead_flags: false,
             vectors: false,
             ..Self::default()

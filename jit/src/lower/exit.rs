@@ -122,6 +122,19 @@ impl Lower<'_, '_> {
         (self.gprs, self.vecs, self.flags) = (gprs, vecs, flags);
     }
 
+    /// As [`Self::leave_in`], because a range of accesses has not one host address.
+    pub(super) fn leave_split_in(&mut self, b: ClifBlock) {
+        self.fb.switch_to_block(b);
+        let (gprs, vecs, flags) = (self.gprs, self.vecs, self.flags.clone());
+        let p = self.pinned();
+        let entry = self.iconst(types::I64, self.region.entry());
+        self.fb
+            .ins()
+            .store(state_flags(), entry, p, layout::SPLIT_REGION);
+        self.leave_with(exit::SPLIT);
+        (self.gprs, self.vecs, self.flags) = (gprs, vecs, flags);
+    }
+
     /// Leaves at the current instruction if `c` (an I8) is not zero.
     pub(super) fn leave_if(&mut self, c: Value) {
         self.sync();
@@ -411,6 +424,9 @@ impl Lower<'_, '_> {
 
     /// Calls a helper through its word in the state; it changes no host register.
     pub(super) fn call_helper(&mut self, which: i32, args: [Value; 3]) {
+        if matches!(which, layout::H_STEP | layout::H_THUNK) {
+            self.end_all_groups();
+        }
         let p = self.pinned();
         let f = self.fb.ins().load(types::I64, state_flags(), p, which);
         self.fb.ins().call_indirect(self.sig_helper, f, &args);

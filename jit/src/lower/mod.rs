@@ -13,6 +13,7 @@
 
 mod exit;
 mod flags;
+mod groups;
 mod int;
 mod lines;
 mod mem;
@@ -28,6 +29,7 @@ use cranelift_codegen::ir::{
 use cranelift_codegen::isa::{CallConv, TargetIsa};
 use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext, Variable};
 use flags::FlagState;
+use mem::For;
 use sevlab_cpu::insn::{Insn, Op};
 use sevlab_cpu::{Builder, Flag, Width};
 
@@ -135,6 +137,11 @@ pub(crate) struct Lower<'a, 'f> {
     /// Registers are stored as soon as something may leave, so that a way out is short. For regions with many
     /// accesses: their ways out would otherwise be most of the code.
     eager: bool,
+    /// Accesses off one base share a probe.
+    groups_on: bool,
+    groups: groups::Groups,
+    /// What is known of such accesses at the end of the blocks lowered so far.
+    groups_out: Vec<Vec<groups::Group>>,
     /// The flags at the end of the blocks lowered so far.
     flags_out: Vec<Option<FlagState>>,
     /// Instructions retired since the region was entered, at each block's start, where every way there has as many.
@@ -328,6 +335,9 @@ pub(crate) fn lower(
         counted: false,
         lines,
         eager,
+        groups_on: options.groups && region.groups && !options.lines && !options.uncached,
+        groups: groups::Groups::default(),
+        groups_out: vec![Vec::new(); region.blocks.len()],
         flags_out: vec![None; region.blocks.len()],
         counts: counts_in(region),
         reads_record: false,
@@ -631,6 +641,11 @@ impl Lower<'_, '_> {
         let region = self.region;
         self.at = n;
         self.fb.switch_to_block(self.blocks[n]);
+        // Where the one way here is known, so are the values that it brings: no parameters have to be made for them.
+        let before = before.filter(|&p| self.flags_out[p].is_some());
+        if before.is_some() {
+            self.fb.seal_block(self.blocks[n]);
+        }
         self.gprs = [Gpr {
             full: Home::Var,
             low: None,
@@ -674,6 +689,7 @@ impl Lower<'_, '_> {
         self.done = 0;
         self.insn = region.blocks[n].insns[0];
         self.begin_lines(n);
+        self.begin_groups(n, before);
         if header && self.lines.is_none() {
             self.poll_exit_request();
         }
@@ -704,9 +720,11 @@ impl Lower<'_, '_> {
                     return;
                 }
             }
+            self.born_groups(Some(self.done as usize));
             self.done += 1;
             self.insn_done(!self.counted);
         }
+        self.end_groups(n);
         self.sync();
         self.keep_raising_behind(n);
         self.flags_out[n] = Some(self.flags.clone());
@@ -780,13 +798,20 @@ impl Lower<'_, '_> {
             if self.written.gprs >> r & 1 != 0 {
                 let v = self.gpr_full(r as u8);
                 self.fb.def_var(self.gpr_var[r], v);
+            } else if let Home::Value(v) = self.gprs[r].full {
+                // It has not changed, but who looks for it need not go through the merges above.
+                self.fb.def_var(self.gpr_var[r], v);
             }
             if self.written.vecs >> r & 1 != 0 {
                 let v = self.vec_low(r);
                 self.fb.def_var(self.vec_var[r], v);
+            } else if let Home::Value(v) = self.vecs[r].low {
+                self.fb.def_var(self.vec_var[r], v);
             }
             if self.written.highs >> r & 1 != 0 {
                 let v = self.vec_high(r);
+                self.fb.def_var(self.vech_var[r], v);
+            } else if let Home::Value(v) = self.vecs[r].high {
                 self.fb.def_var(self.vech_var[r], v);
             }
         }
