@@ -62,6 +62,9 @@ pub const WHOLE: u64 = 2;
 /// Host addresses found before must still be good behind the helper; it answers 0 if they may not be.
 pub const HELD: u64 = 4;
 
+/// For [`H_LOAD`]: 0 unless the fast TLB now lets writes pass, too.
+pub const WRITABLE: u64 = 8;
+
 /// Index of an engine word from its offset.
 pub const fn word(offset: i32) -> usize {
     (offset as usize - offset_of!(CpuState, engine)) / 8

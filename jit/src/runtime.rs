@@ -157,6 +157,11 @@ fn readable(v: &mut Vcpu, va: u64, n: u64, how: u64) -> u64 {
     let crosses = va & 0xfff > 0x1000 - n;
     if !crosses {
         match v.fill(Va(va), Access::Read) {
+            Ok(Some(_))
+                if how & layout::WRITABLE != 0 && v.tlb.lookup_write(Va(va), n).is_none() =>
+            {
+                return 0;
+            }
             Ok(Some(host)) => return host.as_ptr() as u64,
             Ok(None) => {}
             Err(_) => return 0,

@@ -6,7 +6,7 @@
 //! The approach: before a block is translated, a look over its instructions finds accesses off one base whose range is
 //! short ([`plan`]). The first of them probes for the whole range, and keeps the host address. Those after it are a load or
 //! store and nothing else: they need no probe, no way out and, in an eager region, no registers stored before. Blocks that are
-//! reached from one other block only inherit what that had.
+//! reached from one other block only inherit what that had, and are looked over with it.
 //!
 //! Invariants:
 //! 1. A plan is a guess. What an access may use is decided when it is translated: the same SSA value as base, a distance inside
@@ -23,7 +23,7 @@
 
 use super::{For, Home, Lower, vector};
 use crate::layout;
-use crate::region::Block;
+use crate::region::{Block, Region};
 use cranelift_codegen::ir::{BlockArg, InstBuilder, InstructionData, Opcode, Value, types};
 use iced_x86::{InstructionInfoFactory, OpAccess, OpKind};
 use sevlab_cpu::Width;
@@ -32,11 +32,23 @@ use sevlab_cpu::state::gpr::RSP;
 
 /// Most bytes that one probe covers.
 const SPAN: i64 = 256;
+/// So many blocks are looked ahead on each way.
+const DEPTH: u32 = 3;
+
+/// From where on a register has a value.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Born {
+    /// The start of the block that is planned.
+    Before,
+    /// That instruction of it.
+    Behind(usize),
+    /// A block behind it.
+    Elsewhere,
+}
 
 /// Accesses that are to share a probe: so many bytes from a register's value at some place of the block.
 struct Planned {
-    /// The instruction behind which the register has the value; `None`: the start of the block.
-    born: Option<usize>,
+    born: Born,
     reg: u8,
     lo: i64,
     hi: i64,
@@ -65,11 +77,13 @@ struct Seen {
     lo: i64,
     hi: i64,
     write: bool,
+    /// In the block that is planned, not in one behind it.
+    own: bool,
 }
 
 /// A register's value at some place, and the accesses off it.
 struct Origin {
-    born: Option<usize>,
+    born: Born,
     reg: u8,
     seen: Vec<Seen>,
 }
@@ -90,33 +104,71 @@ fn operand_access(i: &Insn) -> Option<(i64, bool)> {
     (1..=64).contains(&bytes).then_some((bytes as i64, write))
 }
 
-/// Finds accesses of a block that may share a probe.
-fn plan(block: &Block) -> Vec<Planned> {
-    let mut origins: Vec<Origin> = (0..16)
-        .map(|reg| Origin {
-            born: None,
-            reg,
-            seen: Vec::new(),
-        })
-        .collect();
-    // Which origin a register's value is how far from.
-    let mut at: [(usize, i64); 16] = std::array::from_fn(|r| (r, 0));
-    for (k, i) in block.insns.iter().enumerate() {
-        let mut see = |(origin, from): (usize, i64), (bytes, write): (i64, bool)| {
-            let lo = from;
+/// What the look-ahead has to know of an instruction.
+struct Glance {
+    /// General registers that it writes.
+    written: u16,
+    /// Its memory operand.
+    access: Option<(i64, bool)>,
+}
+
+/// What the look-ahead knows of a region.
+pub(super) struct Outlook {
+    glances: Vec<Vec<Glance>>,
+    /// For each block, those that only it leads to.
+    only_from: Vec<Vec<usize>>,
+}
+
+impl Outlook {
+    pub(super) fn new(region: &Region, sole_predecessor: &[Option<usize>]) -> Self {
+        let glance = |i: &Insn| Glance {
+            written: vector::uses(i).gprs_out,
+            access: (i.ops.contains(&Operand::Mem) && i.op != Op::Lea)
+                .then(|| operand_access(i))
+                .flatten(),
+        };
+        let mut only_from = vec![Vec::new(); region.blocks.len()];
+        for (n, before) in sole_predecessor.iter().enumerate() {
+            if let Some(p) = *before {
+                only_from[p].push(n);
+            }
+        }
+        Self {
+            glances: region
+                .blocks
+                .iter()
+                .map(|b| b.insns.iter().map(glance).collect())
+                .collect(),
+            only_from,
+        }
+    }
+}
+
+/// Which origin a register's value is how far from, for each register.
+type Distances = [(usize, i64); 16];
+
+/// Adds the accesses of a block to `origins`; `at` is how registers stand at its start, and then at its end. Only in the
+/// block that is planned (`own`) are new values the base of groups.
+fn look(
+    block: &Block,
+    glances: &[Glance],
+    own: bool,
+    origins: &mut Vec<Origin>,
+    at: &mut Distances,
+) {
+    let rsp = usize::from(RSP);
+    for (k, (i, glance)) in block.insns.iter().zip(glances).enumerate() {
+        let mut see = |(origin, lo): (usize, i64), (bytes, write): (i64, bool)| {
             let Some(hi) = lo.checked_add(bytes) else {
                 return;
             };
-            origins[origin].seen.push(Seen { lo, hi, write });
+            origins[origin].seen.push(Seen { lo, hi, write, own });
         };
-        let rsp = usize::from(RSP);
         let m = &i.mem;
         let plain = m.index == MemRef::NONE && m.seg == MemRef::NONE && !m.addr32;
         if plain
             && m.base < 16
-            && i.ops.contains(&Operand::Mem)
-            && i.op != Op::Lea
-            && let Some(access) = operand_access(i)
+            && let Some(access) = glance.access
         {
             let (origin, from) = at[usize::from(m.base)];
             see((origin, from.wrapping_add(m.disp)), access);
@@ -142,15 +194,18 @@ fn plan(block: &Block) -> Vec<Planned> {
             (Op::Mov, Operand::Gpr(r), Operand::Gpr(from)) => Some((r, sum(from, 0))),
             _ => None,
         };
-        let written = vector::uses(i).gprs_out;
         for r in 0..16u8 {
             let there = &mut at[usize::from(r)];
             match moved {
                 Some((to, value)) if to == r => *there = value,
-                _ if written >> r & 1 != 0 => {
+                _ if glance.written >> r & 1 != 0 => {
                     *there = (origins.len(), 0);
                     origins.push(Origin {
-                        born: Some(k),
+                        born: if own {
+                            Born::Behind(k)
+                        } else {
+                            Born::Elsewhere
+                        },
                         reg: r,
                         seen: Vec::new(),
                     });
@@ -159,10 +214,39 @@ fn plan(block: &Block) -> Vec<Planned> {
             }
         }
     }
-    origins.into_iter().flat_map(clusters).collect()
 }
 
-/// The ranges of at most [`SPAN`] bytes that two accesses or more lie in.
+/// Finds accesses of block `n`, and of blocks that only it leads to, which may share a probe.
+fn plan(region: &Region, outlook: &Outlook, n: usize) -> Vec<Planned> {
+    let mut origins: Vec<Origin> = (0..16)
+        .map(|reg| Origin {
+            born: Born::Before,
+            reg,
+            seen: Vec::new(),
+        })
+        .collect();
+    let mut at: Distances = std::array::from_fn(|r| (r, 0));
+    let block = |n: usize| (&region.blocks[n], outlook.glances[n].as_slice());
+    let (own, glances) = block(n);
+    look(own, glances, true, &mut origins, &mut at);
+    let mut next: Vec<(usize, Distances, u32)> =
+        outlook.only_from[n].iter().map(|&s| (s, at, 1)).collect();
+    while let Some((s, mut at, depth)) = next.pop() {
+        let (behind, glances) = block(s);
+        look(behind, glances, false, &mut origins, &mut at);
+        if depth < DEPTH {
+            next.extend(outlook.only_from[s].iter().map(|&s| (s, at, depth + 1)));
+        }
+    }
+    origins
+        .into_iter()
+        .filter(|o| o.born != Born::Elsewhere)
+        .flat_map(clusters)
+        .collect()
+}
+
+/// The ranges of at most [`SPAN`] bytes that two accesses or more lie in, one of them in the block that is planned. What the
+/// blocks behind it may write, or may not, is no reason to ask for the right to write here.
 fn clusters(mut origin: Origin) -> Vec<Planned> {
     origin.seen.sort_by_key(|s| s.lo);
     let mut found = Vec::new();
@@ -175,13 +259,15 @@ fn clusters(mut origin: Origin) -> Vec<Planned> {
             .max(1);
         let (these, others) = rest.split_at(n);
         rest = others;
-        if n > 1 {
+        let write = these.iter().any(|s| s.own && s.write);
+        let served = || these.iter().filter(|s| s.own || write || !s.write);
+        if served().count() > 1 && these.iter().any(|s| s.own) {
             found.push(Planned {
                 born: origin.born,
                 reg: origin.reg,
-                lo: first.lo,
-                hi: these.iter().map(|s| s.hi).max().unwrap_or(first.hi),
-                write: these.iter().any(|s| s.write),
+                lo: served().map(|s| s.lo).min().unwrap_or(first.lo),
+                hi: served().map(|s| s.hi).max().unwrap_or(first.hi),
+                write,
             });
         }
     }
@@ -192,14 +278,13 @@ impl Lower<'_, '_> {
     /// At the start of block `n`: what the only block before it knows still holds, and what is to come is planned.
     pub(super) fn begin_groups(&mut self, n: usize, before: Option<usize>) {
         self.groups = Groups::default();
-        if !self.groups_on {
-            return;
-        }
         if let Some(p) = before {
             self.groups.known.clone_from(&self.groups_out[p]);
         }
-        self.groups.planned = plan(&self.region.blocks[n]);
-        self.born_groups(None);
+        if let Some(outlook) = &self.outlook {
+            self.groups.planned = plan(self.region, outlook, n);
+        }
+        self.born_groups(Born::Before);
     }
 
     /// At the end of block `n`.
@@ -208,8 +293,8 @@ impl Lower<'_, '_> {
         self.groups_out[n].clone_from(&self.groups.known);
     }
 
-    /// Instruction `k` of the block has been translated (or none yet): ranges off what it has written have their base now.
-    pub(super) fn born_groups(&mut self, k: Option<usize>) {
+    /// So far has the block been translated: ranges off what has just been written have their base now.
+    pub(super) fn born_groups(&mut self, now: Born) {
         for n in 0..self.groups.planned.len() {
             let Planned {
                 born,
@@ -218,7 +303,7 @@ impl Lower<'_, '_> {
                 hi,
                 write,
             } = self.groups.planned[n];
-            if born == k
+            if born == now
                 && let Home::Value(v) = self.gprs[usize::from(reg)].full
             {
                 let (root, from) = self.parts(v);
@@ -281,7 +366,7 @@ impl Lower<'_, '_> {
             Some(host) => host,
             None => {
                 let first = self.add_constant(root, g.lo as u64);
-                let host = self.probe_group(first, (g.hi - g.lo) as u32, g.write);
+                let host = self.probe_group(first, (g.hi - g.lo) as u32, g.write, write);
                 self.groups.known[n].host = Some(host);
                 host
             }
@@ -289,9 +374,11 @@ impl Lower<'_, '_> {
         Some(self.add_constant(host, lo.wrapping_sub(g.lo) as u64))
     }
 
-    /// The host address of `bytes` bytes of one page at `va`.
-    fn probe_group(&mut self, va: Value, bytes: u32, write: bool) -> Value {
-        let (hit, host) = self.probe(va, bytes, if write { For::Store } else { For::Load });
+    /// The host address of `bytes` bytes of one page at `va`. If they are to be `writable`, but the current access does not
+    /// `write`, the page may not become dirty yet: it must be so already.
+    fn probe_group(&mut self, va: Value, bytes: u32, writable: bool, write: bool) -> Value {
+        let why = if writable { For::Store } else { For::Load };
+        let (hit, host) = self.probe(va, bytes, why);
         let (merge, cold) = (self.fb.create_block(), self.fb.create_block());
         self.fb.set_cold_block(cold);
         let result = self.fb.append_block_param(merge, types::I64);
@@ -300,7 +387,12 @@ impl Lower<'_, '_> {
             .brif(hit, merge, &[BlockArg::Value(host)], cold, &[]);
         self.fb.switch_to_block(cold);
         let n = self.iconst(types::I64, u64::from(bytes));
-        let how = self.iconst(types::I64, layout::WHOLE | self.held());
+        let dirty = if writable && !write {
+            layout::WRITABLE
+        } else {
+            0
+        };
+        let how = self.iconst(types::I64, layout::WHOLE | dirty | self.held());
         let helper = if write { layout::H_RMW } else { layout::H_LOAD };
         self.call_helper(helper, [va, n, how]);
         let p = self.pinned();

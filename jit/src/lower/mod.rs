@@ -29,6 +29,7 @@ use cranelift_codegen::ir::{
 use cranelift_codegen::isa::{CallConv, TargetIsa};
 use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext, Variable};
 use flags::FlagState;
+use groups::Born;
 use mem::For;
 use sevlab_cpu::insn::{Insn, Op};
 use sevlab_cpu::{Builder, Flag, Width};
@@ -137,8 +138,8 @@ pub(crate) struct Lower<'a, 'f> {
     /// Registers are stored as soon as something may leave, so that a way out is short. For regions with many
     /// accesses: their ways out would otherwise be most of the code.
     eager: bool,
-    /// Accesses off one base share a probe.
-    groups_on: bool,
+    /// Where accesses off one base share a probe.
+    outlook: Option<groups::Outlook>,
     groups: groups::Groups,
     /// What is known of such accesses at the end of the blocks lowered so far.
     groups_out: Vec<Vec<groups::Group>>,
@@ -335,7 +336,8 @@ pub(crate) fn lower(
         counted: false,
         lines,
         eager,
-        groups_on: options.groups && region.groups && !options.lines && !options.uncached,
+        outlook: (options.groups && region.groups && !options.lines && !options.uncached)
+            .then(|| groups::Outlook::new(region, &sole_predecessor)),
         groups: groups::Groups::default(),
         groups_out: vec![Vec::new(); region.blocks.len()],
         flags_out: vec![None; region.blocks.len()],
@@ -720,7 +722,7 @@ impl Lower<'_, '_> {
                     return;
                 }
             }
-            self.born_groups(Some(self.done as usize));
+            self.born_groups(Born::Behind(self.done as usize));
             self.done += 1;
             self.insn_done(!self.counted);
         }
