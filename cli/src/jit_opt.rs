@@ -82,6 +82,11 @@ const ROWS: &[Row] = &[
     ),
     switch!(jump_cache, "look indirect jump targets up inline"),
     switch!(
+        shared_frame,
+        "regions run in one stack frame, which jumps between them keep"
+    ),
+    switch!(groups, "accesses off one base share a probe"),
+    switch!(
         dead_flags,
         "flags that nothing can read are not kept across blocks"
     ),

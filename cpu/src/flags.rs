@@ -156,6 +156,16 @@ impl FlagOp {
         [Explicit, Add, Sub, Sbb, Logic, Inc, Dec, Shl, Shr, Sar, Mul]
             [if n <= 10 { n as usize } else { 0 }]
     }
+
+    /// Whether the flags of a record depend on its operands `a` and `b`; they always do on `r`.
+    #[must_use]
+    pub const fn reads(self) -> (bool, bool) {
+        match self {
+            Self::Explicit | Self::Logic => (false, false),
+            Self::Inc | Self::Dec | Self::Mul => (false, true),
+            Self::Add | Self::Sub | Self::Sbb | Self::Shl | Self::Shr | Self::Sar => (true, true),
+        }
+    }
 }
 
 /// A stored flag record. `op` is `FlagOp | log2(bytes) << 8`.

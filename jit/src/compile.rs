@@ -2,8 +2,10 @@
 #![allow(unsafe_code)] // reads the thread's clock, makes a zeroed table
 
 use crate::codebuf::CodeBuf;
+use crate::frame;
 use crate::lower::{self, region_signature};
 use crate::region::Region;
+use crate::runtime;
 use crate::{Error, JitOptions, OptLevel};
 use cranelift_codegen::Context;
 use cranelift_codegen::control::ControlPlane;
@@ -157,12 +159,21 @@ pub fn host_isa() -> Result<Vec<String>, Error> {
         .collect())
 }
 
+/// Where a function's code is, where it is entered, and its bytes.
+struct Placed {
+    address: usize,
+    entry: usize,
+    bytes: usize,
+}
+
+/// Compiles the function in `context`; with `shared_frame` it is entered and left as [`frame`] says.
 fn compile_function(
     isa: &OwnedTargetIsa,
     context: &mut Context,
     code: &CodeBuf,
     rip: u64,
-) -> Result<(usize, usize), Error> {
+    shared_frame: bool,
+) -> Result<Placed, Error> {
     let compiled = context
         .compile(isa.as_ref(), &mut ControlPlane::default())
         .map_err(|e| Error::Compile {
@@ -175,8 +186,22 @@ fn compile_function(
             reason: format!("needs the relocation {r:?}"),
         });
     }
-    let bytes = compiled.code_buffer();
-    Ok((code.append(bytes)?, bytes.len()))
+    let shared;
+    let (bytes, entry) = if shared_frame {
+        shared = frame::share(compiled).ok_or_else(|| Error::Compile {
+            rip,
+            reason: "its stack frame can't be shared".into(),
+        })?;
+        (shared.0.as_slice(), shared.1)
+    } else {
+        (compiled.code_buffer(), 0)
+    };
+    let address = code.append(bytes)?;
+    Ok(Placed {
+        address,
+        entry: address + entry,
+        bytes: bytes.len(),
+    })
 }
 
 impl Compiler {
@@ -197,10 +222,11 @@ impl Compiler {
         fb.ins().return_(&[slot]);
         fb.seal_all_blocks();
         fb.finalize(isa.frontend_config());
-        let (stub, _) = compile_function(&isa, &mut context, &code, 0)?;
+        let shared_frame = options.shared_frame;
+        let stub = compile_function(&isa, &mut context, &code, 0, shared_frame)?.entry;
         context.clear();
 
-        // Entry: pins the state, calls the code, gives the host its register back.
+        // Entry without a shared frame: pins the state, calls the code, gives the host its register back.
         let mut sig = Signature::new(CallConv::SystemV);
         sig.params.extend([AbiParam::new(types::I64); 2]);
         sig.returns.push(AbiParam::new(types::I64));
@@ -220,7 +246,12 @@ impl Compiler {
         fb.ins().return_(&[result]);
         fb.seal_all_blocks();
         fb.finalize(isa.frontend_config());
-        let (enter, _) = compile_function(&isa, &mut context, &code, 0)?;
+        let enter = compile_function(&isa, &mut context, &code, 0, false)?.entry;
+        let enter = if shared_frame {
+            runtime::enter_address()
+        } else {
+            enter
+        };
         context.clear();
 
         let keep = code.used();
@@ -297,11 +328,12 @@ impl Compiler {
             .as_ref()
             .map(|_| self.context.func.display().to_string());
         self.context.set_disasm(clif.is_some());
-        let (address, bytes) = compile_function(
+        let placed = compile_function(
             &self.isa,
             &mut self.context,
             &self.shared.code,
             region.entry(),
+            self.options.shared_frame,
         )?;
         if let (Some(dir), Some(clif)) = (&self.options.dump_dir, clif) {
             let host = self
@@ -309,7 +341,7 @@ impl Compiler {
                 .compiled_code()
                 .and_then(|c| c.vcode.clone())
                 .unwrap_or_default();
-            dump(dir, region, address, &clif, &host);
+            dump(dir, region, placed.address, &clif, &host);
         }
         let compiled = self.context.compiled_code();
         let instructions = match compiled.filter(|_| self.options.count_host) {
@@ -323,8 +355,8 @@ impl Compiler {
             .next_step
             .store(step_base + exits.steps.len() as u32, Ordering::Relaxed);
         Ok(Code {
-            address,
-            bytes,
+            address: placed.entry,
+            bytes: placed.bytes,
             instructions,
             slot_base,
             targets: exits.targets,

@@ -57,6 +57,9 @@ struct Live {
     incoming: Vec<u32>,
 }
 
+/// How often a region is left because a range of accesses has not one host address, before it is translated without groups.
+const MOST_SPLITS: u32 = 64;
+
 struct Pending {
     ticket: u64,
     pages: Vec<u64>,
@@ -98,6 +101,8 @@ pub struct Engine {
     words: Vec<(u64, u64)>,
     jump_cache: Box<[[u64; 2]; JUMP_CACHE_ENTRIES]>,
     refused: FxHashSet<u64>,
+    /// How often regions were left with [`exit::SPLIT`].
+    splits: FxHashMap<u64, u32>,
     stats: JitStats,
     full: bool,
     stop: Arc<AtomicBool>,
@@ -130,6 +135,7 @@ impl Engine {
             words: Vec::new(),
             jump_cache: cache.try_into().expect("length is JUMP_CACHE_ENTRIES"),
             refused: FxHashSet::default(),
+            splits: FxHashMap::default(),
             stats: JitStats::default(),
             full: false,
             stop: Arc::new(AtomicBool::new(false)),
@@ -323,7 +329,20 @@ impl Engine {
             exit::INDIRECT => Ok(()),
             exit::INTERPRET => self.interpret(vcpu, interp::step),
             exit::TURN => self.finish_turn(vcpu),
+            exit::SPLIT => {
+                self.split(vcpu.state.engine[word(layout::SPLIT_REGION)]);
+                self.interpret(vcpu, interp::step)
+            }
             _ => runtime::take_pending().map_or(Ok(()), Err),
+        }
+    }
+
+    /// A region was left because its groups lie across pages: if it often is, it goes, to be translated without them.
+    fn split(&mut self, entry: u64) {
+        let times = self.splits.entry(entry).or_default();
+        *times += 1;
+        if *times == MOST_SPLITS {
+            self.drop_region(entry);
         }
     }
 
@@ -351,10 +370,11 @@ impl Engine {
                 && !pending.contains_key(&at)
                 && copies.get(&at).is_none_or(|&n| n < most)
         });
-        let Some(region) = region else {
+        let Some(mut region) = region else {
             self.refused.insert(rip);
             return;
         };
+        region.groups = self.splits.get(&rip).is_none_or(|&n| n < MOST_SPLITS);
         let pages = region.pages();
         if pages.iter().any(|p| vcpu.note_code(Va(p << 12)).is_err()) {
             return;
@@ -480,27 +500,32 @@ impl Engine {
                 p.void |= p.pages.contains(&page);
             }
             for entry in self.by_page.remove(&page).unwrap_or_default() {
-                let Some(live) = self.regions.remove(&entry) else {
-                    continue;
-                };
-                self.words.push((entry, 0));
-                self.stats.dropped += 1;
-                self.forget_copies(&live.blocks);
-                for slot in live.incoming {
-                    self.shared.slots.unlink(slot);
-                }
-                let index = entry as usize & (JUMP_CACHE_ENTRIES - 1);
-                if self.jump_cache[index][0] == entry {
-                    self.jump_cache[index] = empty_entry(index);
-                }
-                for p in live.pages.iter().filter(|&&p| p != page) {
-                    if let Some(list) = self.by_page.get_mut(p) {
-                        list.retain(|&e| e != entry);
-                    }
-                }
+                self.stats.dropped += u64::from(self.drop_region(entry));
             }
         }
         self.refused.clear();
+    }
+
+    /// Forgets a region, if there is one at that entry.
+    fn drop_region(&mut self, entry: u64) -> bool {
+        let Some(live) = self.regions.remove(&entry) else {
+            return false;
+        };
+        self.words.push((entry, 0));
+        self.forget_copies(&live.blocks);
+        for slot in live.incoming {
+            self.shared.slots.unlink(slot);
+        }
+        let index = entry as usize & (JUMP_CACHE_ENTRIES - 1);
+        if self.jump_cache[index][0] == entry {
+            self.jump_cache[index] = empty_entry(index);
+        }
+        for p in &live.pages {
+            if let Some(list) = self.by_page.get_mut(p) {
+                list.retain(|&e| e != entry);
+            }
+        }
+        true
     }
 
     /// Throws all translations away and starts with an empty buffer.

@@ -52,6 +52,19 @@ pub const H_LINE_THUNK: i32 = engine_word(19);
 /// As [`H_STEP`], where the state has the position; it is told how many instructions come before the next poll.
 pub const H_LINE_STEP: i32 = engine_word(20);
 
+/// Entry of the region that was left with [`exit::SPLIT`].
+pub const SPLIT_REGION: i32 = engine_word(21);
+
+/// How [`H_LOAD`] and [`H_RMW`] find an address: a copy of bytes that are to be written will do.
+pub const COPY: u64 = 1;
+/// The bytes must lie in one page, and no copy will do.
+pub const WHOLE: u64 = 2;
+/// Host addresses found before must still be good behind the helper; it answers 0 if they may not be.
+pub const HELD: u64 = 4;
+
+/// For [`H_LOAD`]: 0 unless the fast TLB now lets writes pass, too.
+pub const WRITABLE: u64 = 8;
+
 /// Index of an engine word from its offset.
 pub const fn word(offset: i32) -> usize {
     (offset as usize - offset_of!(CpuState, engine)) / 8
@@ -70,6 +83,8 @@ pub mod exit {
     pub const LEAVE: i64 = -3;
     /// The turn may end before the next poll: the interpreter is to finish it.
     pub const TURN: i64 = -4;
+    /// As `INTERPRET`: accesses that were to share a probe have no common host address.
+    pub const SPLIT: i64 = -5;
 }
 
 /// Offset of a general register.

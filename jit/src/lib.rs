@@ -12,6 +12,7 @@
 mod codebuf;
 mod compile;
 mod engine;
+mod frame;
 pub mod layout;
 mod liveness;
 pub mod lower;

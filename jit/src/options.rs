@@ -27,6 +27,10 @@ pub struct JitOptions {
     pub chaining: bool,
     /// Look indirect jump targets up inline.
     pub jump_cache: bool,
+    /// Regions run in one stack frame, and jump to each other without taking it down.
+    pub shared_frame: bool,
+    /// Accesses off one base share a probe. Not where the number of resident pages is limited; the machine sees to that.
+    pub groups: bool,
     /// Flags that nothing can read are not kept across blocks.
     pub dead_flags: bool,
     /// Vector and scalar floating-point instructions become CLIF operations; off: native thunks.
@@ -68,6 +72,8 @@ impl Default for JitOptions {
             regions: true,
             chaining: true,
             jump_cache: true,
+            shared_frame: true,
+            groups: true,
             dead_flags: true,
             vectors: true,
             lazy_accesses: 16,
@@ -97,6 +103,8 @@ impl JitOptions {
             regions: false,
             chaining: false,
             jump_cache: false,
+            shared_frame: false,
+            groups: false,
             dead_flags: false,
             vectors: false,
             ..Self::default()

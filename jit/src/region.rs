@@ -49,6 +49,8 @@ pub struct Region {
     pub blocks: Vec<Block>,
     /// Index by address.
     pub index: HashMap<u64, usize>,
+    /// Accesses off one base may share a probe.
+    pub groups: bool,
 }
 
 impl Region {
@@ -70,6 +72,7 @@ impl Region {
         let mut region = Self {
             blocks: Vec::new(),
             index: HashMap::new(),
+            groups: true,
         };
         let mut queue = std::collections::VecDeque::from([entry]);
         let mut total = 0;

@@ -45,6 +45,24 @@ std::arch::global_asm!(
     "sevlab_helper sevlab_stub_flags, {flags}",
     "sevlab_helper sevlab_stub_div, {div}",
     "sevlab_helper sevlab_stub_pdep, {pdep}",
+    // Enters translated code at RSI with the state RDI pinned, in a frame that all regions share: see `frame`.
+    ".globl sevlab_enter",
+    ".p2align 4",
+    "sevlab_enter:",
+    "push rbp", "push rbx", "push r12", "push r13", "push r14", "push r15",
+    "sub rsp, 8",
+    "mov r15, rdi",
+    "call 2f",
+    "add rsp, 8",
+    "pop r15", "pop r14", "pop r13", "pop r12", "pop rbx", "pop rbp",
+    "ret",
+    "2:",
+    "push rbp",
+    "mov rbp, rsp",
+    "sub rsp, {frame}",
+    "xor edi, edi",
+    "jmp rsi",
+    frame = const crate::frame::BYTES,
     load = sym load,
     rmw = sym rmw,
     store = sym store,
@@ -57,6 +75,7 @@ std::arch::global_asm!(
 );
 
 unsafe extern "C" {
+    fn sevlab_enter();
     fn sevlab_stub_load();
     fn sevlab_stub_rmw();
     fn sevlab_stub_store();
@@ -66,6 +85,11 @@ unsafe extern "C" {
     fn sevlab_stub_flags();
     fn sevlab_stub_div();
     fn sevlab_stub_pdep();
+}
+
+/// Address of what enters code that shares a frame: `extern "sysv64" fn(*mut CpuState, code) -> i64`.
+pub(crate) fn enter_address() -> usize {
+    sevlab_enter as *const () as usize
 }
 
 thread_local! {
@@ -121,41 +145,66 @@ fn answer(v: &mut Vcpu, value: u64) {
 
 /// Host address of `n` readable bytes at `va`, or 0. Where memory has no host address (an access across pages, cache
 /// mode `none`) the bytes are copied to the scratch space.
-extern "sysv64" fn load(va: u64, n: u64, _: u64, state: *mut CpuState) {
+extern "sysv64" fn load(va: u64, n: u64, how: u64, state: *mut CpuState) {
     // SAFETY: called by translated code only, with the pinned register as the fourth argument.
     let v = unsafe { vcpu(state) };
+    let drops = v.tlb.drops();
+    let at = readable(v, va, n, how);
+    answer_if_held(v, at, how, drops);
+}
+
+fn readable(v: &mut Vcpu, va: u64, n: u64, how: u64) -> u64 {
     let crosses = va & 0xfff > 0x1000 - n;
     if !crosses {
         match v.fill(Va(va), Access::Read) {
-            Ok(Some(host)) => return answer(v, host.as_ptr() as u64),
+            Ok(Some(_))
+                if how & layout::WRITABLE != 0 && v.tlb.lookup_write(Va(va), n).is_none() =>
+            {
+                return 0;
+            }
+            Ok(Some(host)) => return host.as_ptr() as u64,
             Ok(None) => {}
-            Err(_) => return answer(v, 0),
+            Err(_) => return 0,
         }
     }
-    let at = copy_to_scratch(v, va, n);
-    answer(v, at);
+    if how & layout::WHOLE != 0 {
+        return 0;
+    }
+    copy_to_scratch(v, va, n)
 }
 
-/// Host address of `n` bytes that may be read and written, or 0. With `copy`, bytes that have no host address are
+/// Answers `at`, but 0 if host addresses that must still be good may not be: something was dropped since the count was
+/// `drops`.
+fn answer_if_held(v: &mut Vcpu, at: u64, how: u64, drops: u64) {
+    let bad = how & layout::HELD != 0 && v.tlb.drops() != drops;
+    answer(v, if bad { 0 } else { at });
+}
+
+/// Host address of `n` bytes that may be read and written, or 0. With [`layout::COPY`], bytes that have no host address are
 /// copied to the scratch space, after a check that they may be written.
-extern "sysv64" fn rmw(va: u64, n: u64, copy: u64, state: *mut CpuState) {
+extern "sysv64" fn rmw(va: u64, n: u64, how: u64, state: *mut CpuState) {
     // SAFETY: as in `load`.
     let v = unsafe { vcpu(state) };
+    let drops = v.tlb.drops();
+    let at = writable(v, va, n, how);
+    answer_if_held(v, at, how, drops);
+}
+
+fn writable(v: &mut Vcpu, va: u64, n: u64, how: u64) -> u64 {
     if v.would_hit_code(va, n) {
-        return answer(v, 0);
+        return 0;
     }
     if va & 0xfff <= 0x1000 - n {
         match v.fill(Va(va), Access::Write) {
-            Ok(Some(host)) => return answer(v, host.as_ptr() as u64),
+            Ok(Some(host)) => return host.as_ptr() as u64,
             Ok(None) => {}
-            Err(_) => return answer(v, 0),
+            Err(_) => return 0,
         }
     }
-    if copy == 0 || v.probe_write(va, n).is_err() {
-        return answer(v, 0);
+    if how & layout::COPY == 0 || v.probe_write(va, n).is_err() {
+        return 0;
     }
-    let at = copy_to_scratch(v, va, n);
-    answer(v, at);
+    copy_to_scratch(v, va, n)
 }
 
 /// Where a copy of `n` bytes at `va` is, or 0.

@@ -579,6 +579,69 @@ fn pages_are_pushed_out_under_a_running_region() {
 }
 
 #[test]
+fn accesses_off_one_base_lie_in_two_pages() {
+    // In one page at first, in two soon, then with what is read only or not there in the range.
+    for (from, step) in [
+        (DATA + PAGE - 0x200, 8),
+        (DATA + 0x7ff, 0x20),
+        (READ_ONLY - 0x100, 8),
+        (READ_ONLY + PAGE - 0x100, 1),
+        (CODE + 0x800, 8),
+    ] {
+        let code = assemble(|a| {
+            let (mut top, mut odd) = (a.create_label(), a.create_label());
+            a.mov(rsi, from)?;
+            a.mov(ecx, 200)?;
+            a.set_label(&mut top)?;
+            a.mov(rax, qword_ptr(rsi + 0x10))?;
+            a.lea(rdi, ptr(rsi + 8))?;
+            a.add(rax, qword_ptr(rsi))?;
+            a.mov(r8, qword_ptr(rbx))?;
+            a.test(cl, 1)?;
+            a.jne(odd)?;
+            a.mov(qword_ptr(rsi + 0x30), rax)?;
+            a.set_label(&mut odd)?;
+            a.add(qword_ptr(rdi + 0x18), rcx)?;
+            a.movups(xmm1, xmmword_ptr(rdi + 0x10))?;
+            a.mov(qword_ptr(rbx + 0x18), r8)?;
+            a.push(rax)?;
+            a.push(rdi)?;
+            a.movups(xmmword_ptr(rdi), xmm1)?;
+            a.pop(rdx)?;
+            a.mov(byte_ptr(rsp + 3), cl)?;
+            a.pop(r9)?;
+            a.add(rsi, step)?;
+            a.dec(ecx)?;
+            a.jne(top)?;
+            a.cpuid()
+        });
+        for kind in [Kind::Plain, Kind::Private, Kind::Uncached] {
+            agree(kind, &code);
+        }
+    }
+}
+
+#[test]
+fn a_region_whose_groups_are_split_is_translated_without() {
+    let code = assemble(|a| {
+        let mut top = a.create_label();
+        a.mov(rsi, DATA + PAGE - 0x10)?;
+        a.mov(ecx, 50_000)?;
+        a.set_label(&mut top)?;
+        a.add(rax, qword_ptr(rsi))?;
+        a.add(rax, qword_ptr(rsi + 0x10))?;
+        a.dec(ecx)?;
+        a.jne(top)?;
+        a.cpuid()
+    });
+    let start = Start::new(1, &code);
+    let (m, _) = translated(foreground(), &start);
+    let stats = m.engine.as_ref().expect("made with one").stats();
+    // Each time round once, until then.
+    assert!(stats.interpreted < 20_000, "{stats:?}");
+}
+
+#[test]
 fn instructions_and_accesses_across_pages() {
     for back in 1..9 {
         // A ten-byte MOV across the page, in a loop.

@@ -35,6 +35,7 @@ impl Exec {
                     uncached,
                     budget,
                     lines: modelled,
+                    groups: options.groups && config.resident.is_none(),
                     trail: config
                         .model
                         .as_ref()

@@ -218,6 +218,7 @@ pub struct FastTlb {
     entries: Box<[TlbEntry]>,
     granule: Granule,
     links: Mutex<Links>,
+    drops: AtomicU64,
 }
 
 impl Default for FastTlb {
@@ -254,7 +255,22 @@ impl FastTlb {
                 used: vec![0; Self::ENTRIES / 64].into(),
                 count: 0,
             }),
+            drops: AtomicU64::new(0),
         }
+    }
+
+    /// How often something was to be dropped, whether or not there was an entry for it: as long as this stays the same, the
+    /// host address that an entry gave is good, even if another has taken the entry's place.
+    #[must_use]
+    pub fn drops(&self) -> u64 {
+        self.drops.load(Ordering::Acquire)
+    }
+
+    /// As [`FastTlb::lock`], by whoever is about to drop something.
+    fn lock_to_drop(&self) -> MutexGuard<'_, Links> {
+        let links = self.lock();
+        self.drops.fetch_add(1, Ordering::Release);
+        links
     }
 
     /// The granule of this TLB.
@@ -356,7 +372,7 @@ impl FastTlb {
     /// Drops what maps any byte of `va`'s 4 KiB page.
     pub fn drop_va(&self, va: Va) {
         let page = va.page().0;
-        let mut links = self.lock();
+        let mut links = self.lock_to_drop();
         for at in (0..PAGE_SIZE).step_by(self.granule.bytes() as usize) {
             let i = self.index(Va(page + at));
             if links.is_used(i) && links.links[i].va == page + at {
@@ -368,7 +384,7 @@ impl FastTlb {
 
     /// Drops every entry that maps a byte of `host`'s 4 KiB page, under whatever addresses.
     pub fn drop_host(&self, host: NonNull<u8>) {
-        let mut links = self.lock();
+        let mut links = self.lock_to_drop();
         self.drop_page(&mut links, host.addr().get() as u64 >> PAGE_SHIFT);
     }
 
@@ -376,7 +392,7 @@ impl FastTlb {
     pub fn drop_host_range(&self, host: NonNull<u8>, pages: u64) {
         let first = host.addr().get() as u64 >> PAGE_SHIFT;
         let range = first..first + pages;
-        let mut links = self.lock();
+        let mut links = self.lock_to_drop();
         if links.count as u64 <= pages {
             if links.count > 0 {
                 links.each_used(|links, i| {
@@ -407,7 +423,7 @@ impl FastTlb {
     /// Strips the write tag from every entry that maps a byte of `host`'s 4 KiB page.
     pub fn drop_write_host(&self, host: NonNull<u8>) {
         let page = host.addr().get() as u64 >> PAGE_SHIFT;
-        let links = self.lock();
+        let links = self.lock_to_drop();
         let mut i = links.buckets[bucket(page)];
         while i != NIL {
             let Link { host, next, .. } = links.links[i as usize];
@@ -422,7 +438,7 @@ impl FastTlb {
 
     /// Drops everything.
     pub fn flush(&self) {
-        self.lock().each_used(|links, i| {
+        self.lock_to_drop().each_used(|links, i| {
             self.entries[i].clear();
             links.unlink(i);
         });

@@ -4,6 +4,7 @@ use super::{Home, Lower, state_flags};
 use crate::layout::{self, exit};
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{Block as ClifBlock, InstBuilder, Value, types};
+use sevlab_cpu::FlagOp;
 use sevlab_cpu::insn::{Op, Operand, Rep};
 use sevlab_cpu::state::gpr::RSP;
 
@@ -32,10 +33,16 @@ impl Lower<'_, '_> {
     /// Stores the flags' record.
     fn store_flags(&mut self, p: Value) {
         let record = self.flags_record(sevlab_cpu::flags::ARITH);
-        for (k, v) in record.into_iter().enumerate() {
-            self.fb
-                .ins()
-                .store(state_flags(), v, p, layout::CC + 8 * k as i32);
+        let (a, b) = match self.constant(record[0]) {
+            Some(op) if self.options.dead_flags => FlagOp::from_bits(op as u8).reads(),
+            _ => (true, true),
+        };
+        for (k, (v, read)) in record.into_iter().zip([true, a, b, true]).enumerate() {
+            if read {
+                self.fb
+                    .ins()
+                    .store(state_flags(), v, p, layout::CC + 8 * k as i32);
+            }
         }
     }
 
@@ -112,6 +119,19 @@ impl Lower<'_, '_> {
         let flags = self.flags.clone();
         self.leave_here();
         // Values made in the cold block do not dominate what follows.
+        (self.gprs, self.vecs, self.flags) = (gprs, vecs, flags);
+    }
+
+    /// As [`Self::leave_in`], because a range of accesses has not one host address.
+    pub(super) fn leave_split_in(&mut self, b: ClifBlock) {
+        self.fb.switch_to_block(b);
+        let (gprs, vecs, flags) = (self.gprs, self.vecs, self.flags.clone());
+        let p = self.pinned();
+        let entry = self.iconst(types::I64, self.region.entry());
+        self.fb
+            .ins()
+            .store(state_flags(), entry, p, layout::SPLIT_REGION);
+        self.leave_with(exit::SPLIT);
         (self.gprs, self.vecs, self.flags) = (gprs, vecs, flags);
     }
 
@@ -404,6 +424,9 @@ impl Lower<'_, '_> {
 
     /// Calls a helper through its word in the state; it changes no host register.
     pub(super) fn call_helper(&mut self, which: i32, args: [Value; 3]) {
+        if matches!(which, layout::H_STEP | layout::H_THUNK) {
+            self.end_all_groups();
+        }
         let p = self.pinned();
         let f = self.fb.ins().load(types::I64, state_flags(), p, which);
         self.fb.ins().call_indirect(self.sig_helper, f, &args);

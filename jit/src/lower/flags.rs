@@ -191,6 +191,7 @@ impl Lower<'_, '_> {
         if let Some(record) = self.flags.incoming {
             return record;
         }
+        self.reads_record = true;
         let record = self.cc_var.map(|v| self.fb.use_var(v));
         self.flags.incoming = Some(record);
         record

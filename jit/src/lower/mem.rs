@@ -3,7 +3,7 @@
 //! `entry = tlb + (va >> 12 & (ENTRIES - 1)) * 32`; the access hits if the page of its last byte equals the tag,
 //! so an access that crosses a page never hits. The cold path asks a helper for a host address (loads) or to do
 //! the store; where even that can't be done (a fault, or a store into translated code) the region is left at the
-//! instruction and the interpreter runs it.
+//! instruction and the interpreter runs it. Accesses off one base can share a probe: see [`super::groups`].
 
 use super::{Lower, ty};
 use crate::layout;
@@ -27,7 +27,7 @@ pub(super) enum For {
 
 impl Lower<'_, '_> {
     /// The probe: (hit, host address if hit).
-    fn probe(&mut self, va: Value, bytes: u32, why: For) -> (Value, Value) {
+    pub(super) fn probe(&mut self, va: Value, bytes: u32, why: For) -> (Value, Value) {
         self.sync();
         let index_mask = (FastTlb::ENTRIES as u64 - 1) << 5;
         let (entry, page) = if let Some(va) = self.constant(va) {
@@ -48,18 +48,19 @@ impl Lower<'_, '_> {
             For::Load => offset_of!(TlbEntry, read),
             For::Store => offset_of!(TlbEntry, write),
         };
-        let tag = self
-            .fb
-            .ins()
-            .load(types::I64, super::state_flags(), entry, tag_at as i32);
+        // Each load right before its use: so both become memory operands.
         let addend = self.fb.ins().load(
             types::I64,
             super::state_flags(),
             entry,
             offset_of!(TlbEntry, addend) as i32,
         );
-        let hit = self.fb.ins().icmp(IntCC::Equal, tag, page);
         let host = self.fb.ins().iadd(va, addend);
+        let tag = self
+            .fb
+            .ins()
+            .load(types::I64, super::state_flags(), entry, tag_at as i32);
+        let hit = self.fb.ins().icmp(IntCC::Equal, page, tag);
         (hit, host)
     }
 
@@ -68,7 +69,10 @@ impl Lower<'_, '_> {
         if self.lines.is_some() {
             return self.line_address(va, bytes, rmw);
         }
-        self.host_address_or_copy(va, bytes, rmw, false)
+        match self.grouped(va, bytes, rmw) {
+            Some(host) => host,
+            None => self.host_address_or_copy(va, bytes, rmw, false),
+        }
     }
 
     /// As [`Self::host_address`]; with `copy` the address may be that of a copy in the scratch space.
@@ -83,8 +87,9 @@ impl Lower<'_, '_> {
         self.fb.switch_to_block(cold);
         let n = self.iconst(types::I64, u64::from(bytes));
         let helper = if rmw { layout::H_RMW } else { layout::H_LOAD };
-        let copy = self.iconst(types::I64, u64::from(copy));
-        self.call_helper(helper, [va, n, copy]);
+        let copy = if copy { layout::COPY } else { 0 };
+        let how = self.iconst(types::I64, copy | self.held());
+        self.call_helper(helper, [va, n, how]);
         let p = self.pinned();
         let got = self
             .fb
@@ -111,6 +116,16 @@ impl Lower<'_, '_> {
             return self.line_store(va, v, None);
         }
         let bytes = t.bytes();
+        let grouped = self.grouped(va, bytes, true);
+        if grouped.is_some() || self.held() != 0 {
+            // The helper that stores could not take it back if a host address had become bad.
+            let host = match grouped {
+                Some(host) => host,
+                None => self.host_address_or_copy(va, bytes, true, false),
+            };
+            self.fb.ins().store(guest_flags(), v, host, 0);
+            return;
+        }
         let (hit, host) = self.probe(va, bytes, For::Store);
         let (fast, merge, cold) = (
             self.fb.create_block(),

@@ -13,6 +13,7 @@
 
 mod exit;
 mod flags;
+mod groups;
 mod int;
 mod lines;
 mod mem;
@@ -28,6 +29,8 @@ use cranelift_codegen::ir::{
 use cranelift_codegen::isa::{CallConv, TargetIsa};
 use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext, Variable};
 use flags::FlagState;
+use groups::Born;
+use mem::For;
 use sevlab_cpu::insn::{Insn, Op};
 use sevlab_cpu::{Builder, Flag, Width};
 
@@ -135,8 +138,17 @@ pub(crate) struct Lower<'a, 'f> {
     /// Registers are stored as soon as something may leave, so that a way out is short. For regions with many
     /// accesses: their ways out would otherwise be most of the code.
     eager: bool,
+    /// Where accesses off one base share a probe.
+    outlook: Option<groups::Outlook>,
+    groups: groups::Groups,
+    /// What is known of such accesses at the end of the blocks lowered so far.
+    groups_out: Vec<Vec<groups::Group>>,
     /// The flags at the end of the blocks lowered so far.
     flags_out: Vec<Option<FlagState>>,
+    /// Instructions retired since the region was entered, at each block's start, where every way there has as many.
+    counts: Vec<Option<u64>>,
+    /// A block reads the record that the region was entered with.
+    reads_record: bool,
     /// Address of an instruction that used a register which [`vector::uses`] did not name.
     undeclared: Option<u64>,
     tlb: Value,
@@ -199,6 +211,7 @@ pub(crate) fn lower(
     let bit_var: [Variable; 6] = std::array::from_fn(|_| fb.declare_var(types::I8));
     let count_var = fb.declare_var(types::I64);
     let entry = fb.create_block();
+    let flags_in = fb.create_block();
     let blocks: Vec<ClifBlock> = region.blocks.iter().map(|_| fb.create_block()).collect();
     fb.append_block_params_for_function_params(entry);
     fb.switch_to_block(entry);
@@ -268,12 +281,6 @@ pub(crate) fn lower(
             fb.def_var(vech_var[r], v);
         }
     }
-    for (k, &var) in cc_var.iter().enumerate() {
-        let v = fb
-            .ins()
-            .load(types::I64, state_flags(), pinned, layout::CC + 8 * k as i32);
-        fb.def_var(var, v);
-    }
     let live_in = if options.dead_flags {
         liveness::live_in(region)
     } else {
@@ -329,7 +336,13 @@ pub(crate) fn lower(
         counted: false,
         lines,
         eager,
+        outlook: (options.groups && region.groups && !options.lines && !options.uncached)
+            .then(|| groups::Outlook::new(region, &sole_predecessor)),
+        groups: groups::Groups::default(),
+        groups_out: vec![Vec::new(); region.blocks.len()],
         flags_out: vec![None; region.blocks.len()],
+        counts: counts_in(region),
+        reads_record: false,
         undeclared: None,
         tlb,
         slot_base,
@@ -339,17 +352,15 @@ pub(crate) fn lower(
         sig_line,
         sig_region,
     };
-    l.flags = FlagState::at_block_start(false);
-    l.define_bits(l.wanted[0]);
-    let first = l.blocks[0];
     if l.lines.is_some() {
-        l.enter_lines(first);
+        l.enter_lines(flags_in);
     } else {
-        l.fb.ins().jump(first, &[]);
+        l.fb.ins().jump(flags_in, &[]);
     }
     for n in 0..region.blocks.len() {
         l.block(n, dirty[n], sole_predecessor[n], back_edges[n]);
     }
+    l.flags_in(flags_in);
     let (exits, undeclared) = (std::mem::take(&mut l.exits), l.undeclared);
     fb.seal_all_blocks();
     fb.finalize(isa.frontend_config());
@@ -381,6 +392,31 @@ fn sole_predecessors(region: &Region) -> Vec<Option<usize>> {
         .zip(edges)
         .map(|(f, e)| if e == 1 { f } else { None })
         .collect()
+}
+
+/// Forward analysis: how many instructions have been retired at the start of each block, where that does not depend on the
+/// way there.
+fn counts_in(region: &Region) -> Vec<Option<u64>> {
+    let mut counts = vec![None; region.blocks.len()];
+    counts[0] = Some(Some(0));
+    loop {
+        let mut changed = false;
+        for (n, block) in region.blocks.iter().enumerate() {
+            let Some(count) = counts[n] else { continue };
+            let out = count.map(|k| k + block.insns.len() as u64);
+            for s in block.successors().filter_map(|t| region.index.get(&t)) {
+                let merged = match counts[*s] {
+                    Some(other) if other != out => None,
+                    _ => out,
+                };
+                changed |= counts[*s] != Some(merged);
+                counts[*s] = Some(merged);
+            }
+        }
+        if !changed {
+            return counts.into_iter().map(Option::flatten).collect();
+        }
+    }
 }
 
 /// Forward analysis: what may be stale in state memory at the start of each block.
@@ -585,11 +621,33 @@ impl Lower<'_, '_> {
         self.fb.ins().iadd(v, k)
     }
 
+    /// Fills the block between the function's entry and the first guest block: it loads the flags' record if any block
+    /// reads it.
+    fn flags_in(&mut self, b: ClifBlock) {
+        self.fb.switch_to_block(b);
+        if self.reads_record || self.wanted[0] != 0 {
+            let p = self.pinned();
+            for (k, var) in self.cc_var.into_iter().enumerate() {
+                let at = layout::CC + 8 * k as i32;
+                let v = self.fb.ins().load(types::I64, state_flags(), p, at);
+                self.fb.def_var(var, v);
+            }
+        }
+        self.flags = FlagState::at_block_start(false);
+        self.define_bits(self.wanted[0]);
+        self.fb.ins().jump(self.blocks[0], &[]);
+    }
+
     /// Translates block `n`.
     fn block(&mut self, n: usize, dirty: Dirty, before: Option<usize>, header: bool) {
         let region = self.region;
         self.at = n;
         self.fb.switch_to_block(self.blocks[n]);
+        // Where the one way here is known, so are the values that it brings: no parameters have to be made for them.
+        let before = before.filter(|&p| self.flags_out[p].is_some());
+        if before.is_some() {
+            self.fb.seal_block(self.blocks[n]);
+        }
         self.gprs = [Gpr {
             full: Home::Var,
             low: None,
@@ -626,10 +684,14 @@ impl Lower<'_, '_> {
                 flags
             }
         };
-        self.count = Some(self.fb.use_var(self.count_var));
+        self.count = Some(match self.counts[n] {
+            Some(k) if self.lines.is_none() => self.iconst(types::I64, k),
+            _ => self.fb.use_var(self.count_var),
+        });
         self.done = 0;
         self.insn = region.blocks[n].insns[0];
         self.begin_lines(n);
+        self.begin_groups(n, before);
         if header && self.lines.is_none() {
             self.poll_exit_request();
         }
@@ -660,9 +722,11 @@ impl Lower<'_, '_> {
                     return;
                 }
             }
+            self.born_groups(Born::Behind(self.done as usize));
             self.done += 1;
             self.insn_done(!self.counted);
         }
+        self.end_groups(n);
         self.sync();
         self.keep_raising_behind(n);
         self.flags_out[n] = Some(self.flags.clone());
@@ -736,13 +800,20 @@ impl Lower<'_, '_> {
             if self.written.gprs >> r & 1 != 0 {
                 let v = self.gpr_full(r as u8);
                 self.fb.def_var(self.gpr_var[r], v);
+            } else if let Home::Value(v) = self.gprs[r].full {
+                // It has not changed, but who looks for it need not go through the merges above.
+                self.fb.def_var(self.gpr_var[r], v);
             }
             if self.written.vecs >> r & 1 != 0 {
                 let v = self.vec_low(r);
                 self.fb.def_var(self.vec_var[r], v);
+            } else if let Home::Value(v) = self.vecs[r].low {
+                self.fb.def_var(self.vec_var[r], v);
             }
             if self.written.highs >> r & 1 != 0 {
                 let v = self.vec_high(r);
+                self.fb.def_var(self.vech_var[r], v);
+            } else if let Home::Value(v) = self.vecs[r].high {
                 self.fb.def_var(self.vech_var[r], v);
             }
         }
@@ -776,8 +847,7 @@ impl Lower<'_, '_> {
         if self.done == 0 {
             return base;
         }
-        let k = self.iconst(types::I64, u64::from(self.done));
-        self.fb.ins().iadd(base, k)
+        self.add_constant(base, u64::from(self.done))
     }
 
     // --- register values ------------------------------------------------------------------------------
