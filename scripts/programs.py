@@ -245,10 +245,16 @@ def one(case, args, base, log):
         rows.append((case.name, "native again", native.seconds, again.seconds, difference or "same", bool(difference)))
     for mode in args.sev:
         prefix = [args.sevlab, "run", "--sev", mode, *args.option, "--"]
-        run = Run(case, mode, prefix, folder, args.timeout or case.timeout)
-        difference = run.difference(native)
-        log(case, run, difference)
-        rows.append((case.name, mode, native.seconds, run.seconds, difference or "same", bool(difference)))
+        for n in range(1, args.repeat + 1):
+            run = Run(case, mode, prefix, folder, args.timeout or case.timeout)
+            difference = run.difference(native)
+            log(case, run, difference)
+            if difference:
+                break
+        text = difference or "same"
+        if args.repeat > 1:
+            text = f"run {n} of {args.repeat}: {difference}" if difference else f"same, {n} times"
+        rows.append((case.name, mode, native.seconds, run.seconds, text, bool(difference)))
     return rows
 
 
@@ -282,12 +288,15 @@ def main():
     ap.add_argument("--timeout", type=float, help="seconds, instead of each program's own")
     ap.add_argument("--sevlab", default=os.path.join(ROOT, "target", "release", "sevlab"))
     ap.add_argument("--option", action="append", default=[], help="one more option of sevlab run")
+    ap.add_argument("--repeat", type=int, default=1, metavar="N", help="runs of each program in each mode")
     ap.add_argument("--twice", action="store_true", help="natively twice: is it the same at all?")
     args = ap.parse_args()
     if args.list:
         for case in CASES:
             print(f"{case.name:<18} {'quick' if case.quick else '':<6} {case.about}")
         return 0
+    if args.repeat < 1:
+        ap.error(f"--repeat {args.repeat}: at least 1")
     args.sev = [m for m in args.sev.split(",") if m and m != "none"]
     unknown = [m for m in args.sev if m not in ("off", "sev", "es", "snp")]
     if unknown:
