@@ -70,8 +70,13 @@ impl LineFilter {
     #[must_use]
     #[allow(clippy::new_ret_no_self)] // it is always shared with the controller
     pub fn new() -> Arc<Self> {
+        let memory: Table<_, { Self::WORDS }> = Table::new(|| AtomicU64::new(Self::NEVER));
+        // Anything else than 0 or 1 could make a tag of NEVER.
+        for word in &memory[Self::ADDEND / 8..] {
+            word.store(0, Relaxed);
+        }
         Arc::new(Self {
-            words: Table::new(|| AtomicU64::new(Self::NEVER)),
+            words: memory,
             pages: (0..Self::PAGES)
                 .map(|_| AtomicU64::new(Self::NEVER))
                 .collect(),
@@ -447,5 +452,22 @@ fn each_bit(mut bits: u64, mut f: impl FnMut(usize)) {
     while bits != 0 {
         f(bits.trailing_zeros() as usize);
         bits &= bits - 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_filter_has_no_line() {
+        let f = LineFilter::new();
+        for va in [0, 0x16, 63, 64, u64::MAX, u64::MAX - 63, 1 << 63] {
+            for write in [false, true] {
+                assert_eq!(f.peek(Va(va), 1, write), None, "{va:#x}");
+            }
+            f.put_to_sleep(Va(va));
+            assert_eq!(f.peek(Va(va), 1, false), None, "{va:#x}, asleep");
+        }
     }
 }
