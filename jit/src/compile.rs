@@ -9,7 +9,7 @@ use crate::runtime;
 use crate::{Error, JitOptions, OptLevel};
 use cranelift_codegen::Context;
 use cranelift_codegen::control::ControlPlane;
-use cranelift_codegen::ir::{self, AbiParam, InstBuilder, Signature, types};
+use cranelift_codegen::ir::{self, AbiParam, Function, InstBuilder, Signature, types};
 use cranelift_codegen::isa::{CallConv, OwnedTargetIsa};
 use cranelift_codegen::settings::{self, Configurable};
 use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
@@ -204,6 +204,29 @@ fn compile_function(
     })
 }
 
+/// Entry without a shared frame: pins the state, calls the code, gives the host its register back.
+fn entry_code(f: &mut Function, builder: &mut FunctionBuilderContext, isa: &OwnedTargetIsa) {
+    let mut sig = Signature::new(CallConv::SystemV);
+    sig.params.extend([AbiParam::new(types::I64); 2]);
+    sig.returns.push(AbiParam::new(types::I64));
+    f.signature = sig;
+    let mut fb = FunctionBuilder::new(f, builder);
+    let b = fb.create_block();
+    fb.append_block_params_for_function_params(b);
+    fb.switch_to_block(b);
+    let (state, target) = (fb.block_params(b)[0], fb.block_params(b)[1]);
+    let region = fb.import_signature(region_signature());
+    let host = fb.ins().get_pinned_reg(types::I64);
+    fb.ins().set_pinned_reg(state);
+    let zero = fb.ins().iconst(types::I64, 0);
+    let call = fb.ins().call_indirect(region, target, &[zero]);
+    let result = fb.inst_results(call)[0];
+    fb.ins().set_pinned_reg(host);
+    fb.ins().return_(&[result]);
+    fb.seal_all_blocks();
+    fb.finalize(isa.frontend_config());
+}
+
 impl Compiler {
     /// A compiler with a new code buffer, in which the entry sequence and the exit stub are made first.
     pub(crate) fn new(options: &JitOptions) -> Result<Self, Error> {
@@ -226,31 +249,11 @@ impl Compiler {
         let stub = compile_function(&isa, &mut context, &code, 0, shared_frame)?.entry;
         context.clear();
 
-        // Entry without a shared frame: pins the state, calls the code, gives the host its register back.
-        let mut sig = Signature::new(CallConv::SystemV);
-        sig.params.extend([AbiParam::new(types::I64); 2]);
-        sig.returns.push(AbiParam::new(types::I64));
-        context.func.signature = sig;
-        let mut fb = FunctionBuilder::new(&mut context.func, &mut builder);
-        let b = fb.create_block();
-        fb.append_block_params_for_function_params(b);
-        fb.switch_to_block(b);
-        let (state, target) = (fb.block_params(b)[0], fb.block_params(b)[1]);
-        let region = fb.import_signature(region_signature());
-        let host = fb.ins().get_pinned_reg(types::I64);
-        fb.ins().set_pinned_reg(state);
-        let zero = fb.ins().iconst(types::I64, 0);
-        let call = fb.ins().call_indirect(region, target, &[zero]);
-        let result = fb.inst_results(call)[0];
-        fb.ins().set_pinned_reg(host);
-        fb.ins().return_(&[result]);
-        fb.seal_all_blocks();
-        fb.finalize(isa.frontend_config());
-        let enter = compile_function(&isa, &mut context, &code, 0, false)?.entry;
         let enter = if shared_frame {
             runtime::enter_address()
         } else {
-            enter
+            entry_code(&mut context.func, &mut builder, &isa);
+            compile_function(&isa, &mut context, &code, 0, false)?.entry
         };
         context.clear();
 

@@ -35,7 +35,7 @@ struct Page {
     /// The RMP's when it was asked.
     epoch: u64,
     domain: Domain,
-    /// Where the second-level TLB has it.
+    /// Where the second-level TLB has it; 0 in what is known of a first level.
     at: u32,
     /// A store is allowed, the RMP's word included.
     store: bool,

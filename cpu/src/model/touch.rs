@@ -92,7 +92,6 @@ impl Vcpu {
             if let Some((at, below)) = m.tlbs.second.as_ref().and_then(|t| t.lookup(va))
                 && below == e
             {
-                m.known_data.set(va, &e, at, line.domain, epoch, stores);
                 m.known_second.set(va, &e, at, line.domain, epoch, stores);
             }
         }

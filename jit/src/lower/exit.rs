@@ -114,24 +114,26 @@ impl Lower<'_, '_> {
 
     /// Fills `b`, which leaves at the current instruction. The block before has ended; the caller goes on in another.
     pub(super) fn leave_in(&mut self, b: ClifBlock) {
-        self.fb.switch_to_block(b);
-        let (gprs, vecs) = (self.gprs, self.vecs);
-        let flags = self.flags.clone();
-        self.leave_here();
-        // Values made in the cold block do not dominate what follows.
-        (self.gprs, self.vecs, self.flags) = (gprs, vecs, flags);
+        self.fill_way_out(b, Self::leave_here);
     }
 
     /// As [`Self::leave_in`], because a range of accesses has not one host address.
     pub(super) fn leave_split_in(&mut self, b: ClifBlock) {
+        self.fill_way_out(b, |l| {
+            let p = l.pinned();
+            let entry = l.iconst(types::I64, l.region.entry());
+            l.fb.ins()
+                .store(state_flags(), entry, p, layout::SPLIT_REGION);
+            l.leave_with(exit::SPLIT);
+        });
+    }
+
+    /// Fills `b` by `leave`, which ends it.
+    fn fill_way_out(&mut self, b: ClifBlock, leave: impl FnOnce(&mut Self)) {
         self.fb.switch_to_block(b);
         let (gprs, vecs, flags) = (self.gprs, self.vecs, self.flags.clone());
-        let p = self.pinned();
-        let entry = self.iconst(types::I64, self.region.entry());
-        self.fb
-            .ins()
-            .store(state_flags(), entry, p, layout::SPLIT_REGION);
-        self.leave_with(exit::SPLIT);
+        leave(self);
+        // Values made in the cold block do not dominate what follows.
         (self.gprs, self.vecs, self.flags) = (gprs, vecs, flags);
     }
 
@@ -173,14 +175,13 @@ impl Lower<'_, '_> {
         let leave = self.leave_block();
         let go = self.fb.create_block();
         self.fb.ins().brif(v, leave, &[], go, &[]);
-        self.fb.switch_to_block(leave);
-        let (gprs, vecs, flags) = (self.gprs, self.vecs, self.flags.clone());
-        if self.done == 0 && self.live_in[self.at] == 0 {
-            // Nobody reads the flags from here on: carrying their record round a loop would only be for this.
-            self.flags.written_back();
-        }
-        self.leave_with(code);
-        (self.gprs, self.vecs, self.flags) = (gprs, vecs, flags);
+        self.fill_way_out(leave, |l| {
+            if l.done == 0 && l.live_in[l.at] == 0 {
+                // Nobody reads the flags from here on: carrying their record round a loop would only be for this.
+                l.flags.written_back();
+            }
+            l.leave_with(code);
+        });
         self.fb.switch_to_block(go);
     }
 

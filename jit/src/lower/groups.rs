@@ -24,7 +24,7 @@
 use super::{For, Home, Lower, vector};
 use crate::layout;
 use crate::region::{Block, Region};
-use cranelift_codegen::ir::{BlockArg, InstBuilder, InstructionData, Opcode, Value, types};
+use cranelift_codegen::ir::{InstructionData, Opcode, Value};
 use iced_x86::{InstructionInfoFactory, OpAccess, OpKind};
 use sevlab_cpu::Width;
 use sevlab_cpu::insn::{Insn, MemRef, Op, Operand};
@@ -378,34 +378,13 @@ impl Lower<'_, '_> {
     /// `write`, the page may not become dirty yet: it must be so already.
     fn probe_group(&mut self, va: Value, bytes: u32, writable: bool, write: bool) -> Value {
         let why = if writable { For::Store } else { For::Load };
-        let (hit, host) = self.probe(va, bytes, why);
-        let (merge, cold) = (self.fb.create_block(), self.fb.create_block());
-        self.fb.set_cold_block(cold);
-        let result = self.fb.append_block_param(merge, types::I64);
-        self.fb
-            .ins()
-            .brif(hit, merge, &[BlockArg::Value(host)], cold, &[]);
-        self.fb.switch_to_block(cold);
-        let n = self.iconst(types::I64, u64::from(bytes));
         let dirty = if writable && !write {
             layout::WRITABLE
         } else {
             0
         };
-        let how = self.iconst(types::I64, layout::WHOLE | dirty | self.held());
         let helper = if write { layout::H_RMW } else { layout::H_LOAD };
-        self.call_helper(helper, [va, n, how]);
-        let p = self.pinned();
-        let got = self
-            .fb
-            .ins()
-            .load(types::I64, super::state_flags(), p, layout::RET);
-        let leave = self.leave_block();
-        self.fb
-            .ins()
-            .brif(got, merge, &[BlockArg::Value(got)], leave, &[]);
-        self.leave_split_in(leave);
-        self.fb.switch_to_block(merge);
-        result
+        let how = layout::WHOLE | dirty;
+        self.found_host(va, bytes, why, (helper, how), Self::leave_split_in)
     }
 }

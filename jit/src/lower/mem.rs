@@ -8,7 +8,9 @@
 use super::{Lower, ty};
 use crate::layout;
 use cranelift_codegen::ir::condcodes::IntCC;
-use cranelift_codegen::ir::{BlockArg, InstBuilder, MemFlagsData, Type, Value, types};
+use cranelift_codegen::ir::{
+    Block as ClifBlock, BlockArg, InstBuilder, MemFlagsData, Type, Value, types,
+};
 use sevlab_cpu::Width;
 use sevlab_memctl::{FastTlb, TlbEntry};
 use std::mem::offset_of;
@@ -77,7 +79,26 @@ impl Lower<'_, '_> {
 
     /// As [`Self::host_address`]; with `copy` the address may be that of a copy in the scratch space.
     fn host_address_or_copy(&mut self, va: Value, bytes: u32, rmw: bool, copy: bool) -> Value {
-        let (hit, host) = self.probe(va, bytes, if rmw { For::Store } else { For::Load });
+        let (why, helper) = if rmw {
+            (For::Store, layout::H_RMW)
+        } else {
+            (For::Load, layout::H_LOAD)
+        };
+        let how = if copy { layout::COPY } else { 0 };
+        self.found_host(va, bytes, why, (helper, how), Self::leave_in)
+    }
+
+    /// The host address of `bytes` bytes at `va`: by a probe, or else by a helper, which is told `how`. Where that has none either,
+    /// the region is left: `leave` fills the block that does so.
+    pub(super) fn found_host(
+        &mut self,
+        va: Value,
+        bytes: u32,
+        why: For,
+        (helper, how): (i32, u64),
+        leave: fn(&mut Self, ClifBlock),
+    ) -> Value {
+        let (hit, host) = self.probe(va, bytes, why);
         let (merge, cold) = (self.fb.create_block(), self.fb.create_block());
         self.fb.set_cold_block(cold);
         let result = self.fb.append_block_param(merge, types::I64);
@@ -86,20 +107,18 @@ impl Lower<'_, '_> {
             .brif(hit, merge, &[BlockArg::Value(host)], cold, &[]);
         self.fb.switch_to_block(cold);
         let n = self.iconst(types::I64, u64::from(bytes));
-        let helper = if rmw { layout::H_RMW } else { layout::H_LOAD };
-        let copy = if copy { layout::COPY } else { 0 };
-        let how = self.iconst(types::I64, copy | self.held());
+        let how = self.iconst(types::I64, how | self.held());
         self.call_helper(helper, [va, n, how]);
         let p = self.pinned();
         let got = self
             .fb
             .ins()
             .load(types::I64, super::state_flags(), p, layout::RET);
-        let leave = self.leave_block();
+        let out = self.leave_block();
         self.fb
             .ins()
-            .brif(got, merge, &[BlockArg::Value(got)], leave, &[]);
-        self.leave_in(leave);
+            .brif(got, merge, &[BlockArg::Value(got)], out, &[]);
+        leave(self, out);
         self.fb.switch_to_block(merge);
         result
     }

@@ -159,8 +159,7 @@ fn crosses(va: u64, n: u64) -> bool {
 
 fn touch(v: &mut Vcpu, va: u64, n: u64, access: Access) -> u64 {
     let at = v.at();
-    v.touch_known(va, access, at)
-        .unwrap_or_else(|| v.touch_data(va, n, access, at))
+    v.touch_data(va, n, access, at)
         .map_or(0, |host| host.as_ptr() as u64)
 }
 

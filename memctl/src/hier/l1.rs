@@ -259,13 +259,7 @@ impl<F: Filter> L1<F> {
     /// Takes the line in a slot out, with its filter entry.
     #[inline]
     pub(super) fn empty(&mut self, slot: usize) {
-        if let Some(i) = self.entry(slot) {
-            if let Some(f) = &self.filter {
-                f.clear(i);
-            }
-            self.entry[slot] = NO_ENTRY;
-            self.owner[i] = NO_SLOT;
-        }
+        self.forget(slot);
         self.cache.clear(slot);
     }
 

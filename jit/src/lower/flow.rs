@@ -1,0 +1,200 @@
+//! What holds at the start and the end of a region's blocks: analyses over the ways that control can take, done before anything is
+//! lowered. Liveness of flags is [`crate::liveness`]'s.
+
+use super::{Written, vector};
+use crate::region::Region;
+
+/// Per-block results of the forward "may be stale in memory" analysis.
+#[derive(Clone, Copy, Default, PartialEq)]
+pub(super) struct Dirty {
+    pub(super) gprs: u16,
+    pub(super) vecs: u16,
+    pub(super) highs: u16,
+    pub(super) flags: bool,
+}
+
+/// For each block, the one block of the region that leads to it, if that is all that does.
+pub(super) fn sole_predecessors(region: &Region) -> Vec<Option<usize>> {
+    let mut edges = vec![0; region.blocks.len()];
+    let mut from = vec![None; region.blocks.len()];
+    // The region's entry is an edge too.
+    edges[0] = 1;
+    for (n, block) in region.blocks.iter().enumerate() {
+        for s in block
+            .successors()
+            .filter_map(|t| region.index.get(&t).copied())
+        {
+            edges[s] += 1;
+            from[s] = Some(n);
+        }
+    }
+    from.into_iter()
+        .zip(edges)
+        .map(|(f, e)| if e == 1 { f } else { None })
+        .collect()
+}
+
+/// Forward analysis: how many instructions have been retired at the start of each block, where that does not depend on the
+/// way there.
+pub(super) fn counts_in(region: &Region) -> Vec<Option<u64>> {
+    let mut counts = vec![None; region.blocks.len()];
+    counts[0] = Some(Some(0));
+    loop {
+        let mut changed = false;
+        for (n, block) in region.blocks.iter().enumerate() {
+            let Some(count) = counts[n] else { continue };
+            let out = count.map(|k| k + block.insns.len() as u64);
+            for s in block.successors().filter_map(|t| region.index.get(&t)) {
+                let merged = match counts[*s] {
+                    Some(other) if other != out => None,
+                    _ => out,
+                };
+                changed |= counts[*s] != Some(merged);
+                counts[*s] = Some(merged);
+            }
+        }
+        if !changed {
+            return counts.into_iter().map(Option::flatten).collect();
+        }
+    }
+}
+
+/// Forward analysis: what may be stale in state memory at the start of each block.
+pub(super) fn dirty_in(region: &Region, uses: &[vector::Uses], eager: bool) -> Vec<Dirty> {
+    let mut dirty = vec![Dirty::default(); region.blocks.len()];
+    let keep = if eager { 0 } else { !0 };
+    loop {
+        let mut changed = false;
+        for (n, block) in region.blocks.iter().enumerate() {
+            let out = Dirty {
+                gprs: (dirty[n].gprs | uses[n].gprs_out) & keep,
+                vecs: (dirty[n].vecs | uses[n].vecs_out) & keep,
+                highs: (dirty[n].highs | uses[n].highs_out) & keep,
+                flags: dirty[n].flags || uses[n].flags,
+            };
+            for t in block.successors() {
+                if let Some(&s) = region.index.get(&t) {
+                    let d = &mut dirty[s];
+                    let merged = Dirty {
+                        gprs: d.gprs | out.gprs,
+                        vecs: d.vecs | out.vecs,
+                        highs: d.highs | out.highs,
+                        flags: d.flags || out.flags,
+                    };
+                    changed |= *d != merged;
+                    *d = merged;
+                }
+            }
+        }
+        if !changed {
+            return dirty;
+        }
+    }
+}
+
+/// Backward analysis: the registers whose value at each block's start is read in it or behind it, be it by a way out
+/// that writes it back.
+pub(super) fn needed_in(region: &Region, uses: &[vector::Uses], dirty: &[Dirty]) -> Vec<Written> {
+    let mut needed = vec![Written::default(); region.blocks.len()];
+    loop {
+        let mut changed = false;
+        for (n, block) in region.blocks.iter().enumerate().rev() {
+            let (mut gprs, mut vecs, mut highs) = (0, 0, 0);
+            for s in block.successors().filter_map(|t| region.index.get(&t)) {
+                gprs |= needed[*s].gprs;
+                vecs |= needed[*s].vecs;
+                highs |= needed[*s].highs;
+            }
+            let (u, d) = (&uses[n], &dirty[n]);
+            let now = Written {
+                gprs: d.gprs | u.gprs_in | (gprs & !u.gprs_killed),
+                vecs: d.vecs | u.vecs_in | (vecs & !u.vecs_killed),
+                highs: d.highs | u.highs_in | (highs & !u.highs_killed),
+            };
+            if now != needed[n] {
+                needed[n] = now;
+                changed = true;
+            }
+        }
+        if !changed {
+            return needed;
+        }
+    }
+}
+
+/// Backward analysis: the vector registers whose value at each block's start is computed with, whichever way control goes from
+/// there. A way out of the region counts: it stores everything stale.
+pub(super) fn surely_read(region: &Region, uses: &[vector::Uses]) -> Vec<Written> {
+    let all = Written {
+        gprs: 0,
+        vecs: !0,
+        highs: !0,
+    };
+    let mut sure = vec![all; region.blocks.len()];
+    loop {
+        let mut changed = false;
+        for n in (0..region.blocks.len()).rev() {
+            let after = read_behind(region, &sure, n);
+            let u = &uses[n];
+            let now = Written {
+                gprs: 0,
+                vecs: u.vecs_read | (after.vecs & !u.vecs_out),
+                highs: u.highs_read | (after.highs & !u.highs_out),
+            };
+            changed |= now != sure[n];
+            sure[n] = now;
+        }
+        if !changed {
+            return sure;
+        }
+    }
+}
+
+/// What [`surely_read`] says of the end of block `n`.
+pub(super) fn read_behind(region: &Region, sure: &[Written], n: usize) -> Written {
+    let mut behind = Written {
+        gprs: 0,
+        vecs: !0,
+        highs: !0,
+    };
+    for s in region.blocks[n]
+        .successors()
+        .filter_map(|t| region.index.get(&t))
+    {
+        behind.vecs &= sure[*s].vecs;
+        behind.highs &= sure[*s].highs;
+    }
+    behind
+}
+
+/// Blocks that a block at the same or a higher index jumps to, found as targets of retreating edges: there the exit
+/// request is polled, so that no loop runs for ever.
+pub(super) fn back_edge_targets(region: &Region) -> Vec<bool> {
+    // Depth-first from the entry: an edge to a block on the current path closes a cycle.
+    let n = region.blocks.len();
+    let (mut state, mut header) = (vec![0u8; n], vec![false; n]);
+    let mut stack = vec![(0usize, 0usize)];
+    state[0] = 1;
+    while let Some((b, k)) = stack.pop() {
+        let next = region.blocks[b]
+            .successors()
+            .filter_map(|t| region.index.get(&t).copied())
+            .nth(k);
+        match next {
+            Some(s) => {
+                stack.push((b, k + 1));
+                match state[s] {
+                    0 => {
+                        state[s] = 1;
+                        stack.push((s, 0));
+                    }
+                    1 => header[s] = true,
+                    _ => {}
+                }
+            }
+            None => state[b] = 2,
+        }
+    }
+    header[0] = true;
+    header
+}
