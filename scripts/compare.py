@@ -69,7 +69,7 @@ def inputs(folder, quick):
     return {k: [shutil.which(v[0]) or v[0], *v[1:]] for k, v in programs.items() if v[0]}
 
 
-def engines():
+def engines(warm):
     qemu = shutil.which("qemu-x86_64")
     table = {"native": []}
     if qemu:
@@ -77,8 +77,10 @@ def engines():
         table["qemu Nehalem"] = [qemu, "-cpu", "Nehalem"]
     else:
         print("qemu-x86_64 is not installed: left out (Debian: apt-get install qemu-user)", file=sys.stderr)
-    table["sevlab off"] = [SEVLAB, "run", "--sev", "off", "--"]
-    table["sevlab snp"] = [SEVLAB, "run", "--sev", "snp", "--"]
+    table["sevlab off"] = [SEVLAB, "run", "--code-cache", "off", "--sev", "off", "--"]
+    table["sevlab snp"] = [SEVLAB, "run", "--code-cache", "off", "--sev", "snp", "--"]
+    if warm:
+        table["sevlab off, warm"] = [SEVLAB, "run", "--code-cache", warm, "--sev", "off", "--"]
     return table
 
 
@@ -95,6 +97,7 @@ def main():
     ap = argparse.ArgumentParser()
     ap.add_argument("--runs", type=int, default=5)
     ap.add_argument("--quick", type=int, default=0)
+    ap.add_argument("--warm", type=int, default=0)
     ap.add_argument("names", nargs="*")
     args = ap.parse_args()
     failed = []
@@ -104,11 +107,13 @@ def main():
         unknown = [n for n in chosen if n not in programs]
         if unknown:
             sys.exit(f"compare: no program named {', '.join(unknown)} (there are: {', '.join(programs)})")
-        table = engines()
+        table = engines(os.path.join(folder, "code") if args.warm else None)
         print("| program | " + " | ".join(table) + " |")
         print("|---|" + "---|" * len(table))
         for name in chosen:
             times = {e: [] for e in table}
+            for _ in range(args.warm):
+                once(table["sevlab off, warm"] + programs[name])
             reference = None
             for _ in range(args.runs):
                 for engine, prefix in table.items():

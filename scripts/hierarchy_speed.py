@@ -10,6 +10,8 @@ import sys
 import tempfile
 
 SEVLAB = os.environ.get("SEVLAB", "target/release/sevlab")
+# Every run translates what it runs.
+os.environ["SEVLAB_CODE_CACHE"] = "off"
 WORKLOADS = os.environ.get("WORKLOADS", "target/release")
 
 

@@ -36,7 +36,8 @@ Exit status:
   2    wrong usage                 127  PROGRAM was not found
 
 Environment:
-  SEVLAB_LOG=debug (or info, trace, sevlab::jit=debug, ...) prints sevlab's own log to stderr.";
+  SEVLAB_LOG=debug (or info, trace, sevlab::jit=debug, ...) prints sevlab's own log to stderr.
+  SEVLAB_CODE_CACHE=FOLDER (or off) is what --code-cache is if it is not given.";
 
 const EXAMPLES: &str = "\
 Start with:
@@ -211,6 +212,15 @@ pub struct RunArgs {
     /// Set one of the translator's options; may be given more than once. `--jit-opt help` lists them
     #[arg(long, value_name = "KEY=VALUE", value_parser = JitOpt::parse, help_heading = "Translator")]
     pub jit_opt: Vec<JitOpt>,
+
+    /// Keep translations in files in this folder, so that a later run of the program starts with them; or off. Without the
+    /// option: what SEVLAB_CODE_CACHE says, else sevlab/code in $XDG_CACHE_HOME or ~/.cache
+    #[arg(long, value_name = "FOLDER|off", help_heading = "Translator")]
+    pub code_cache: Option<PathBuf>,
+
+    /// Bytes of that folder; the files that were not used for longest are removed
+    #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = size, help_heading = "Translator")]
+    pub code_cache_size: u64,
 
     /// Print counts to stderr when the guest has ended
     #[arg(long, help_heading = "Results")]

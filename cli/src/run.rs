@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use sevlab_machine::kernel::syscall::strace;
 use sevlab_machine::{
-    CpuPreset, Engine, GuestEnd, Machine, MachineConfig, RunOutcome, cache_name, exit_like,
-    mode_name,
+    CodeCache, CpuPreset, Engine, GuestEnd, Machine, MachineConfig, RunOutcome, cache_name,
+    exit_like, mode_name,
 };
 
 use sevlab_machine::presets;
@@ -222,7 +222,11 @@ fn config(args: &RunArgs) -> Result<MachineConfig, Failure> {
         return Err(Failure::Usage("no PROGRAM was named".to_owned()));
     };
     let engine = match args.jit {
-        Switch::On => Engine::Jit(JitOpt::apply(&args.jit_opt).map_err(Failure::Usage)?),
+        Switch::On => {
+            let mut options = JitOpt::apply(&args.jit_opt).map_err(Failure::Usage)?;
+            options.cache = code_cache(args);
+            Engine::Jit(options)
+        }
         Switch::Off => Engine::Interpreter,
     };
     Ok(MachineConfig {
@@ -242,6 +246,18 @@ fn config(args: &RunArgs) -> Result<MachineConfig, Failure> {
         envp: environment(),
         ..MachineConfig::new(program::find(name, env::var_os("PATH"))?)
     })
+}
+
+/// The code cache that the options, the environment or neither ask for. None: off, or there is no place for it.
+fn code_cache(args: &RunArgs) -> Option<Arc<CodeCache>> {
+    let asked = args.code_cache.clone();
+    let asked = asked.or_else(|| Some(env::var_os("SEVLAB_CODE_CACHE")?.into()));
+    let dir = match asked {
+        Some(asked) if asked.as_os_str() == "off" => return None,
+        Some(asked) if !asked.as_os_str().is_empty() => std::path::absolute(asked).ok()?,
+        _ => CodeCache::usual_dir()?,
+    };
+    Some(Arc::new(CodeCache::new(dir, args.code_cache_size)))
 }
 
 /// The model that the options ask for.

@@ -119,6 +119,15 @@ impl CodeBuf {
         Ok(())
     }
 
+    /// The bytes of a function that [`CodeBuf::append`] has put at `address`.
+    pub(crate) fn function(&self, address: usize, bytes: usize) -> Option<&[u8]> {
+        let at = address.checked_sub(self.executable.as_ptr() as usize)?;
+        let end = at.checked_add(bytes).filter(|&end| end <= self.used())?;
+        // SAFETY: inside the mapping; what has been appended does not change until `truncate`, whose caller, the engine, is the one
+        // who holds on to addresses.
+        Some(unsafe { std::slice::from_raw_parts(self.executable.as_ptr().add(at), end - at) })
+    }
+
     /// Bytes in use.
     pub(crate) fn used(&self) -> usize {
         self.used.load(Ordering::Relaxed)

@@ -36,7 +36,10 @@ pub(crate) struct Compiled {
 /// Where translated code is and what it can leave to.
 #[derive(Debug)]
 pub(crate) struct Code {
+    /// Where it is entered.
     pub address: usize,
+    /// Where it begins.
+    pub start: usize,
     pub bytes: usize,
     /// Host instructions, if they are counted.
     pub instructions: usize,
@@ -87,8 +90,13 @@ impl Slots {
             s.store(self.stub, Ordering::Relaxed);
         }
     }
-    pub(crate) fn reset(&self) {
-        self.next.store(0, Ordering::Relaxed);
+    /// The next slot taken is `next`: those below belong to code that will be taken in, or are given up.
+    pub(crate) fn reset(&self, next: u32) {
+        self.next.store(u64::from(next), Ordering::Relaxed);
+    }
+    /// Slots with a number.
+    pub(crate) fn taken(&self) -> u32 {
+        self.peek()
     }
 }
 
@@ -285,6 +293,13 @@ impl Compiler {
         })
     }
 
+    /// The code generator's settings, those of the host's processor among them.
+    pub(crate) fn settings(&self) -> String {
+        let values = self.isa.isa_flags();
+        let values = values.iter().map(settings::Value::to_string);
+        format!("{}{}", self.isa.flags(), values.collect::<String>())
+    }
+
     pub(crate) fn shared(&self) -> Arc<Shared> {
         Arc::clone(&self.shared)
     }
@@ -359,6 +374,7 @@ impl Compiler {
             .store(step_base + exits.steps.len() as u32, Ordering::Relaxed);
         Ok(Code {
             address: placed.entry,
+            start: placed.address,
             bytes: placed.bytes,
             instructions,
             slot_base,

@@ -7,10 +7,13 @@
 //! 3. Code memory is reset only here, when no translated code is running and no compilation is under way.
 #![allow(unsafe_code)] // enters translated code
 
+mod warm;
+
 use crate::compile::{Code, Compiled, Compiler, Shared};
 use crate::layout::{self, JUMP_CACHE_ENTRIES, exit, word};
 use crate::region::Region;
 use crate::runtime::{self, StepSite};
+use crate::store::file::Image;
 use crate::{Error, JitOptions};
 use rustc_hash::{FxHashMap, FxHashSet};
 use sevlab_arch::Va;
@@ -23,6 +26,7 @@ use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
+use warm::{Made, Warm};
 
 /// What the translator did.
 #[derive(Clone, Copy, Debug, Default)]
@@ -47,6 +51,8 @@ pub struct JitStats {
     pub refused: u64,
     /// Times all code was thrown away because the buffer was full.
     pub flushes: u64,
+    /// Regions taken from the code cache.
+    pub loaded: u64,
 }
 
 struct Live {
@@ -55,6 +61,8 @@ struct Live {
     blocks: Vec<u64>,
     /// Slots of other regions (and its own) that point here.
     incoming: Vec<u32>,
+    /// What the code cache wants to know, if it has one and the region is not from there.
+    made: Option<Box<Made>>,
 }
 
 /// How often a region is left because a range of accesses has not one host address, before it is translated without groups.
@@ -66,6 +74,7 @@ struct Pending {
     blocks: Vec<u64>,
     insns: u64,
     void: bool,
+    made: Option<Box<Made>>,
 }
 
 /// Where regions are compiled.
@@ -105,6 +114,7 @@ pub struct Engine {
     splits: FxHashMap<u64, u32>,
     stats: JitStats,
     full: bool,
+    warm: Warm,
     stop: Arc<AtomicBool>,
     quiet: Arc<Mutex<()>>,
 }
@@ -114,6 +124,7 @@ impl Engine {
     pub fn new(options: JitOptions) -> Result<Self, Error> {
         let compiler = Compiler::new(&options)?;
         let shared = compiler.shared();
+        let warm = Warm::new(&options, &compiler);
         let worker = if options.background {
             Worker::Idle(Some(Box::new(compiler)))
         } else {
@@ -138,6 +149,7 @@ impl Engine {
             splits: FxHashMap::default(),
             stats: JitStats::default(),
             full: false,
+            warm,
             stop: Arc::new(AtomicBool::new(false)),
             quiet: Arc::default(),
         })
@@ -157,6 +169,7 @@ impl Engine {
     pub fn forked(&mut self) -> Result<(), Error> {
         self.shared.code.forked()?;
         self.stats = JitStats::default();
+        self.warm.forked();
         if let Worker::Background { .. } = self.worker {
             let gone = std::mem::replace(&mut self.worker, Worker::Idle(None));
             // Its channels may be locked by a thread that is not here.
@@ -236,6 +249,7 @@ impl Engine {
             for (rip, word) in self.words.drain(..) {
                 vcpu.interp.set_translated(rip, word);
             }
+            self.ask_early(vcpu);
             let result = if interpret_only(&vcpu.state) {
                 self.interpret(vcpu, interp::run_block)
             } else {
@@ -262,19 +276,14 @@ impl Engine {
     fn dispatch(&mut self, vcpu: &mut Vcpu) -> Result<(), Stop> {
         let (rip, before) = (vcpu.state.rip, vcpu.state.retired);
         let slot = self.unlinked.take();
+        if let Some(address) = self.known(vcpu, rip) {
+            return self.enter(vcpu, slot, rip, address);
+        }
+        if !vcpu.dropped_code.is_empty() {
+            return Ok(());
+        }
         match interp::dispatch(vcpu, self.options.threshold) {
-            Ok(Dispatched::Translated(address)) => {
-                self.jump_cache[rip as usize & (JUMP_CACHE_ENTRIES - 1)] = [rip, address];
-                // Whoever runs the vCPU may have sent it elsewhere meanwhile.
-                if let Some(slot) = slot.filter(|_| self.options.chaining)
-                    && self.slot_target.get(slot as usize) == Some(&rip)
-                    && let Some(live) = self.regions.get_mut(&rip)
-                {
-                    self.shared.slots.link(slot, live.code.address);
-                    live.incoming.push(slot);
-                }
-                self.run_translated(vcpu, address as usize)
-            }
+            Ok(Dispatched::Translated(address)) => self.enter(vcpu, slot, rip, address),
             Ok(Dispatched::Ran { rip, hits }) => {
                 self.stats.interpreted += vcpu.state.retired - before;
                 self.count(vcpu, rip, hits);
@@ -291,8 +300,29 @@ impl Engine {
         }
     }
 
+    /// Enters the translation of `rip`, and links the slot by which translated code was left for it.
+    fn enter(
+        &mut self,
+        vcpu: &mut Vcpu,
+        slot: Option<u32>,
+        rip: u64,
+        address: u64,
+    ) -> Result<(), Stop> {
+        self.jump_cache[rip as usize & (JUMP_CACHE_ENTRIES - 1)] = [rip, address];
+        // Whoever runs the vCPU may have sent it elsewhere meanwhile.
+        if let Some(slot) = slot.filter(|_| self.options.chaining)
+            && self.slot_target.get(slot as usize) == Some(&rip)
+            && let Some(live) = self.regions.get_mut(&rip)
+        {
+            self.shared.slots.link(slot, live.code.address);
+            live.incoming.push(slot);
+        }
+        self.run_translated(vcpu, address as usize)
+    }
+
     /// Asks for the translation of a block that has run so often.
     fn count(&mut self, vcpu: &mut Vcpu, rip: u64, hits: u32) {
+        self.count_early(vcpu, rip, hits);
         if hits == 1 {
             // A new block at an old address: it may have been dropped for another page's sake.
             if let Some(live) = self.regions.get(&rip) {
@@ -359,13 +389,19 @@ impl Engine {
         if self.full || self.pending.contains_key(&rip) || self.refused.contains(&rip) {
             return;
         }
-        let warm = (self.options.threshold / 16).max(1);
+        let (counts, hot) = (self.warm.counts(), interp::hits(vcpu, rip));
+        let hot = match &counts {
+            Some(counts) => hot.max(counts.hits_at(rip)),
+            None => hot,
+        };
+        let warm = (self.options.threshold.min(hot) / 16).max(1);
         // Cold code is left to the interpreter; code that has a region of its own is chained to; and no block is
         // translated too often: every return address is an entry, and behind each the same blocks follow.
         let (regions, pending, copies) = (&self.regions, &self.pending, &self.copies);
         let most = self.options.max_copies;
         let region = Region::form(rip, &self.options, vcpu, decode_at, |vcpu, at| {
-            interp::hits(vcpu, at) >= warm
+            let known = |c: &Arc<Image>| c.hits_at(at) >= warm && c.find(at).is_none();
+            (interp::hits(vcpu, at) >= warm || counts.as_ref().is_some_and(known))
                 && !regions.contains_key(&at)
                 && !pending.contains_key(&at)
                 && copies.get(&at).is_none_or(|&n| n < most)
@@ -380,10 +416,8 @@ impl Engine {
             return;
         }
         let blocks: Vec<u64> = region.blocks.iter().map(|b| b.rip).collect();
-        for &b in &blocks {
-            let n = self.copies.entry(b).or_default();
-            *n = n.saturating_add(1);
-        }
+        self.add_copies(vcpu, &blocks);
+        let made = self.warm.made(&region);
         let ticket = self.next_ticket;
         self.next_ticket += 1;
         let insns = region.blocks.iter().map(|b| b.insns.len() as u64).sum();
@@ -395,6 +429,7 @@ impl Engine {
                 blocks,
                 insns,
                 void: false,
+                made,
             },
         );
         match &mut self.worker {
@@ -413,15 +448,19 @@ impl Engine {
 
     /// Takes finished compilations in.
     fn collect(&mut self) {
+        self.receive();
+        if self.full && self.pending.is_empty() {
+            self.flush();
+        }
+    }
+
+    fn receive(&mut self) {
         while let Worker::Background { results, ready, .. } = &self.worker
             && ready.load(Ordering::Acquire) != 0
             && let Ok(done) = results.try_recv()
         {
             ready.fetch_sub(1, Ordering::AcqRel);
             self.install(done);
-        }
-        if self.full && self.pending.is_empty() {
-            self.flush();
         }
     }
 
@@ -445,22 +484,7 @@ impl Engine {
                 return;
             }
         };
-        let end = code.slot_base as usize + code.targets.len();
-        if self.slot_target.len() < end {
-            self.slot_target.resize(end, 0);
-        }
-        self.slot_target[code.slot_base as usize..end].copy_from_slice(&code.targets);
-        if self.steps.len() < code.step_base as usize {
-            self.steps
-                .resize_with(code.step_base as usize, StepSite::default);
-        }
-        self.steps.truncate(code.step_base as usize);
-        let costs = self.options.costs.as_deref();
-        self.steps.extend(
-            code.steps
-                .iter()
-                .map(|i| StepSite::new(*i, costs.map_or(0, |c| c.tally(i)))),
-        );
+        self.number(&code);
         if pending.void || pending.ticket != done.ticket {
             self.forget_copies(&pending.blocks);
             return;
@@ -469,19 +493,56 @@ impl Engine {
         self.stats.guest_insns += pending.insns;
         self.stats.host_bytes += code.bytes as u64;
         self.stats.host_insns += code.instructions as u64;
-        for &p in &pending.pages {
-            self.by_page.entry(p).or_default().push(done.entry);
+        if pending.made.is_some() {
+            self.warm.added += done.time;
         }
-        self.words.push((done.entry, code.address as u64));
-        self.regions.insert(
+        self.admit(
             done.entry,
             Live {
                 code,
                 pages: pending.pages,
                 blocks: pending.blocks,
                 incoming: Vec::new(),
+                made: pending.made,
             },
         );
+    }
+
+    /// Fills in what the numbers in a region's code stand for.
+    fn number(&mut self, code: &Code) {
+        let first = code.slot_base as usize;
+        let end = first + code.targets.len();
+        if self.slot_target.len() < end {
+            self.slot_target.resize(end, 0);
+        }
+        self.slot_target[first..end].copy_from_slice(&code.targets);
+        let first = code.step_base as usize;
+        let end = first + code.steps.len();
+        if self.steps.len() < end {
+            self.steps.resize_with(end, StepSite::default);
+        }
+        let costs = self.options.costs.as_deref();
+        for (site, insn) in self.steps[first..end].iter_mut().zip(&code.steps) {
+            *site = StepSite::new(*insn, costs.map_or(0, |c| c.tally(insn)));
+        }
+    }
+
+    /// From here on the region at `entry` is run.
+    fn admit(&mut self, entry: u64, live: Live) {
+        for &p in &live.pages {
+            self.by_page.entry(p).or_default().push(entry);
+        }
+        self.words.push((entry, live.code.address as u64));
+        self.regions.insert(entry, live);
+    }
+
+    /// Blocks are part of one region more.
+    fn add_copies(&mut self, vcpu: &Vcpu, blocks: &[u64]) {
+        for &b in blocks {
+            let n = self.copies.entry(b).or_default();
+            *n = n.saturating_add(1);
+        }
+        self.warm.cover(vcpu, blocks);
     }
 
     fn forget_copies(&mut self, blocks: &[u64]) {
@@ -530,7 +591,7 @@ impl Engine {
 
     /// Throws all translations away and starts with an empty buffer.
     fn flush(&mut self) {
-        self.stats.flushes += 1;
+        self.stats.flushes += u64::from(!self.warm.switches());
         // Regions that were dropped just now are not in the list any more, but their blocks may still be there.
         self.words.retain(|w| w.1 == 0);
         self.words
@@ -544,10 +605,9 @@ impl Engine {
         for (index, entry) in self.jump_cache.iter_mut().enumerate() {
             *entry = empty_entry(index);
         }
-        self.shared.slots.reset();
-        self.shared.next_step.store(0, Ordering::Relaxed);
         self.shared.code.truncate(self.shared.keep);
         self.full = false;
+        self.reopen();
     }
 
     /// The CLIF that the region at `rip` becomes; for reading and for tests. Needs a foreground engine.

@@ -19,11 +19,13 @@ pub mod lower;
 mod options;
 mod region;
 mod runtime;
+mod store;
 
 pub use compile::host_isa;
 pub use engine::{Engine, JitStats};
 pub use options::{JitOptions, OptLevel};
 pub use region::{Block, Region};
+pub use store::CodeCache;
 
 /// Why the translator could not be set up or a region could not be translated.
 #[derive(Debug, thiserror::Error)]

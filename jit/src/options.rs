@@ -1,5 +1,6 @@
 //! One switch for each optimisation, so that a wrong result or a slow run can be pinned on one of them.
 
+use crate::CodeCache;
 use sevlab_cpu::model::costs::CostTable;
 use std::sync::Arc;
 
@@ -61,6 +62,9 @@ pub struct JitOptions {
     pub count_host: bool,
     /// Bytes of the code buffer.
     pub code_bytes: usize,
+    /// Where translations are kept from run to run. Not with [`JitOptions::dump_dir`] or [`JitOptions::count_host`], which are
+    /// about regions as they are made. Nor with [`JitOptions::budget`]: turns would depend on what a former run has translated.
+    pub cache: Option<Arc<CodeCache>>,
 }
 
 impl Default for JitOptions {
@@ -88,6 +92,7 @@ impl Default for JitOptions {
             dump_dir: None,
             count_host: false,
             code_bytes: 256 << 20,
+            cache: None,
         }
     }
 }

@@ -212,7 +212,8 @@ impl Cpus {
         }
         drop(reported);
         vcpu.give_turn();
-        let (end, exec) = ran?;
+        let (end, mut exec) = ran?;
+        exec.save(vcpu);
         self.count(vcpu, hv, &exec);
         if leaving.is_some() {
             exec.close();
@@ -237,6 +238,7 @@ impl Cpus {
             let sum = t.translated.get_or_insert_default();
             sum.instructions += instructions.saturating_sub(j.interpreted);
             sum.regions += j.regions;
+            sum.loaded += j.loaded;
             sum.compile_time += j.compile_time;
             sum.code_bytes += j.host_bytes;
             sum.code_instructions += j.host_insns;

@@ -1,6 +1,7 @@
 #![allow(unsafe_code)] // MXCSR of the host thread
 //! What runs guest code between two stops: the interpreter, or the translator on top of it.
 
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use sevlab_cpu::model::costs::CostTable;
@@ -84,6 +85,13 @@ impl Exec {
         })
     }
 
+    /// The program has ended: what was translated of it may be kept for the next run.
+    pub(crate) fn save(&mut self, vcpu: &Vcpu) {
+        if let Self::Jit(engine) = self {
+            engine.save(vcpu);
+        }
+    }
+
     /// The translator's counts, if there is one.
     pub(crate) fn jit_stats(&self) -> Option<JitStats> {
         match self {
@@ -109,6 +117,12 @@ impl Runner for Exec {
             // The code buffer is the original's, which goes on using it.
             tracing::error!("the clone has no code buffer of its own, so it interprets: {e}");
             *self = Self::Interpreter;
+        }
+    }
+
+    fn program(&mut self, vcpu: &mut Vcpu, exe: &Path) {
+        if let Self::Jit(engine) = self {
+            engine.program(vcpu, exe);
         }
     }
 }

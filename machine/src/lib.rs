@@ -37,7 +37,7 @@ pub use kernel::GuestEnd;
 pub use launch::Launched;
 pub use layout::Layout;
 pub use report::{CommandReport, ConfigReport, LaunchReport, Report, StatsReport};
-pub use sevlab_jit::{JitOptions, OptLevel, host_isa};
+pub use sevlab_jit::{CodeCache, JitOptions, OptLevel, host_isa};
 pub use simulation::{CAUSES, CacheReport, ExitReport, Simulation, SimulationReport};
 pub use stats::{Stats, Translated};
 pub use vm::{Machine, RunOutcome};

@@ -20,6 +20,8 @@ pub struct Translated {
     pub instructions: u64,
     /// Regions compiled.
     pub regions: u64,
+    /// Regions taken from the code cache.
+    pub loaded: u64,
     /// Time spent compiling, on whatever thread.
     pub compile_time: Duration,
     /// Bytes of host code.
@@ -125,6 +127,9 @@ impl fmt::Display for Stats {
             line(f, interpreted, "interpreted", &share(interpreted))?;
             let time = format!("{:.1} ms compiling", t.compile_time.as_secs_f64() * 1e3);
             line(f, t.regions, "regions compiled", &time)?;
+            if t.loaded > 0 {
+                line(f, t.loaded, "regions from the code cache", "")?;
+            }
             line(f, t.code_bytes, "bytes of host code", "")?;
         }
         if let Some(simulation) = &self.simulation {

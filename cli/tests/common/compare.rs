@@ -96,6 +96,7 @@ impl Did {
             .args(&case.args)
             .current_dir(folder.path())
             .env("LC_ALL", "C.UTF-8")
+            .env("SEVLAB_CODE_CACHE", "off")
             .env("TZ", "UTC")
             .env("PYTHONHASHSEED", "0")
             .env_remove("MALLOC_PERTURB_");

@@ -206,6 +206,13 @@ impl Cache {
         self.blocks.get(&rip).map(|b| &**b)
     }
 
+    /// Whether the block at `rip` has been decoded.
+    #[must_use]
+    pub fn has(&self, rip: u64) -> bool {
+        let (at, b) = self.front[slot(rip)];
+        at == rip && !b.is_null() || self.blocks.contains_key(&rip)
+    }
+
     /// Whether an engine has a translation of the block at `rip`.
     pub(super) fn is_translated(&self, rip: u64) -> bool {
         let block = self.blocks.get(&rip);
@@ -233,6 +240,11 @@ impl Cache {
     #[must_use]
     pub fn entered(&self) -> u64 {
         self.entered
+    }
+
+    /// All blocks, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = &Block> {
+        self.blocks.values().map(|b| &**b)
     }
 
     /// Blocks decoded.

@@ -217,8 +217,8 @@ pub enum Dispatched {
 const ROW: u32 = 1024;
 
 /// Runs the block at `state.rip` and those behind it, for an engine that keeps a word with each block it has translated
-/// ([`Cache::set_translated`]): a block with a word is not run. Comes back after a block that is new or has run `hot` times or
-/// more, and after some blocks in any case. Each block after the first takes one from the budget, and is not run if that falls below
+/// ([`Cache::set_translated`]): a block with a word is not run. Comes back after a block that has run `hot` times or more or a power
+/// of two, before one that is not decoded yet, of which the engine may know a translation, and after some blocks in any case. Each block after the first takes one from the budget, and is not run if that falls below
 /// zero. The caller has seen to the exit request and TF.
 ///
 /// # Errors
@@ -244,7 +244,7 @@ pub fn dispatch(v: &mut Vcpu, hot: u32) -> Result<Dispatched, Stop> {
         run(v, b)?;
         let ran = Dispatched::Ran { rip, hits };
         left -= 1;
-        if hits == 1
+        if hits.is_power_of_two()
             || hits >= hot
             || left == 0
             || v.state.exit_request.load(Ordering::Relaxed) != 0
@@ -258,11 +258,10 @@ pub fn dispatch(v: &mut Vcpu, hot: u32) -> Result<Dispatched, Stop> {
         block = match b.next(to, epoch) {
             Some(next) => next,
             None => {
-                let next = find(v)?;
-                // Building it may have freed this one.
-                if v.interp.epoch == epoch {
-                    b.link(to, epoch, next);
-                }
+                let Some(next) = v.interp.find(to) else {
+                    return Ok(ran);
+                };
+                b.link(to, epoch, next);
                 next
             }
         };

@@ -94,6 +94,8 @@ pub trait Runner {
     fn step(&mut self, vcpu: &mut Vcpu) -> Result<(), Stop>;
     /// The host process has been cloned, and this is the clone.
     fn forked(&mut self, vcpu: &mut Vcpu);
+    /// From here on the guest runs this program: before the first run, and after each execve.
+    fn program(&mut self, vcpu: &mut Vcpu, exe: &Path);
 }
 
 /// The guest kernel of one process: what its threads share.
@@ -134,6 +136,8 @@ pub struct Kernel {
     pub(crate) sim: Option<Box<Simulated>>,
     /// The process has just been cloned, and this is the clone.
     cloned: bool,
+    /// The process has just been given another program.
+    executed: bool,
     /// The clone shares its memory with a parent that waits for it (vfork).
     vforked: bool,
     /// What an image is made with, for execve.
@@ -185,6 +189,7 @@ impl Kernel {
             in_turns: false,
             sim: None,
             cloned: false,
+            executed: false,
             vforked: false,
             template,
         }
@@ -526,6 +531,7 @@ impl Process {
         if locked.stats.syscalls == 0 && slot == 0 {
             strace::started(locked.exe_bytes(), &locked.argv, locked.envp.len());
         }
+        runner.program(vcpu, &locked.exe);
         let leave = |locked: &mut Locked<'_>, vcpu: &mut Vcpu, out: &mut dyn Outside| {
             let end = locked.leave(vcpu, out);
             if let Ok(TaskEnd::Process(end)) = end {
@@ -567,6 +573,9 @@ impl Process {
             }
             if std::mem::take(&mut locked.cloned) {
                 runner.forked(vcpu);
+            }
+            if std::mem::take(&mut locked.executed) {
+                runner.program(vcpu, &locked.exe);
             }
         }
     }

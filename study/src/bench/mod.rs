@@ -197,7 +197,7 @@ pub fn measure(
         let mut retired = Vec::new();
         for _ in 0..options.runs {
             counter.start();
-            let r = run("--sev snp --cpu epyc-milan --seed 1")?;
+            let r = run("--sev snp --cpu epyc-milan --seed 1 --code-cache off")?;
             retired.extend(counter.read());
             walls.push(r.report["stats"]["seconds"].as_f64().unwrap_or(r.seconds));
         }

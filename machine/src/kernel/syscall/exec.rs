@@ -124,6 +124,7 @@ fn execute(call: &mut Call<'_, '_>, path: Vec<u8>, argv: u64, envp: u64) -> SysR
         None => program.exe.clone(),
     };
     kernel.exe = program.real_path();
+    kernel.executed = true;
     kernel.argv = program.argv;
     kernel.envp = envp;
     kernel.auxv = loaded.auxv;

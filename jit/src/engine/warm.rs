@@ -1,0 +1,406 @@
+//! The engine's side of the code cache ([`crate::store`]): regions that a former run translated, and blocks that it found warm.
+//!
+//! A region of the file is taken in when control comes to its entry: before the interpreter decodes the block there, and, because its
+//! other pages may not be mapped then, again as the block has run 2, 4, 8, ... times. From then on it is a region as any other.
+//! Blocks that a former run interpreted often, but not so often that they were translated, are translated as soon as
+//! they are met, the hottest first, for as long as compiling does not take more than a share of the run.
+//!
+//! Invariants, besides the engine's:
+//! 1. A region is taken in only after its pages were noted as code and then its guest bytes compared, all of them, with what
+//!    the guest would fetch now. So the engine's first invariant holds for it as for a region compiled at this moment.
+//! 2. The numbers in its code are below those that the compiler gives out ([`Engine::reopen`]).
+//! 3. What a guest does, and what it counts where caches are simulated, does not depend on any of this.
+
+use super::{Engine, Live, MOST_SPLITS, decode_at};
+use crate::JitOptions;
+use crate::compile::{Code, Compiler};
+use crate::layout::JUMP_CACHE_ENTRIES;
+use crate::region::Region;
+use crate::store::Store;
+use crate::store::file::{Contents, Image, Record, Span};
+use crate::store::key::Key;
+use rustc_hash::FxHashMap;
+use sevlab_arch::Va;
+use sevlab_cpu::interp;
+use sevlab_cpu::profile::Profile;
+use sevlab_cpu::{Insn, Vcpu};
+use std::borrow::Cow;
+use std::collections::BinaryHeap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+use zerocopy::little_endian::{U32, U64};
+
+/// Blocks that ran so often in a former run are translated when they are met. Loading a region costs some microseconds, a run of a
+/// block in the interpreter some tens of nanoseconds more than translated.
+const WARM: u32 = 64;
+/// Most blocks whose runs are kept in a file.
+const MOST_COUNTS: usize = 1 << 16;
+/// Of the time since the program began, compiling may have taken one part in so many before no more warm blocks are translated.
+const SHARE: u32 = 3;
+/// Translations of warm blocks under way at a time: whoever gets hot in this run does not wait behind them for long.
+const AT_ONCE: usize = 2;
+/// It is looked whether a warm block may be translated once in so many turns of the dispatcher.
+const LOOK: u32 = 64;
+/// A file is written again once what it lacks took longer to compile than this many nanoseconds for each of its bytes.
+const WRITE: u64 = 1;
+
+/// What a file is to say of a region, besides what the engine keeps anyway.
+pub(super) struct Made {
+    spans: Vec<Span>,
+    guest: Vec<u8>,
+    insns: u32,
+    groups: bool,
+}
+
+/// The engine's part of the cache.
+pub(super) struct Warm {
+    /// The code generator's settings; None: no cache is to be used.
+    settings: Option<String>,
+    store: Option<Store>,
+    /// The program that runs, as soon as nothing of the last one is left.
+    next: Option<(PathBuf, Profile)>,
+    /// Whether there has been a program.
+    begun: Option<Instant>,
+    /// Warm blocks that were met: how often they ran in a former run, and where they are.
+    wanted: BinaryHeap<(u32, u64)>,
+    /// How often blocks had run when they became part of a region: not because they are entered from elsewhere.
+    covered: FxHashMap<u64, u32>,
+    /// Time that it took to compile what the file lacks.
+    pub(super) added: Duration,
+    looks: u32,
+}
+
+impl Warm {
+    pub(super) fn new(options: &JitOptions, compiler: &Compiler) -> Self {
+        let usable = options.dump_dir.is_none() && !options.count_host;
+        let counts_turns = options.budget && !options.lines;
+        let used = options.cache.is_some() && usable && !counts_turns;
+        Self {
+            settings: used.then(|| compiler.settings()),
+            store: None,
+            next: None,
+            begun: None,
+            wanted: BinaryHeap::new(),
+            covered: FxHashMap::default(),
+            added: Duration::ZERO,
+            looks: 0,
+        }
+    }
+
+    /// In a clone of the host process: what is not in the file is the original's to write.
+    pub(super) fn forked(&mut self) {
+        self.added = Duration::ZERO;
+    }
+
+    /// Whether the engine empties its buffer because another program begins.
+    pub(super) fn switches(&self) -> bool {
+        self.next.is_some()
+    }
+
+    /// What former runs counted.
+    pub(super) fn counts(&self) -> Option<Arc<Image>> {
+        self.store.as_ref()?.image.clone()
+    }
+
+    /// What the file is to say of a region that is about to be compiled.
+    pub(super) fn made(&self, region: &Region) -> Option<Box<Made>> {
+        self.store.as_ref()?;
+        let bytes = |i: &Insn| i.bytes[..usize::from(i.len)].to_vec();
+        let spans = region.blocks.iter().map(|b| Span {
+            rip: U64::new(b.rip),
+            bytes: U32::new(b.insns.iter().map(|i| u32::from(i.len)).sum()),
+        });
+        let insns = || region.blocks.iter().flat_map(|b| &b.insns);
+        Some(Box::new(Made {
+            spans: spans.collect(),
+            guest: insns().flat_map(bytes).collect(),
+            insns: insns().count() as u32,
+            groups: region.groups,
+        }))
+    }
+
+    /// Notes how often blocks have run that become part of a region.
+    pub(super) fn cover(&mut self, vcpu: &Vcpu, blocks: &[u64]) {
+        if self.store.is_some() {
+            let run = blocks.iter().map(|&b| (b, interp::hits(vcpu, b)));
+            self.covered.extend(run.filter(|&(_, hits)| hits != 0));
+        }
+    }
+}
+
+impl Engine {
+    /// From here on the guest runs `program` in an address space of its own. Called before the first run, and after an execve: what
+    /// was translated of the program before goes to its file.
+    pub fn program(&mut self, vcpu: &Vcpu, program: &Path) {
+        if self.warm.settings.is_none() {
+            return;
+        }
+        let first = self.warm.begun.is_none();
+        if !first {
+            self.save(vcpu);
+        }
+        self.warm.next = Some((program.to_owned(), vcpu.profile));
+        if first {
+            self.reopen();
+        } else {
+            // Numbers of the old program's regions are in the way until no compilation is under way.
+            self.warm.store = None;
+            self.warm.wanted.clear();
+            self.full = true;
+            for p in self.pending.values_mut() {
+                p.void = true;
+            }
+        }
+    }
+
+    /// The buffer is empty: numbers begin behind those of the file, if there is a program to open one for. If not, this buffer was
+    /// full, and numbers of the file may be given out again: it is not used any more.
+    pub(super) fn reopen(&mut self) {
+        let warm = &mut self.warm;
+        warm.store = None;
+        warm.wanted.clear();
+        warm.covered.clear();
+        warm.added = Duration::ZERO;
+        if let (Some((program, profile)), Some(settings), Some(cache)) =
+            (warm.next.take(), &warm.settings, &self.options.cache)
+        {
+            let key = Key::new(settings, &self.options, &profile, &program);
+            warm.store = Store::open(cache, key, &program);
+            warm.begun = Some(Instant::now());
+            self.splits.clear();
+            self.refused.clear();
+        }
+        let image = warm.counts();
+        let (slots, steps) = image.map_or((0, 0), |i| (i.slots, i.steps));
+        self.shared.slots.reset(slots);
+        self.shared.next_step.store(steps, Ordering::Relaxed);
+    }
+
+    /// The translation of `rip`, if the engine knows one without the interpreter: it has just been there, or the block has not been
+    /// decoded. May find that code was dropped, which is to be seen to before anything else.
+    pub(super) fn known(&mut self, vcpu: &mut Vcpu, rip: u64) -> Option<u64> {
+        let [tag, address] = self.jump_cache[rip as usize & (JUMP_CACHE_ENTRIES - 1)];
+        if tag == rip {
+            return Some(address);
+        }
+        let image = self.warm.store.as_ref()?.image.as_ref()?;
+        if vcpu.interp.has(rip) {
+            return None;
+        }
+        if !self.regions.contains_key(&rip) {
+            let image = Arc::clone(image);
+            if !self.take_in(vcpu, &image, rip) || !vcpu.dropped_code.is_empty() {
+                return None;
+            }
+        }
+        Some(self.regions.get(&rip)?.code.address as u64)
+    }
+
+    /// A block has run so often: its region may be in the file, or it was warm in a former run.
+    pub(super) fn count_early(&mut self, vcpu: &mut Vcpu, rip: u64, hits: u32) {
+        let Some(image) = self.warm.counts() else {
+            return;
+        };
+        if hits == 1 {
+            let before = image.hits_at(rip);
+            if before >= WARM {
+                self.warm.wanted.push((before, rip));
+                self.warm.looks = LOOK - 1;
+            }
+        } else if hits.is_power_of_two() && !self.regions.contains_key(&rip) {
+            self.take_in(vcpu, &image, rip);
+        }
+    }
+
+    /// Asks for translations of warm blocks, while there is time for it.
+    pub(super) fn ask_early(&mut self, vcpu: &mut Vcpu) {
+        if self.warm.wanted.is_empty() {
+            return;
+        }
+        self.warm.looks = self.warm.looks.wrapping_add(1);
+        if !self.warm.looks.is_multiple_of(LOOK) {
+            return;
+        }
+        let elapsed = self.warm.begun.map_or(Duration::ZERO, |t| t.elapsed());
+        while !self.full
+            && self.pending.len() < AT_ONCE
+            && self.stats.compile_time * SHARE <= elapsed
+            && let Some((_, rip)) = self.warm.wanted.pop()
+        {
+            if !self.regions.contains_key(&rip) {
+                self.request(vcpu, rip);
+            }
+        }
+    }
+
+    /// Takes the region at `rip` in from the file, if it is there and is of what the guest has there now.
+    fn take_in(&mut self, vcpu: &mut Vcpu, image: &Image, rip: u64) -> bool {
+        let Some(entry) = image.find(rip) else {
+            return false;
+        };
+        if self.full || self.pending.contains_key(&rip) {
+            return false;
+        }
+        let record = match image.record(entry) {
+            Ok(record) => record,
+            Err(e) => {
+                tracing::warn!(target: "sevlab::jit", rip, error = %e, "region of the code cache refused");
+                return false;
+            }
+        };
+        if record.groups && self.splits.get(&rip).is_some_and(|&n| n >= MOST_SPLITS) {
+            return false;
+        }
+        let Some((pages, steps)) = current(vcpu, &record) else {
+            return false;
+        };
+        let Ok(start) = self.shared.code.append(record.code) else {
+            return false;
+        };
+        let targets = record.targets.iter().map(|t| t.get()).collect();
+        let blocks: Vec<u64> = record.spans.iter().map(|s| s.rip.get()).collect();
+        let code = Code {
+            address: start + record.entry as usize,
+            start,
+            bytes: record.code.len(),
+            instructions: 0,
+            slot_base: record.slot_base,
+            targets,
+            step_base: record.step_base,
+            steps,
+        };
+        self.number(&code);
+        for slot in 0..code.targets.len() as u32 {
+            self.shared.slots.unlink(code.slot_base + slot);
+        }
+        self.add_copies(vcpu, &blocks);
+        self.stats.loaded += 1;
+        let live = Live {
+            code,
+            pages,
+            blocks,
+            incoming: Vec::new(),
+            made: None,
+        };
+        self.admit(rip, live);
+        true
+    }
+
+    /// Writes the program's file, if this run has something to add that is worth it. To be called when the program has ended, on the
+    /// engine of each of its threads.
+    pub fn save(&mut self, vcpu: &Vcpu) {
+        self.receive();
+        let Some(store) = &self.warm.store else {
+            return;
+        };
+        let old = store.image.as_deref();
+        let bytes = old.map_or(0, Image::len) as u64;
+        let counts = match old {
+            Some(_) if self.warm.added <= Duration::from_nanos(bytes * WRITE) => return,
+            _ => self.counts(vcpu, old),
+        };
+        if old.is_none() && counts.is_empty() && self.warm.added.is_zero() {
+            return;
+        }
+        let new = self.regions.iter().filter_map(|(&rip, live)| {
+            let record = self.record(live)?;
+            Some((rip, Cow::Owned(record)))
+        });
+        let mut regions: Vec<_> = new.collect();
+        let kept = old.into_iter().flat_map(|old| {
+            let index = old.index().iter();
+            let index = index.filter(|e| self.keeps(e.rip.get()) && old.record(e).is_ok());
+            index.filter_map(|e| Some((e.rip.get(), Cow::Borrowed(old.raw(e)?))))
+        });
+        regions.extend(kept);
+        store.write(Contents {
+            slots: self.shared.slots.taken(),
+            steps: self.shared.next_step.load(Ordering::Relaxed),
+            regions,
+            counts,
+        });
+        self.warm.added = Duration::ZERO;
+    }
+
+    /// Whether the file's region at `rip` has not been replaced in this run.
+    fn keeps(&self, rip: u64) -> bool {
+        self.regions
+            .get(&rip)
+            .is_none_or(|live| live.made.is_none())
+    }
+
+    /// What the file is to say of a region that was compiled in this run.
+    fn record(&self, live: &Live) -> Option<Vec<u8>> {
+        let (made, code) = (live.made.as_ref()?, &live.code);
+        let host = self.shared.code.function(code.start, code.bytes)?;
+        let words = |list: &mut dyn Iterator<Item = u64>| list.map(U64::new).collect::<Vec<_>>();
+        let record = Record {
+            slot_base: code.slot_base,
+            step_base: code.step_base,
+            insns: made.insns,
+            groups: made.groups,
+            entry: (code.address - code.start) as u32,
+            targets: &words(&mut code.targets.iter().copied()),
+            steps: &words(&mut code.steps.iter().map(|i| i.rip)),
+            spans: &made.spans,
+            guest: &made.guest,
+            code: host,
+        };
+        Some(record.encode())
+    }
+
+    /// Blocks without a region, and how often the interpreter ran them: in this run, or in a former one if they were not met in this.
+    fn counts(&self, vcpu: &Vcpu, old: Option<&Image>) -> Vec<(u64, u32)> {
+        let covered = &self.warm.covered;
+        let run = vcpu.interp.iter().map(|b| {
+            let before = covered.get(&b.rip).copied().unwrap_or(0);
+            (b.rip, b.hits.get().saturating_sub(before))
+        });
+        let former = old.into_iter().flat_map(Image::hits);
+        let former = former.map(|c| (c.rip.get(), c.hits.get()));
+        let unmet = former.filter(|&(rip, _)| vcpu.interp.block(rip).is_none());
+        let stored = |rip| old.is_some_and(|old| old.find(rip).is_some());
+        let mut counts: Vec<_> = run
+            .chain(unmet)
+            .filter(|&(rip, hits)| hits >= WARM && !self.regions.contains_key(&rip) && !stored(rip))
+            .collect();
+        if counts.len() > MOST_COUNTS {
+            counts.sort_unstable_by_key(|&(_, hits)| std::cmp::Reverse(hits));
+            counts.truncate(MOST_COUNTS);
+        }
+        counts
+    }
+}
+
+/// The pages of a stored region and its instructions for helpers, if the guest has now what it was made from. The pages are noted as
+/// code before their bytes are read.
+fn current(vcpu: &mut Vcpu, record: &Record<'_>) -> Option<(Vec<u64>, Vec<Insn>)> {
+    let mut pages: Vec<u64> = record
+        .spans
+        .iter()
+        .flat_map(|s| {
+            let last = s.rip.get().wrapping_add(u64::from(s.bytes.get()) - 1);
+            [s.rip.get() >> 12, last >> 12]
+        })
+        .collect();
+    pages.sort_unstable();
+    pages.dedup();
+    for page in &pages {
+        vcpu.note_code(Va(page << 12)).ok()?;
+    }
+    let mut rest = record.guest;
+    let mut bytes = Vec::with_capacity(1024);
+    for span in record.spans {
+        let (expected, behind) = rest.split_at_checked(span.bytes.get() as usize)?;
+        bytes.resize(expected.len(), 0);
+        let fetched = vcpu.fetch(span.rip.get(), &mut bytes).ok()?;
+        if fetched != expected.len() || bytes != expected {
+            return None;
+        }
+        rest = behind;
+    }
+    let steps = record.steps.iter().map(|at| decode_at(vcpu, at.get()));
+    Some((pages, steps.collect::<Option<_>>()?))
+}
