@@ -54,6 +54,10 @@ const ROWS: &[Row] = &[
         threshold,
         "how often a block is interpreted before it is translated"
     ),
+    number!(
+        warm,
+        "with the code cache: how often in a former run, so that it is translated when it is met"
+    ),
     Row {
         key: "opt_level",
         values: "none|speed",

@@ -18,6 +18,10 @@ pub enum OptLevel {
 pub struct JitOptions {
     /// How often the interpreter runs a block before its region is translated.
     pub threshold: u32,
+    /// With [`JitOptions::cache`]: how often the interpreter must have run a block in a former run for its region to be translated as
+    /// soon as it is met. Loading a region costs some microseconds, a run of a block in the interpreter some tens of nanoseconds more
+    /// than translated, and decoding it a microsecond.
+    pub warm: u32,
     /// Cranelift's optimisation level.
     pub opt_level: OptLevel,
     /// Compile on a second thread while the interpreter goes on.
@@ -71,6 +75,7 @@ impl Default for JitOptions {
     fn default() -> Self {
         Self {
             threshold: 4000,
+            warm: 32,
             opt_level: OptLevel::None,
             background: true,
             regions: true,

@@ -32,12 +32,10 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use zerocopy::little_endian::{U32, U64};
 
-/// Blocks that ran so often in a former run are translated when they are met. Loading a region costs some microseconds, a run of a
-/// block in the interpreter some tens of nanoseconds more than translated.
-const WARM: u32 = 64;
 /// Most blocks whose runs are kept in a file.
 const MOST_COUNTS: usize = 1 << 16;
-/// Of the time since the program began, compiling may have taken one part in so many before no more warm blocks are translated.
+/// Of the time since the program began, compiling in the foreground may have taken one part in so many before no more warm blocks are
+/// translated. A thread of its own may have been at it all the time.
 const SHARE: u32 = 3;
 /// Translations of warm blocks under way at a time: whoever gets hot in this run does not wait behind them for long.
 const AT_ONCE: usize = 2;
@@ -205,7 +203,7 @@ impl Engine {
         };
         if hits == 1 {
             let before = image.hits_at(rip);
-            if before >= WARM {
+            if before >= self.options.warm {
                 self.warm.wanted.push((before, rip));
                 self.warm.looks = LOOK - 1;
             }
@@ -223,10 +221,11 @@ impl Engine {
         if !self.warm.looks.is_multiple_of(LOOK) {
             return;
         }
+        let share = if self.options.background { 1 } else { SHARE };
         let elapsed = self.warm.begun.map_or(Duration::ZERO, |t| t.elapsed());
         while !self.full
             && self.pending.len() < AT_ONCE
-            && self.stats.compile_time * SHARE <= elapsed
+            && self.stats.compile_time * share <= elapsed
             && let Some((_, rip)) = self.warm.wanted.pop()
         {
             if !self.regions.contains_key(&rip) {
@@ -364,7 +363,9 @@ impl Engine {
         let stored = |rip| old.is_some_and(|old| old.find(rip).is_some());
         let mut counts: Vec<_> = run
             .chain(unmet)
-            .filter(|&(rip, hits)| hits >= WARM && !self.regions.contains_key(&rip) && !stored(rip))
+            .filter(|&(rip, hits)| {
+                hits >= self.options.warm && !self.regions.contains_key(&rip) && !stored(rip)
+            })
             .collect();
         if counts.len() > MOST_COUNTS {
             counts.sort_unstable_by_key(|&(_, hits)| std::cmp::Reverse(hits));

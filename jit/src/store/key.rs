@@ -43,6 +43,7 @@ fn code_options(options: &JitOptions) -> JitOptions {
     let any = JitOptions::default();
     JitOptions {
         threshold: any.threshold,
+        warm: any.warm,
         background: any.background,
         dump_dir: None,
         count_host: any.count_host,
