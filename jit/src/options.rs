@@ -67,7 +67,8 @@ pub struct JitOptions {
     /// Bytes of the code buffer.
     pub code_bytes: usize,
     /// Where translations are kept from run to run. Not with [`JitOptions::dump_dir`] or [`JitOptions::count_host`], which are
-    /// about regions as they are made. Nor with [`JitOptions::budget`]: turns would depend on what a former run has translated.
+    /// about regions as they are made. Nor with [`JitOptions::budget`] or [`JitOptions::lines`]: how the threads of a guest take
+    /// turns would depend on what a former run has translated.
     pub cache: Option<Arc<CodeCache>>,
 }
 

@@ -9,7 +9,6 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
-use sevlab_machine::CodeCache;
 use sevlab_workloads::resolve::{ENVIRONMENT, sha256};
 use sha2::{Digest, Sha256};
 
@@ -34,16 +33,6 @@ const STDERR: u64 = 4096;
 /// Where working directories are made. Their paths are of one length everywhere, because guests see them: glibc reads
 /// `/proc/self/maps` as a program starts, with the program's path in it, and a longer path is another count of misses.
 const WORK: &str = "/tmp";
-
-/// Where the runs of all studies share what is translated: a run has no environment that would say it. No count depends on it.
-fn code_cache() -> PathBuf {
-    let asked = std::env::var_os("SEVLAB_CODE_CACHE").filter(|dir| !dir.is_empty());
-    let dir = asked.map(PathBuf::from).or_else(CodeCache::usual_dir);
-    match dir {
-        Some(dir) if dir.as_os_str() != "off" => std::path::absolute(&dir).unwrap_or(dir),
-        _ => "off".into(),
-    }
-}
 
 /// A run's own working directory, with copies of its inputs and program; gone afterwards.
 struct Work(PathBuf);
@@ -125,8 +114,9 @@ impl<'a> Bench<'a> {
         let errors = File::create(&stderr).map_err(Error::file("making", &stderr))?;
         let mut command = Command::new("/proc/self/exe");
         command.arg("run");
+        // What one run has translated is not to make the next one faster.
         if !entry.options.iter().any(|o| o == "--code-cache") {
-            command.arg("--code-cache").arg(code_cache());
+            command.args(["--code-cache", "off"]);
         }
         command
             .args(&entry.options)

@@ -9,7 +9,7 @@
 //! 1. A region is taken in only after its pages were noted as code and then its guest bytes compared, all of them, with what
 //!    the guest would fetch now. So the engine's first invariant holds for it as for a region compiled at this moment.
 //! 2. The numbers in its code are below those that the compiler gives out ([`Engine::reopen`]).
-//! 3. What a guest does, and what it counts where caches are simulated, does not depend on any of this.
+//! 3. Where vCPUs run in turns, nothing of this is used: how threads interleave depends on what is translated.
 
 use super::{Engine, Live, MOST_SPLITS, decode_at};
 use crate::JitOptions;
@@ -73,8 +73,8 @@ pub(super) struct Warm {
 impl Warm {
     pub(super) fn new(options: &JitOptions, compiler: &Compiler) -> Self {
         let usable = options.dump_dir.is_none() && !options.count_host;
-        let counts_turns = options.budget && !options.lines;
-        let used = options.cache.is_some() && usable && !counts_turns;
+        let in_turns = options.budget || options.lines;
+        let used = options.cache.is_some() && usable && !in_turns;
         Self {
             settings: used.then(|| compiler.settings()),
             store: None,
