@@ -9,7 +9,7 @@
 //! 1. A region is taken in only after its pages were noted as code and then its guest bytes compared, all of them, with what
 //!    the guest would fetch now. So the engine's first invariant holds for it as for a region compiled at this moment.
 //! 2. The numbers in its code are below those that the compiler gives out ([`Engine::reopen`]).
-//! 3. Where vCPUs run in turns, nothing of this is used: how threads interleave depends on what is translated.
+//! 3. Where vCPUs run in turns, nothing of this is used: how threads interleave may depend on what is translated.
 
 use super::{Engine, Live, MOST_SPLITS, decode_at};
 use crate::JitOptions;
