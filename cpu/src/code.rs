@@ -111,15 +111,11 @@ impl Vcpu {
             return Ok(());
         }
         // Of the frame's two possible host pages only one can have tags at a time: the controller
-        // drops those of the other domain when it hands out a pointer.
-        if let Some(host) = self
-            .mem
-            .host_page(t.domain, t.spa.page(), false)
-            .map_err(Stop::Host)?
-        {
-            self.mem.drop_write_tags(host);
-            self.cluster.no_writers(t.spa);
-        }
+        // drops those of the other domain when it brings the page in.
+        self.mem
+            .drop_writes(t.domain, t.spa.page())
+            .map_err(Stop::Host)?;
+        self.cluster.no_writers(t.spa);
         Ok(())
     }
 

@@ -593,13 +593,17 @@ impl Vcpu {
             return;
         }
         self.seat.has_mail.store(false, Ordering::SeqCst);
+        // The view is everybody's: whoever wrote has closed it.
         let letters = std::mem::take(&mut *lock(&self.seat.mail));
         for letter in letters {
             match letter {
                 Mail::Range { start, end, code } => self.forget_range(start, end, code),
                 Mail::Drop { start, end } => self.drop_code_range(start, end),
-                Mail::Flush => self.flush_tlb(),
-                Mail::Nested => self.flush_nested(),
+                Mail::Flush => {
+                    self.forget_mappings();
+                    self.model_flush(false);
+                }
+                Mail::Nested => self.forget_nested(),
                 Mail::Code { page, pfn } => self.drop_decoded(page, pfn),
             }
         }
@@ -621,6 +625,13 @@ impl Vcpu {
 
     /// INVLPG of every page of `[start, end)`, on every vCPU; decoded code there goes too if `code`.
     pub fn shoot_down(&mut self, start: Va, end: Va, code: bool) {
+        self.mem.close_view(start.page(), end);
+        self.renew(start, end, code);
+    }
+
+    /// As [`Vcpu::shoot_down`], where entries have only gained rights: what a page's bytes are accessed by stays good, be it in
+    /// use on other vCPUs at this moment.
+    pub fn renew(&mut self, start: Va, end: Va, code: bool) {
         self.forget_range(start, end, code);
         let mail = Mail::Range { start, end, code };
         self.cluster.tell_others(&self.seat, &mail);
@@ -637,6 +648,7 @@ impl Vcpu {
     /// unseen.
     pub fn record_writes(&mut self) {
         self.writes = Some(Vec::new());
+        self.mem.close_view_writes();
         self.forget_mappings();
         if let Some(m) = &self.model {
             m.distrust_filters();
@@ -679,7 +691,16 @@ impl Vcpu {
         self.cluster.tell_others(&self.seat, &Mail::Flush);
     }
 
+    /// Forgets all guest mappings, on every vCPU, of which only those of `[start, end)` have changed.
+    pub fn flush_range(&mut self, start: Va, end: Va) {
+        self.mem.close_view(start.page(), end);
+        self.forget_mappings();
+        self.model_flush(false);
+        self.cluster.tell_others(&self.seat, &Mail::Flush);
+    }
+
     /// Nested tables or the RMP have changed: the other vCPUs forget what they know of them.
+    /// Frames of the view are closed by [`MemCtl::close_frames`](sevlab_memctl::MemCtl::close_frames).
     pub fn flush_nested_elsewhere(&self) {
         self.cluster.tell_others(&self.seat, &Mail::Nested);
     }

@@ -483,6 +483,7 @@ impl Vcpu {
     /// only, so crossing it flushes.
     pub fn set_cpl(&mut self, cpl: u8) {
         if (self.state.cpl == 3) != (cpl == 3) {
+            self.mem.close_view(Va(0), Va(u64::MAX));
             self.tlb.flush();
             self.counters.tlb_flushes += 1;
             if let Some(m) = &self.model {

@@ -73,6 +73,9 @@ pub struct MachineConfig {
     pub argv: Vec<OsString>,
     /// Its environment, `NAME=value`.
     pub envp: Vec<OsString>,
+    /// Whether guest virtual memory is a range of the host's, where that can be: [`CacheMode::Page`] without
+    /// [`MachineConfig::resident`]. Faster, and nothing that a guest notices.
+    pub view: bool,
     /// With a model: who is told of every access; the interpreter alone runs then.
     pub watch: Option<Watch>,
 }
@@ -160,6 +163,7 @@ impl MachineConfig {
             argv: vec![program.clone().into_os_string()],
             envp: Vec::new(),
             watch: None,
+            view: true,
             program,
         }
     }

@@ -26,6 +26,7 @@ use crate::hv::cpuid::{C_BIT, CpuModel};
 use crate::hv::{self, Hypervisor};
 use crate::kernel::image::{self, ImageConfig};
 use crate::kernel::simulated::purpose;
+use crate::kernel::syscall::marshal::KERNEL_FDS_END;
 use crate::kernel::{GuestEnd, Kernel, Process};
 use crate::launch::{Launch, Launched};
 use crate::layout::{Layout, MAX_CPUS};
@@ -89,7 +90,10 @@ impl Machine {
             cores: MAX_CPUS,
             snp,
         };
-        let mem = MemCtl::with_window(dram, &HostOptions::default(), layout.files_len)?;
+        let mut host = HostOptions::default();
+        host.view = config.view;
+        host.own_fds = KERNEL_FDS_END;
+        let mem = MemCtl::with_window(dram, &host, layout.files_len)?;
         let mut psp = PspConfig {
             chip_seed: bytes_of(config.seed.unwrap_or(0), "chip"),
             entropy: entropy(config.seed, "firmware"),

@@ -11,6 +11,7 @@
 //! Locks, in this order: the RMP's, the metadata's, the set of TLBs, a TLB's chains.
 
 use std::ptr::NonNull;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sevlab_arch::{Asid, PAGE_SHIFT, PAGE_SIZE, Spa};
@@ -21,11 +22,13 @@ use crate::error::Error;
 use crate::hier::Hier;
 use crate::keys::KeySlots;
 use crate::model::Model;
+use crate::place::{PageCopy, read_at, word, write_at};
 use crate::residency::{Residency, States};
 use crate::rmp::Rmp;
 use crate::stats::{Counters, MemStats};
 use crate::tlb::{FastTlb, FrozenTlbs, Perms, TlbSet};
 use crate::uncached;
+use crate::view::{Place, Slots, View};
 
 /// The least [`Config::resident`] there is, pages.
 pub const MIN_RESIDENT: usize = 64;
@@ -80,6 +83,11 @@ pub struct HostOptions {
     pub huge_pages: bool,
     /// The host instructions that do AES; None: the best there are.
     pub cipher_path: Option<Path>,
+    /// Keep the bytes of pages that are entered into fast TLBs at guest address plus [`MemCtl::view`], for one address space.
+    /// [`CacheMode::Page`] without a limit alone; and the host must allow it.
+    pub view: bool,
+    /// Descriptors that are kept open are not below this: those are for others.
+    pub own_fds: i32,
 }
 
 impl Default for HostOptions {
@@ -87,6 +95,8 @@ impl Default for HostOptions {
         Self {
             huge_pages: true,
             cipher_path: None,
+            view: false,
+            own_fds: 0,
         }
     }
 }
@@ -97,11 +107,13 @@ pub(crate) struct Meta {
     pub residency: Residency,
     /// Some exactly with [`CacheMode::Hierarchy`].
     pub hier: Option<Box<Hier>>,
+    /// What the view's slots hold; of no use without one.
+    pub slots: Slots,
 }
 
 /// What becomes of a page that is brought in.
 #[derive(Clone, Copy)]
-enum Fill<'a> {
+pub(crate) enum Fill<'a> {
     /// What DRAM holds, decrypted.
     Decrypt,
     /// These 4096 bytes: nothing is decrypted.
@@ -112,8 +124,8 @@ enum Fill<'a> {
 
 /// See [`MemCtl::freeze`].
 pub struct Frozen<'a> {
-    _meta: MutexGuard<'a, Meta>,
     _rmp: MutexGuard<'a, ()>,
+    _meta: MutexGuard<'a, Meta>,
     _tlbs: FrozenTlbs<'a>,
 }
 
@@ -126,8 +138,10 @@ pub struct MemCtl {
     pub(crate) states: States,
     pub(crate) tlbs: Arc<TlbSet>,
     pub(crate) counters: Counters,
+    /// Some: a page's bytes are where [`View::place`] says, for whatever reads and writes them here.
+    pub(crate) view: Option<Arc<View>>,
     rmp: Rmp,
-    meta: Mutex<Meta>,
+    meta: Arc<Mutex<Meta>>,
 }
 
 impl MemCtl {
@@ -193,15 +207,24 @@ impl MemCtl {
             host.huge_pages,
         )?);
         let tlbs = Arc::new(TlbSet::default());
+        let viewed = host.view && cached && limit.is_none();
+        let mut slots = Slots::new(if viewed { pages } else { 0 });
+        let view = viewed
+            .then(|| View::new(pages, host, &mut slots).ok().map(Arc::new))
+            .flatten();
+        let meta = Arc::new(Mutex::new(Meta {
+            keys: KeySlots::new(cfg.cipher, cfg.tweak_seed, path),
+            residency: Residency::new(if cached { pages } else { 0 }, limit),
+            hier,
+            slots,
+        }));
+        let shown = view.clone().map(|v| (v, Arc::clone(&meta)));
         Ok(Arc::new(Self {
             hits_without_lock: cached && limit.is_none(),
             states: States::new(pages),
-            rmp: Rmp::new(size, cfg.snp, Arc::clone(&dram), Arc::clone(&tlbs))?,
-            meta: Mutex::new(Meta {
-                keys: KeySlots::new(cfg.cipher, cfg.tweak_seed, path),
-                residency: Residency::new(if cached { pages } else { 0 }, limit),
-                hier,
-            }),
+            rmp: Rmp::new(size, cfg.snp, Arc::clone(&dram), Arc::clone(&tlbs), shown)?,
+            view,
+            meta,
             counters: Counters::default(),
             cfg,
             dram,
@@ -262,8 +285,7 @@ impl MemCtl {
         match d {
             Domain::Shared => {
                 for (pfn, at, r) in page_parts(a, out.len()) {
-                    self.make_raw(pfn);
-                    self.dram.raw.read(at.0, &mut out[r]);
+                    self.with_raw(pfn, false, |page| read_at(page, at, &mut out[r]));
                 }
             }
             Domain::Private(asid) if self.cfg.cache == CacheMode::None => {
@@ -280,7 +302,7 @@ impl MemCtl {
                 let mut meta = self.lock();
                 for (pfn, at, r) in page_parts(a, out.len()) {
                     self.bring_in(&mut meta, pfn, asid, false, Fill::Decrypt)?;
-                    self.dram.plain().read(at.0, &mut out[r]);
+                    read_at(self.bytes(&mut meta, pfn, false), at, &mut out[r]);
                 }
             }
         }
@@ -296,9 +318,8 @@ impl MemCtl {
         match d {
             Domain::Shared => {
                 for (pfn, at, r) in page_parts(a, data.len()) {
-                    self.make_raw(pfn);
                     self.dram.mark(pfn);
-                    self.dram.raw.write(at.0, &data[r]);
+                    self.with_raw(pfn, true, |page| write_at(page, at, &data[r]));
                 }
             }
             Domain::Private(asid) if self.cfg.cache == CacheMode::None => {
@@ -318,7 +339,7 @@ impl MemCtl {
                         self.bring_in(&mut meta, pfn, asid, true, Fill::Data(&data[r]))?;
                     } else {
                         self.bring_in(&mut meta, pfn, asid, true, Fill::Decrypt)?;
-                        self.dram.plain().write(at.0, &data[r]);
+                        write_at(self.bytes(&mut meta, pfn, true), at, &data[r]);
                     }
                 }
             }
@@ -340,10 +361,10 @@ impl MemCtl {
                 }
                 _ => None,
             };
-            if let Some(region) = seen {
+            if let Some(region) = seen.filter(|_| self.is_home(a.pfn())) {
                 let v = region.load(a.0);
-                // Still the same stay of the same owner, so what was read was its plaintext.
-                if self.states.get(a.pfn()) == Some(before) {
+                // Still the same stay of the same owner at the same place, so what was read was its plaintext.
+                if self.states.get(a.pfn()) == Some(before) && self.is_home(a.pfn()) {
                     return Ok(v);
                 }
             }
@@ -363,13 +384,15 @@ impl MemCtl {
                 self.check_range(a, 8)?;
                 let mut meta = self.lock();
                 self.bring_in(&mut meta, a.pfn(), asid, true, Fill::Decrypt)?;
-                self.dram.plain().store(a.0, v);
+                word(self.bytes(&mut meta, a.pfn(), true), a).store(v, Ordering::Release);
                 Ok(())
             }
             Domain::Shared if a.0.is_multiple_of(8) => {
                 self.check_reach(d, a, 8)?;
-                self.make_raw(a.pfn());
-                self.dram.store_raw(a.0, v);
+                self.dram.mark(a.pfn());
+                self.with_raw(a.pfn(), true, |page| {
+                    word(page, a).store(v, Ordering::Release);
+                });
                 Ok(())
             }
             _ => self.write(d, a, &v.to_le_bytes()),
@@ -388,9 +411,10 @@ impl MemCtl {
         }
         match d {
             Domain::Shared => {
-                self.make_raw(a.pfn());
                 self.dram.mark(a.pfn());
-                self.dram.raw.or(a.0, bits);
+                self.with_raw(a.pfn(), true, |page| {
+                    word(page, a).fetch_or(bits, Ordering::AcqRel);
+                });
             }
             Domain::Private(asid) if self.cfg.cache == CacheMode::None => {
                 let meta = self.lock();
@@ -407,22 +431,36 @@ impl MemCtl {
             Domain::Private(asid) => {
                 let mut meta = self.lock();
                 self.bring_in(&mut meta, a.pfn(), asid, true, Fill::Decrypt)?;
-                self.dram.plain().or(a.0, bits);
+                let page = self.bytes(&mut meta, a.pfn(), true);
+                word(page, a).fetch_or(bits, Ordering::AcqRel);
             }
         }
         Ok(())
     }
 
-    /// Takes the write tags of every fast TLB for the host page at `host` away.
-    pub fn drop_write_tags(&self, host: NonNull<u8>) {
-        self.tlbs.drop_write_host(host);
+    /// Takes the write tags of every fast TLB for the page as `d` sees it away.
+    ///
+    /// # Errors
+    /// As [`MemCtl::host_page`].
+    pub fn drop_writes(&self, d: Domain, page: Spa) -> Result<(), Error> {
+        let pfn = self.page_of(d, page)?;
+        let mut meta = self.lock();
+        match d {
+            Domain::Shared => self.evict(&mut meta, pfn),
+            Domain::Private(_) if self.cfg.cache != CacheMode::Page => return Ok(()),
+            Domain::Private(asid) => {
+                self.bring_in(&mut meta, pfn, asid, false, Fill::Decrypt)?;
+            }
+        }
+        self.drop_write_tags(&meta, pfn);
+        Ok(())
     }
 
     /// Keeps the controller's books locked, so that a clone of the host process finds them whole.
     pub fn freeze(&self) -> Frozen<'_> {
         Frozen {
-            _meta: self.lock(),
             _rmp: self.rmp.freeze(),
+            _meta: self.lock(),
             _tlbs: self.tlbs.freeze(),
         }
     }
@@ -430,6 +468,9 @@ impl MemCtl {
     /// In a clone of the host process: of the attached TLBs only this one has an owner here.
     pub fn keep_only_tlb(&self, tlb: &Arc<FastTlb>) {
         self.tlbs.keep_only(tlb);
+        if let Some(view) = &self.view {
+            view.forked(&mut self.lock().slots);
+        }
     }
 
     /// Zeroes the page as `d` sees it. What it held is not decrypted first.
@@ -440,9 +481,15 @@ impl MemCtl {
         let pfn = self.page_of(d, page)?;
         match d {
             Domain::Shared => {
-                self.make_raw(pfn);
                 self.dram.mark(pfn);
-                self.dram.raw.zero(page.0, PAGE);
+                if self.has_place(pfn) {
+                    let mut meta = self.lock();
+                    self.evict(&mut meta, pfn);
+                    self.overwrite(&mut meta, pfn, Fill::Zero);
+                } else {
+                    self.make_raw(pfn);
+                    self.dram.raw.zero(page.0, PAGE);
+                }
                 Ok(())
             }
             Domain::Private(_) if self.cfg.cache != CacheMode::Page => {
@@ -476,6 +523,7 @@ impl MemCtl {
     ) -> Result<Option<NonNull<u8>>, Error> {
         if let Domain::Private(asid) = d
             && self.hits_without_lock
+            && self.view.is_none()
             && page.offset() == 0
             && let Some(state) = self.states.get(page.pfn())
             && state.hits(asid, write)
@@ -488,6 +536,9 @@ impl MemCtl {
     /// [`MemCtl::host_page`] (with `write` = `perms.w`) and [`FastTlb::insert`] in one step, between which no other thread can
     /// take the page away. `tlb` must be attached; its granule is the page. The page's address is returned.
     ///
+    /// With a view, a page goes to its slot at `va` if it can; the slot has the rights `perms` then, which are those of user
+    /// code. [`MemCtl::fill_tlb_unseen`] is for others.
+    ///
     /// # Errors
     /// As [`MemCtl::host_page`].
     pub fn fill_tlb(
@@ -498,7 +549,22 @@ impl MemCtl {
         page: Spa,
         perms: Perms,
     ) -> Result<Option<NonNull<u8>>, Error> {
-        self.host_page_slow(d, page, perms.w, Some((tlb, va, perms)))
+        self.host_page_slow(d, page, perms.w, Some((tlb, va, perms, true)))
+    }
+
+    /// [`MemCtl::fill_tlb`] for what the view must not show: the rights of privileged code.
+    ///
+    /// # Errors
+    /// As [`MemCtl::host_page`].
+    pub fn fill_tlb_unseen(
+        &self,
+        tlb: &FastTlb,
+        va: sevlab_arch::Va,
+        d: Domain,
+        page: Spa,
+        perms: Perms,
+    ) -> Result<Option<NonNull<u8>>, Error> {
+        self.host_page_slow(d, page, perms.w, Some((tlb, va, perms, false)))
     }
 
     fn host_page_slow(
@@ -506,26 +572,24 @@ impl MemCtl {
         d: Domain,
         page: Spa,
         write: bool,
-        insert: Option<(&FastTlb, sevlab_arch::Va, Perms)>,
+        insert: Option<(&FastTlb, sevlab_arch::Va, Perms, bool)>,
     ) -> Result<Option<NonNull<u8>>, Error> {
         let pfn = self.page_of(d, page)?;
         let mut meta = self.lock();
-        let host = match d {
-            Domain::Shared => {
-                self.evict(&mut meta, pfn);
-                self.dram.mark(pfn);
-                self.dram.raw.ptr(page.0)
+        if d != Domain::Shared && self.cfg.cache != CacheMode::Page {
+            return Ok(None);
+        }
+        self.bring(&mut meta, d, pfn, write)?;
+        let Some((tlb, va, perms, seen)) = insert else {
+            let host = self.bytes(&mut meta, pfn, write);
+            if write && self.is_home(pfn) {
+                meta.slots.hand_out(pfn, true);
             }
-            Domain::Private(_) if self.cfg.cache != CacheMode::Page => return Ok(None),
-            Domain::Private(asid) => {
-                self.bring_in(&mut meta, pfn, asid, write, Fill::Decrypt)?;
-                self.dram.plain().ptr(page.0)
-            }
+            return Ok(Some(host));
         };
+        let host = self.place_for(&mut meta, pfn, va, perms, seen);
         // Whoever goes around the simulated caches would be seen by nobody.
-        if let Some((tlb, va, perms)) = insert
-            && meta.hier.is_none()
-        {
+        if meta.hier.is_none() {
             tlb.insert(va, host, perms);
         }
         Ok(Some(host))
@@ -555,7 +619,7 @@ impl MemCtl {
         }
     }
 
-    fn page_of(&self, d: Domain, page: Spa) -> Result<u64, Error> {
+    pub(crate) fn page_of(&self, d: Domain, page: Spa) -> Result<u64, Error> {
         if page.offset() != 0 {
             return Err(Error::Unaligned { spa: page });
         }
@@ -579,7 +643,7 @@ impl MemCtl {
     }
 
     /// Makes the page resident for `asid`, and replaces its content if `fill` says so.
-    fn bring_in(
+    pub(crate) fn bring_in(
         &self,
         meta: &mut Meta,
         pfn: u64,
@@ -593,7 +657,7 @@ impl MemCtl {
                 self.states.set_dirty(pfn, true);
             }
             meta.residency.note(pfn);
-            self.overwrite(pfn, fill);
+            self.overwrite(meta, pfn, fill);
             return Ok(());
         }
         let spa = Spa(pfn << PAGE_SHIFT);
@@ -605,9 +669,19 @@ impl MemCtl {
             self.evict(meta, victim);
         }
         // Nobody may go on through DRAM while the plaintext is elsewhere.
+        self.settle(meta, pfn);
         self.tlbs.drop_host(self.dram.raw.ptr(spa.0));
+        meta.slots.take_back(pfn);
         // All before the page has its new owner: another thread that finds it so needs no lock to read it.
-        self.overwrite(pfn, fill);
+        let plain = self.dram.plain();
+        match fill {
+            Fill::Decrypt => {}
+            Fill::Data(data) => plain.write(spa.0, data),
+            Fill::Zero => match &self.view {
+                Some(view) => view.set_place(pfn, Place::ZERO),
+                None => plain.zero(spa.0, PAGE),
+            },
+        }
         if matches!(fill, Fill::Decrypt) {
             let engine = meta.keys.engine(asid, spa)?;
             let (src, dst) = (
@@ -626,15 +700,6 @@ impl MemCtl {
         Ok(())
     }
 
-    fn overwrite(&self, pfn: u64, fill: Fill<'_>) {
-        let plain = self.dram.plain();
-        match fill {
-            Fill::Decrypt => {}
-            Fill::Data(data) => plain.write(pfn << PAGE_SHIFT, data),
-            Fill::Zero => plain.zero(pfn << PAGE_SHIFT, PAGE),
-        }
-    }
-
     /// Pushes the page's plaintext out, if it is resident: no fast-TLB entry for it is left, and DRAM is its only copy.
     pub(crate) fn evict(&self, meta: &mut Meta, pfn: u64) {
         if meta.hier.is_some() {
@@ -650,8 +715,16 @@ impl MemCtl {
         self.states.set_absent(pfn);
         self.tlbs
             .drop_host(self.dram.plain().ptr(pfn << PAGE_SHIFT));
+        if let Some(view) = &self.view {
+            view.park_page(&meta.slots, &self.tlbs, pfn);
+        }
         if state.is_dirty() {
             self.encrypt_out(meta, pfn, owner);
+        }
+        if let Some(view) = &self.view {
+            view.leave(&mut meta.slots, &self.tlbs, pfn, None);
+            view.set_place(pfn, Place::HOME);
+            meta.slots.take_back(pfn);
         }
         meta.residency.remove(pfn);
         self.counters.page_out();
@@ -669,23 +742,21 @@ impl MemCtl {
         };
         // First, and the write tags too: the next write must mark the page again.
         self.states.set_dirty(pfn, false);
-        self.tlbs
-            .drop_write_host(self.dram.plain().ptr(pfn << PAGE_SHIFT));
+        self.drop_write_tags(meta, pfn);
         self.encrypt_out(meta, pfn, owner);
     }
 
     fn encrypt_out(&self, meta: &Meta, pfn: u64, owner: Asid) {
         let spa = Spa(pfn << PAGE_SHIFT);
+        let mut copy = PageCopy([0; PAGE]);
+        let src = self.source(meta, pfn, &mut copy);
         let Ok(engine) = meta.keys.engine(owner, spa) else {
             // A key goes only after its pages went (residency, invariant 1).
             unreachable!("page {spa} is resident under ASID {owner}, which has no key");
         };
-        let (src, dst) = (
-            self.dram.plain().span(spa.0, PAGE),
-            self.dram.raw.span(spa.0, PAGE),
-        );
+        let dst = self.dram.raw.span(spa.0, PAGE);
         self.dram.mark(pfn);
-        // SAFETY: both spans are a page inside their mappings, checked just now, and page-aligned as `spa` is.
+        // SAFETY: the source is a readable page, the destination one inside its mapping, checked just now; both page-aligned.
         unsafe { engine.encrypt_page(spa.0, src.as_ptr(), dst.as_ptr()) };
         Counters::add(&self.counters.pages_encrypted, 1);
         Counters::add(&self.counters.aes_blocks, (PAGE / BLOCK) as u64);

@@ -261,3 +261,10 @@ pub(crate) fn zeroed_u32(n: usize) -> Box<[AtomicU32]> {
     // SAFETY: `AtomicU32` has the layout of `u32`, and the box is the only owner.
     unsafe { Box::from_raw(Box::into_raw(zeroes) as *mut [AtomicU32]) }
 }
+
+/// As [`zeroed_u32`].
+pub(crate) fn zeroed_u64(n: usize) -> Box<[AtomicU64]> {
+    let zeroes: Box<[u64]> = vec![0; n].into();
+    // SAFETY: `AtomicU64` has the layout of `u64`, and the box is the only owner.
+    unsafe { Box::from_raw(Box::into_raw(zeroes) as *mut [AtomicU64]) }
+}

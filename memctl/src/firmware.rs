@@ -8,6 +8,7 @@ use crate::ctl::MemCtl;
 use crate::dram::page_parts;
 use crate::error::Error;
 use crate::key::MemoryKey;
+use crate::place::{read_at, write_at};
 use crate::stats::Counters;
 use crate::uncached;
 
@@ -38,7 +39,9 @@ impl MemCtl {
             self.evict_lines_of(&mut meta, a, true);
             return;
         }
-        for pfn in self.owned(&meta, a) {
+        let owned = self.owned(&meta, a);
+        self.forget_places(&mut meta, &owned);
+        for pfn in owned {
             self.states.set_dirty(pfn, false);
             self.evict(&mut meta, pfn);
         }
@@ -68,7 +71,7 @@ impl MemCtl {
         let pfn = self.page_number(page)?;
         let mut meta = self.lock();
         meta.keys.engine(a, page)?;
-        self.evict(&mut meta, pfn);
+        self.to_dram(&mut meta, pfn);
         let engine = meta.keys.engine(a, page)?;
         let at = self.dram.raw.span(page.0, PAGE).as_ptr();
         self.dram.mark(pfn);
@@ -90,6 +93,9 @@ impl MemCtl {
         meta.keys.engine(a, spa)?;
         for (pfn, at, r) in page_parts(spa, out.len()) {
             self.write_back(&mut meta, pfn);
+            if self.states.of(pfn).owner().is_none() {
+                self.to_dram(&mut meta, pfn);
+            }
             let engine = meta.keys.engine(a, spa)?;
             uncached::read(engine, &self.dram, &self.counters, at, &mut out[r]);
         }
@@ -106,7 +112,7 @@ impl MemCtl {
         let mut meta = self.lock();
         meta.keys.engine(a, spa)?;
         for (pfn, at, r) in page_parts(spa, data.len()) {
-            self.evict(&mut meta, pfn);
+            self.to_dram(&mut meta, pfn);
             let engine = meta.keys.engine(a, spa)?;
             uncached::write(engine, &self.dram, &self.counters, at, &data[r]);
         }
@@ -126,6 +132,13 @@ impl MemCtl {
                     if state.is_dirty() {
                         self.write_back(&mut self.lock(), pfn);
                     }
+                    if self.has_place(pfn) {
+                        let mut meta = self.lock();
+                        if self.states.of(pfn).owner().is_none() {
+                            read_at(self.bytes(&mut meta, pfn, false), at, out);
+                            continue;
+                        }
+                    }
                     self.dram.raw.read(at.0, out);
                 }
             }
@@ -139,9 +152,8 @@ impl MemCtl {
             if self.states.get(pfn).is_none() || at < a {
                 continue;
             }
-            self.make_raw(pfn);
             self.dram.mark(pfn);
-            self.dram.raw.write(at.0, &data[r]);
+            self.with_raw(pfn, true, |page| write_at(page, at, &data[r]));
         }
     }
 

@@ -28,11 +28,13 @@ mod error;
 mod firmware;
 mod key;
 mod keys;
+mod place;
 mod residency;
 mod rmp;
 mod stats;
 mod tlb;
 mod uncached;
+mod view;
 mod window;
 
 pub use cipher::CipherKind;

@@ -84,6 +84,13 @@ impl States {
         self.set(pfn, if dirty { s | DIRTY } else { s });
     }
 
+    /// The page's bytes are elsewhere from now on: as if it had a new stay.
+    pub(crate) fn moved(&self, pfn: u64) {
+        let s = self.of(pfn).0;
+        let generation = s.wrapping_add(1) & GENERATION_MASK;
+        self.set(pfn, s & !GENERATION_MASK | generation);
+    }
+
     pub(crate) fn set_absent(&self, pfn: u64) {
         self.set(pfn, self.of(pfn).0 & GENERATION_MASK);
     }

@@ -25,10 +25,12 @@ use sevlab_arch::rmp::{
 use sevlab_arch::{Asid, Gpa, PAGE_SHIFT, PAGE_SIZE, Spa};
 use thiserror::Error as ThisError;
 
+use crate::ctl::Meta;
 use crate::dram::Dram;
 use crate::error::Error;
 use crate::keys::MAX_ASID;
 use crate::tlb::TlbSet;
+use crate::view::View;
 
 const ENTRY: u64 = size_of::<RmpEntry>() as u64;
 /// Pages in 2 MiB.
@@ -191,6 +193,8 @@ impl RmpAdjust {
 pub struct Rmp {
     dram: Arc<Dram>,
     tlbs: Arc<TlbSet>,
+    /// The view and the lock that its rights change under, which is taken after that of the table.
+    view: Option<(Arc<View>, Arc<Mutex<Meta>>)>,
     /// Bytes of DRAM.
     size: u64,
     base: Spa,
@@ -208,6 +212,7 @@ impl Rmp {
         enabled: bool,
         dram: Arc<Dram>,
         tlbs: Arc<TlbSet>,
+        view: Option<(Arc<View>, Arc<Mutex<Meta>>)>,
     ) -> Result<Self, Error> {
         let table = BOOKKEEPING_SIZE + (size >> PAGE_SHIFT) * ENTRY;
         let base = match size.checked_sub(table) {
@@ -223,6 +228,7 @@ impl Rmp {
         let rmp = Self {
             dram,
             tlbs,
+            view,
             size,
             base: Spa(base),
             enabled,
@@ -620,6 +626,12 @@ impl Rmp {
         self.tlbs.drop_host_range(self.dram.raw.ptr(spa), pages);
         if let Some(plain) = self.dram.plain_of() {
             self.tlbs.drop_host_range(plain.ptr(spa), pages);
+        }
+        if let Some((view, meta)) = &self.view
+            && (pfn..pfn + pages).any(|p| view.place(p).in_view())
+        {
+            let meta = meta.lock().unwrap_or_else(PoisonError::into_inner);
+            (pfn..pfn + pages).for_each(|p| view.park_page(&meta.slots, &self.tlbs, p));
         }
     }
 }

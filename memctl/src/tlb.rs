@@ -537,6 +537,15 @@ impl TlbSet {
         self.each_filter(host, 1, true);
     }
 
+    /// Whether there is one TLB at most.
+    pub(crate) fn is_single(&self) -> bool {
+        self.tlbs
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .len()
+            <= 1
+    }
+
     fn each(&self, f: impl Fn(&FastTlb)) {
         let set = self.tlbs.read().unwrap_or_else(PoisonError::into_inner);
         set.iter().for_each(|t| f(t));

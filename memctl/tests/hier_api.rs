@@ -240,10 +240,6 @@ fn decoded_code_takes_write_tags() {
     m.drop_line_writes(Spa(0x8000));
     assert!(b.reads(0x8000) && !b.writes(0x8000));
     m.drop_line_writes(Spa(u64::MAX)); // nobody's
-    // By host address, as page mode has it.
-    let host = a.line(LineKind::Store, ONE, 0x2040).expect("line").1;
-    m.drop_write_tags(host);
-    assert!(a.reads(0x2000) && !a.writes(0x2000) && !a.writes(0x2040));
 }
 
 #[test]

@@ -23,13 +23,16 @@ mod walk;
 
 use core::ptr::NonNull;
 
-use sevlab_arch::{Gpa, Spa, Va};
+use sevlab_arch::{Gpa, PAGE_SIZE, Spa, Va};
 use sevlab_memctl::{Domain, Perms};
 
 use crate::model::WalkLog;
 use crate::stop::Stop;
 use crate::vcpu::Vcpu;
 use cache::{NestedCache, PageCache, WalkCache};
+
+/// Most pages that the view is opened for beside the one that is filled.
+const AHEAD: u64 = 512;
 
 /// What a memory access does.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -69,6 +72,8 @@ pub(crate) struct Paging {
     pub(crate) nested: NestedCache,
     pub(crate) walk: WalkCache,
     pub(crate) pages: PageCache,
+    /// Where the next fill is expected if they follow each other, and how many pages it opens the view for.
+    ahead: (u64, u64),
     /// Of the walk under way, if it notes what it reads: it uses no cache then.
     pub(crate) log: Option<Box<WalkLog>>,
 }
@@ -82,6 +87,7 @@ impl Paging {
             nested: NestedCache::new(),
             walk: WalkCache::new(),
             pages: PageCache::new(),
+            ahead: (0, 1),
             log: None,
         }
     }
@@ -168,7 +174,8 @@ impl Vcpu {
             }
         }
         let write = writing || grant_write;
-        let page = if self.may_cache(&t) {
+        let cached = self.may_cache(&t);
+        let page = if cached {
             // One entry has one addend: where data and fetch use different domains, an entry holds
             // only the rights of the access that filled it.
             let same = data_domain == self.domain(true);
@@ -178,17 +185,75 @@ impl Vcpu {
                 x: t.executable && (access == Access::Exec || same),
             };
             self.counters.tlb_fills += 1;
-            self.mem
-                .fill_tlb(&self.tlb, va.page(), t.domain, t.spa.page(), perms)
+            let (mem, page) = (&self.mem, t.spa.page());
+            if user {
+                mem.fill_tlb(&self.tlb, va.page(), t.domain, page, perms)
+            } else {
+                mem.fill_tlb_unseen(&self.tlb, va.page(), t.domain, page, perms)
+            }
         } else {
             self.mem.host_page(t.domain, t.spa.page(), write)
         };
         let page = page.map_err(Stop::Host)?;
-        if page.is_none() && self.may_cache(&t) {
+        if page.is_none() && cached {
             self.paging.pages.put(va.0, access, user, t);
+        }
+        if cached
+            && user
+            && self.writes.is_none()
+            && let Some(page) = page
+        {
+            self.open_ahead(va.page(), page, t, grant_write)?;
         }
         let byte = page.and_then(|p| NonNull::new(p.as_ptr().wrapping_add(va.offset() as usize)));
         Ok((t, byte))
+    }
+
+    /// Where pages are filled one after the other, opens the view for some that follow `va`'s, which is at `host`: a fault of the
+    /// host's in translated code costs far more than what is done here.
+    fn open_ahead(
+        &mut self,
+        va: Va,
+        host: NonNull<u8>,
+        t: Translation,
+        write: bool,
+    ) -> Result<(), Stop> {
+        let Some((base, size)) = self.mem.view() else {
+            return Ok(());
+        };
+        let (expected, window) = self.paging.ahead;
+        let window = if va.0 == expected {
+            (window * 2).min(AHEAD)
+        } else {
+            1
+        };
+        let first = va.plus(PAGE_SIZE);
+        self.paging.ahead = (first.0, window);
+        let slot = base.addr().get() as u64 + va.0;
+        if !write || window == 1 || va.0 >= size || host.addr().get() as u64 != slot {
+            return Ok(());
+        }
+        let mut pages = Vec::with_capacity(AHEAD as usize);
+        // A table of the last level is the same for 2 MiB.
+        let end = first.0.next_multiple_of(2 << 20);
+        let mut at = first;
+        while at.0 < end && (pages.len() as u64) < window {
+            // D says that a write has nothing to set any more.
+            let Ok(next) = self.peek(at, Access::Read) else {
+                break;
+            };
+            if !next.writable || next.domain != t.domain || next.private != t.private {
+                break;
+            }
+            self.cluster.note_writer(&self.seat, next.spa);
+            if self.cluster.holds(next.spa) {
+                break;
+            }
+            pages.push((next.domain, next.spa.page()));
+            at = at.plus(PAGE_SIZE);
+        }
+        self.paging.ahead = (at.0, window);
+        self.mem.open_view(first, &pages, write).map_err(Stop::Host)
     }
 
     /// Whether the fast TLB may hold the mapping. With SMAP on, a supervisor's right to a user page
@@ -199,16 +264,18 @@ impl Vcpu {
 
     /// INVLPG: forgets the mapping of `va`'s page, the cached upper levels, and decoded code there.
     pub fn invlpg(&mut self, va: Va) {
+        self.mem.close_view(va.page(), va.page().plus(PAGE_SIZE));
         self.tlb.drop_va(va.page());
         self.paging.walk.flush();
         self.paging.pages.flush();
         self.model_drop_page(va.0);
-        self.drop_code_range(va.page(), va.page().plus(sevlab_arch::PAGE_SIZE));
+        self.drop_code_range(va.page(), va.page().plus(PAGE_SIZE));
     }
 
     /// Forgets all guest mappings. Decoded code stays: a caller that changed what is mapped where
     /// executable also calls [`Vcpu::drop_code_range`], or uses [`Vcpu::set_cr3`].
     pub fn flush_tlb(&mut self) {
+        self.mem.close_view(Va(0), Va(u64::MAX));
         self.forget_mappings();
         self.model_flush(false);
     }
@@ -222,6 +289,11 @@ impl Vcpu {
 
     /// Forgets all guest and nested mappings: for whoever changed nested tables or the RMP.
     pub fn flush_nested(&mut self) {
+        self.mem.close_view(Va(0), Va(u64::MAX));
+        self.forget_nested();
+    }
+
+    pub(crate) fn forget_nested(&mut self) {
         self.paging.nested.flush();
         self.forget_mappings();
         self.model_flush(true);

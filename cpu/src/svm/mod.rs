@@ -267,12 +267,14 @@ fn load(vcpu: &mut Vcpu, world: &mut World, vmcb: Spa) -> Result<(), EntryError>
     vcpu.pending_event = EventInjection(control.event_inj);
     vcpu.counters.entries += 1;
     if control.tlb_control != Control::TLB_NOTHING {
-        vcpu.flush_nested();
+        // What the hypervisor takes away it closes in the view by itself.
+        vcpu.forget_nested();
     }
     if let Some(old) = world.space.replace(space) {
         invalidate(vcpu, &old, &space);
     } else {
-        vcpu.flush_nested();
+        // A new vCPU: what others have in the view is theirs.
+        vcpu.forget_nested();
     }
     world.running = Some(vmcb);
     Ok(())

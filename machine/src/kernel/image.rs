@@ -17,14 +17,14 @@ use super::Kernel;
 use super::elf::{self, Elf, ElfError};
 use super::error::{Errno, Error};
 use super::mm::{
-    AddressSpace, Backing, File, Hw, MMAP_MIN, MMAP_TOP, Prot, USER_END, Vma, write_run,
+    AddressSpace, Backing, File, Hw, MMAP_MIN, MMAP_TOP, Prot, STACK_END, Vma, write_run,
 };
 use super::outside::WindowCall;
 use super::sigframe::FRAME_MAX;
 use super::stack::{self, Start, at};
 
 /// Where a position-independent program is loaded.
-const PIE_BASE: u64 = 0x5555_5555_4000;
+const PIE_BASE: u64 = 0x1555_5555_5000;
 /// Interpreters of scripts that may be nested.
 const SCRIPT_DEPTH: usize = 5;
 
@@ -132,7 +132,7 @@ impl Hw for Pages {
         self.write(gpa, data)
     }
     fn invalidate(&mut self, _: Va) {}
-    fn flush(&mut self) {}
+    fn flush(&mut self, _: Va, _: Va) {}
     fn drop_code(&mut self, _: Va, _: Va) {}
     fn pread(&mut self, _: i32, _: u64, _: &mut [u8]) -> Result<Result<usize, Errno>, Error> {
         Ok(Err(Errno::EBADF))
@@ -272,7 +272,7 @@ pub fn build(config: &ImageConfig) -> Result<Image, Error> {
     mm.use_window(config.window.clone());
     mm.stack_limit = config
         .stack_limit
-        .clamp(PAGE_SIZE * 64, USER_END - MMAP_TOP - (1 << 21));
+        .clamp(PAGE_SIZE * 64, STACK_END - MMAP_TOP - (1 << 21));
     let mut open = |_: &mut dyn Hw, path: &Path| Ok(Source::Bytes(read(path)?));
     let program = Program::find(&mut hw, &config.exe, &config.argv, &mut open)?;
     let loaded = program.load(&mut hw, &mut mm, &config.envp, &template)?;
@@ -438,9 +438,9 @@ impl Program {
             });
         }
         let stack_prot = Prot(if program.exec_stack { 7 } else { 3 });
-        let low = ((stack.rsp & !(PAGE_SIZE - 1)) - (128 << 10)).max(USER_END - mm.stack_limit);
+        let low = ((stack.rsp & !(PAGE_SIZE - 1)) - (128 << 10)).max(STACK_END - mm.stack_limit);
         let area = Vma {
-            end: USER_END,
+            end: STACK_END,
             prot: stack_prot,
             shared: false,
             backing: Backing::Stack,

@@ -1,6 +1,6 @@
 //! The stack a program starts with: argument strings, environment, auxiliary vector.
 
-use super::mm::USER_END;
+use super::mm::STACK_END;
 
 /// Auxiliary vector keys (linux/auxvec.h).
 pub mod at {
@@ -51,11 +51,11 @@ pub struct Stack {
     pub auxv: Vec<u8>,
 }
 
-/// Lays out the stack below [`USER_END`].
+/// Lays out the stack below [`STACK_END`].
 #[must_use]
 pub fn build(s: &Start<'_>) -> Stack {
     let mut strings = Strings {
-        top: USER_END - 8,
+        top: STACK_END - 8,
         data: vec![0; 8],
     };
     let exec_fn = strings.push(s.exec_fn);
@@ -128,7 +128,7 @@ mod tests {
         };
         let stack = build(&s);
         assert_eq!(stack.rsp % 16, 0);
-        assert_eq!(stack.rsp + stack.bytes.len() as u64, USER_END);
+        assert_eq!(stack.rsp + stack.bytes.len() as u64, STACK_END);
         let word = |i: usize| {
             let mut b = [0; 8];
             b.copy_from_slice(&stack.bytes[i * 8..i * 8 + 8]);

@@ -7,8 +7,9 @@ use sevlab_arch::{PAGE_SIZE, Va};
 use super::paging::PRESENT;
 use super::{AddressSpace, Backing, File, Hw, Vma, window};
 use crate::kernel::error::Error;
+use crate::kernel::frames::LARGE;
 
-/// Most pages one fault brings in.
+/// Most pages one fault brings in of a file.
 const AROUND: u64 = 32;
 /// Below the stack this much stays free (Linux's `stack_guard_gap`).
 const STACK_GUARD: u64 = 256 * PAGE_SIZE;
@@ -73,7 +74,7 @@ impl AddressSpace {
             return Ok(done);
         }
         if self.tables.get(hw, Va(page))? & PRESENT != 0 {
-            hw.invalidate(Va(page)); // a translation older than the entry
+            hw.renew(Va(page)); // a translation older than the entry
             self.stats.faults += 1;
             return Ok(Fault::Fixed);
         }
@@ -115,11 +116,14 @@ impl AddressSpace {
     ) -> Result<Fault, Error> {
         let (expected, window) = self.ahead;
         let window = if page == expected {
-            (window * 2).min(AROUND)
+            (window * 2).min(hw.around())
         } else {
             1
         };
-        let end = area.end.min(page + window * PAGE_SIZE);
+        let mut end = area.end.min(page + window * PAGE_SIZE);
+        if window > AROUND {
+            end = end.min((page + 1).next_multiple_of(LARGE * PAGE_SIZE));
+        }
         let mut at = page;
         while at < end {
             if at != page && self.tables.get(hw, Va(at))? != 0 {

@@ -47,10 +47,14 @@ pub trait Hw {
     /// # Errors
     /// As [`Hw::read`].
     fn write_shared(&mut self, gpa: Gpa, data: &[u8]) -> Result<(), Error>;
-    /// Forgets the translation of a page.
+    /// Forgets the translation of a page. Others are out of guest code, unless nobody can have used it.
     fn invalidate(&mut self, va: Va);
-    /// Forgets all translations.
-    fn flush(&mut self);
+    /// Forgets the translation of a page that is older than its entry, which has only gained rights. Others may be in guest code.
+    fn renew(&mut self, va: Va) {
+        self.invalidate(va);
+    }
+    /// Forgets the translations of a range, and maybe more.
+    fn flush(&mut self, start: Va, end: Va);
     /// Forgets code decoded or translated from a range.
     fn drop_code(&mut self, start: Va, end: Va);
     /// Reads a file of the guest kernel's at `off`, until `out` is full or the file ends.
@@ -77,6 +81,10 @@ pub trait Hw {
     /// The instruction that runs, if one does.
     fn rip(&self) -> Option<u64> {
         None
+    }
+    /// Most pages that a fault brings in where faults follow each other, a power of two.
+    fn around(&self) -> u64 {
+        32
     }
     /// Has the other vCPUs leave guest code, because page-table entries go or lose rights. False: there is
     /// nothing to undo.
@@ -195,14 +203,25 @@ impl Hw for Cx<'_> {
     fn invalidate(&mut self, va: Va) {
         self.vcpu.shoot_down(va, va.plus(PAGE_SIZE), true);
     }
-    fn flush(&mut self) {
-        self.vcpu.flush_all();
+    fn renew(&mut self, va: Va) {
+        self.vcpu.renew(va, va.plus(PAGE_SIZE), true);
+    }
+    fn flush(&mut self, start: Va, end: Va) {
+        self.vcpu.flush_range(start, end);
     }
     fn drop_code(&mut self, start: Va, end: Va) {
         self.vcpu.drop_code_everywhere(start, end);
     }
     fn rip(&self) -> Option<u64> {
         Some(self.vcpu.state.rip)
+    }
+    fn around(&self) -> u64 {
+        // With a view, the host has a huge page for what is opened at once.
+        if self.vcpu.mem.view().is_some() {
+            512
+        } else {
+            32
+        }
     }
     fn stop_others(&mut self) -> bool {
         self.vcpu.begin_exclusive()

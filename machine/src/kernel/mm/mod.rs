@@ -39,8 +39,11 @@ use window::Window;
 
 /// End of the addresses a process may use.
 pub const USER_END: u64 = 0x7fff_ffff_f000;
+/// End of the stack. Linux has it at the end of all; here all that the kernel places lies in the lowest quarter, which a host
+/// process has room to reserve (`sevlab_memctl::MemCtl::view`).
+pub const STACK_END: u64 = 0x1fff_ffff_f000;
 /// Mappings are placed downwards from here.
-pub const MMAP_TOP: u64 = 0x7fff_f7ff_f000;
+pub const MMAP_TOP: u64 = 0x1fff_f7ff_f000;
 /// Lowest address `mmap` gives (`vm.mmap_min_addr`).
 pub const MMAP_MIN: u64 = 0x1_0000;
 /// Beyond this many pages a range's translations are forgotten by a flush.
@@ -300,7 +303,7 @@ impl AddressSpace {
             Ok(Some(0))
         })?;
         if any && by_flush {
-            hw.flush();
+            hw.flush(Va(start), Va(end));
         }
         if any && code {
             hw.drop_code(Va(start), Va(end));
@@ -405,7 +408,7 @@ impl AddressSpace {
                 self.tables.set(hw, &mut self.frames, va, entry)?;
             }
             if any && by_flush {
-                hw.flush();
+                hw.flush(Va(at), Va(part.end));
             }
             if any && part.prot.executes() {
                 hw.drop_code(Va(at), Va(part.end));

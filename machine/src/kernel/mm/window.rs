@@ -182,7 +182,7 @@ impl AddressSpace {
         let in_window = self.window.place(self.tables.frame(entry)).is_some();
         let wanted = !(exec && encrypted && in_window);
         if entry & PRESENT != 0 && wanted {
-            hw.invalidate(Va(page.va)); // a translation older than the entry
+            hw.renew(Va(page.va)); // a translation older than the entry
             return Ok(Fault::Fixed);
         }
         let size = hw.file_size(page.file.fd)?;

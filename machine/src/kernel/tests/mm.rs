@@ -111,7 +111,7 @@ impl Hw for Model {
     fn invalidate(&mut self, va: Va) {
         self.invalidated.push(va.0);
     }
-    fn flush(&mut self) {}
+    fn flush(&mut self, _: Va, _: Va) {}
     fn drop_code(&mut self, start: Va, end: Va) {
         self.dropped.push((start.0, end.0));
     }
