@@ -91,6 +91,10 @@ const ROWS: &[Row] = &[
     ),
     switch!(groups, "accesses off one base share a probe"),
     switch!(
+        view,
+        "accesses in cache mode page without a probe: the host's page tables check them"
+    ),
+    switch!(
         dead_flags,
         "flags that nothing can read are not kept across blocks"
     ),

@@ -128,6 +128,12 @@ impl CodeBuf {
         Some(unsafe { std::slice::from_raw_parts(self.executable.as_ptr().add(at), end - at) })
     }
 
+    /// Where code may be.
+    pub(crate) fn range(&self) -> std::ops::Range<usize> {
+        let start = self.executable.as_ptr() as usize;
+        start..start + self.executable.len()
+    }
+
     /// Bytes in use.
     pub(crate) fn used(&self) -> usize {
         self.used.load(Ordering::Relaxed)

@@ -2,16 +2,17 @@
 #![allow(unsafe_code)] // reads the thread's clock, makes a zeroed table
 
 use crate::codebuf::CodeBuf;
+use crate::faults::Sites;
 use crate::frame;
 use crate::lower::{self, region_signature};
 use crate::region::Region;
 use crate::runtime;
 use crate::{Error, JitOptions, OptLevel};
-use cranelift_codegen::Context;
 use cranelift_codegen::control::ControlPlane;
 use cranelift_codegen::ir::{self, AbiParam, Function, InstBuilder, Signature, types};
 use cranelift_codegen::isa::{CallConv, OwnedTargetIsa};
 use cranelift_codegen::settings::{self, Configurable};
+use cranelift_codegen::{CompiledCode, Context};
 use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
 use sevlab_cpu::Insn;
 use std::sync::Arc;
@@ -38,8 +39,6 @@ pub(crate) struct Compiled {
 pub(crate) struct Code {
     /// Where it is entered.
     pub address: usize,
-    /// Where it begins.
-    pub start: usize,
     pub bytes: usize,
     /// Host instructions, if they are counted.
     pub instructions: usize,
@@ -49,6 +48,10 @@ pub(crate) struct Code {
     pub step_base: u32,
     /// Instructions that helpers run, from `step_base` on.
     pub steps: Vec<Insn>,
+    /// Where it may fault; offsets are from `begin`.
+    pub sites: Sites,
+    /// Address of its first byte, which `address` may be behind.
+    pub begin: usize,
 }
 
 /// The exit slot table: code addresses that translated code jumps through.
@@ -165,6 +168,18 @@ pub fn host_isa() -> Result<Vec<String>, Error> {
         .filter(|value| on(value))
         .map(|value| value.name.to_owned())
         .collect())
+}
+
+/// For each part of the code, the source location that it belongs to, where that changes: offset and number.
+fn starts_of_sites(compiled: &CompiledCode) -> Vec<(u32, u32)> {
+    let mut starts: Vec<(u32, u32)> = Vec::new();
+    for range in compiled.buffer.get_srclocs_sorted() {
+        let site = range.loc.bits();
+        if !range.loc.is_default() && starts.last().is_none_or(|s| s.1 != site) {
+            starts.push((range.start, site));
+        }
+    }
+    starts
 }
 
 /// Where a function's code is, where it is entered, and its bytes.
@@ -368,19 +383,27 @@ impl Compiler {
                 .count(),
             None => 0,
         };
+        let starts = match self.context.compiled_code() {
+            Some(compiled) if !exits.sites.is_empty() => starts_of_sites(compiled),
+            _ => Vec::new(),
+        };
         self.shared.slots.take(exits.targets.len());
         self.shared
             .next_step
             .store(step_base + exits.steps.len() as u32, Ordering::Relaxed);
         Ok(Code {
             address: placed.entry,
-            start: placed.address,
             bytes: placed.bytes,
             instructions,
             slot_base,
             targets: exits.targets,
             step_base,
             steps: exits.steps,
+            sites: Sites {
+                starts,
+                sites: exits.sites,
+            },
+            begin: placed.address,
         })
     }
 

@@ -10,11 +10,12 @@
 mod warm;
 
 use crate::compile::{Code, Compiled, Compiler, Shared};
+use crate::faults::{self, Faulting};
 use crate::layout::{self, JUMP_CACHE_ENTRIES, exit, word};
 use crate::region::Region;
 use crate::runtime::{self, StepSite};
 use crate::store::file::Image;
-use crate::{Error, JitOptions};
+use crate::{Error, JitOptions, OptLevel};
 use rustc_hash::{FxHashMap, FxHashSet};
 use sevlab_arch::Va;
 use sevlab_cpu::insn::Insn;
@@ -65,6 +66,9 @@ struct Live {
     made: Option<Box<Made>>,
 }
 
+/// How often a region is left because a page is not in the view, before it is translated with probes.
+const MOST_UNSEEN: u32 = 64;
+
 /// How often a region is left because a range of accesses has not one host address, before it is translated without groups.
 const MOST_SPLITS: u32 = 64;
 
@@ -112,6 +116,10 @@ pub struct Engine {
     refused: FxHashSet<u64>,
     /// How often regions were left with [`exit::SPLIT`].
     splits: FxHashMap<u64, u32>,
+    /// How often regions were left with [`exit::UNSEEN`].
+    unseen: FxHashMap<u64, u32>,
+    /// Where translated code may fault.
+    faults: Box<faults::Table>,
     stats: JitStats,
     full: bool,
     warm: Warm,
@@ -147,6 +155,8 @@ impl Engine {
             jump_cache: cache.try_into().expect("length is JUMP_CACHE_ENTRIES"),
             refused: FxHashSet::default(),
             splits: FxHashMap::default(),
+            unseen: FxHashMap::default(),
+            faults: Box::default(),
             stats: JitStats::default(),
             full: false,
             warm,
@@ -229,6 +239,8 @@ impl Engine {
         runtime::install(&mut vcpu.state);
         vcpu.state.engine[word(layout::SLOTS)] = self.shared.slots.base();
         vcpu.state.engine[word(layout::JUMP_CACHE)] = self.jump_cache.as_ptr() as u64;
+        vcpu.state.engine[word(layout::VIEW)] = view_of(vcpu).unwrap_or(0);
+        let _inside = faults::Inside::new(self.shared.code.range());
         loop {
             if vcpu.state.exit_request.load(Ordering::Acquire) != 0 {
                 return Stop::Requested;
@@ -338,6 +350,7 @@ impl Engine {
     fn run_translated(&mut self, vcpu: &mut Vcpu, address: usize) -> Result<(), Stop> {
         self.stats.entries += 1;
         vcpu.state.engine[word(layout::STEPS)] = self.steps.as_ptr() as u64;
+        vcpu.state.engine[word(layout::SITES)] = &raw const *self.faults as u64;
         let outer = std::mem::replace(&mut vcpu.modelled, self.options.lines);
         let state: *mut CpuState = &mut vcpu.state;
         // SAFETY: `enter` was compiled with exactly this signature; `address` is a live region's code (invariant 2),
@@ -363,6 +376,10 @@ impl Engine {
                 self.split(vcpu.state.engine[word(layout::SPLIT_REGION)]);
                 self.interpret(vcpu, interp::step)
             }
+            exit::UNSEEN => {
+                self.unseen(vcpu.state.engine[word(layout::SPLIT_REGION)]);
+                self.interpret(vcpu, interp::step)
+            }
             _ => runtime::take_pending().map_or(Ok(()), Err),
         }
     }
@@ -376,12 +393,38 @@ impl Engine {
         }
     }
 
+    /// A region was left because it accesses a page that is not in the view: if it often is, it goes, to be translated with
+    /// probes.
+    fn unseen(&mut self, entry: u64) {
+        let times = self.unseen.entry(entry).or_default();
+        *times += 1;
+        if *times == MOST_UNSEEN {
+            self.drop_region(entry);
+        }
+    }
+
     /// Runs what is left of the turn in the interpreter: regions look only now and then whether it ends.
     fn finish_turn(&mut self, vcpu: &mut Vcpu) -> Result<(), Stop> {
         while vcpu.state.clock() < vcpu.state.stop_at {
             self.interpret(vcpu, interp::run_block)?;
         }
         Ok(())
+    }
+
+    /// Whether code without probes is made, and run, for this vCPU.
+    fn views(&self, vcpu: &Vcpu) -> bool {
+        // Who leaves a region at a fault restores no registers: only the one frame's maker expects none.
+        // The mid-end drops a store of what was just loaded, and a fault of it.
+        self.options.view
+            && self.options.shared_frame
+            && self.options.opt_level == OptLevel::None
+            && view_of(vcpu).is_some()
+            && faults::install()
+    }
+
+    /// Whether the region at `entry` may be one without probes.
+    fn may_fault(&self, vcpu: &Vcpu, entry: u64) -> bool {
+        self.unseen.get(&entry).is_none_or(|&n| n < MOST_UNSEEN) && self.views(vcpu)
     }
 
     /// Has the region at a hot block translated.
@@ -410,6 +453,7 @@ impl Engine {
             self.refused.insert(rip);
             return;
         };
+        region.view = self.may_fault(vcpu, rip);
         region.groups = self.splits.get(&rip).is_none_or(|&n| n < MOST_SPLITS);
         let pages = region.pages();
         if pages.iter().any(|p| vcpu.note_code(Va(p << 12)).is_err()) {
@@ -528,11 +572,20 @@ impl Engine {
     }
 
     /// From here on the region at `entry` is run.
-    fn admit(&mut self, entry: u64, live: Live) {
+    fn admit(&mut self, entry: u64, mut live: Live) {
         for &p in &live.pages {
             self.by_page.entry(p).or_default().push(entry);
         }
         self.words.push((entry, live.code.address as u64));
+        let code = &mut live.code;
+        if !code.sites.starts.is_empty() {
+            let faulting = Faulting {
+                end: code.begin + code.bytes,
+                entry,
+                sites: std::mem::take(&mut code.sites),
+            };
+            self.faults.0.insert(code.begin, faulting);
+        }
         self.regions.insert(entry, live);
     }
 
@@ -573,6 +626,7 @@ impl Engine {
             return false;
         };
         self.words.push((entry, 0));
+        self.faults.0.remove(&live.code.begin);
         self.forget_copies(&live.blocks);
         for slot in live.incoming {
             self.shared.slots.unlink(slot);
@@ -600,6 +654,7 @@ impl Engine {
         self.regions.clear();
         self.copies.clear();
         self.steps.clear();
+        self.faults.0.clear();
         self.by_page.clear();
         self.slot_target.clear();
         for (index, entry) in self.jump_cache.iter_mut().enumerate() {
@@ -618,6 +673,13 @@ impl Engine {
             Worker::Background { .. } | Worker::Idle(_) => None,
         }
     }
+}
+
+/// Where the view of guest memory is, if there is one that translated code can use: as far from zero as it is large.
+fn view_of(vcpu: &Vcpu) -> Option<u64> {
+    let (base, size) = vcpu.mem.view()?;
+    let base = base.addr().get() as u64;
+    (base == size).then_some(base)
 }
 
 /// Starts the compile thread.

@@ -55,6 +55,17 @@ pub const H_LINE_STEP: i32 = engine_word(20);
 /// Entry of the region that was left with [`exit::SPLIT`].
 pub const SPLIT_REGION: i32 = engine_word(21);
 
+/// Base of the view, which is also its size, where accesses need no probe.
+pub const VIEW: i32 = engine_word(22);
+/// The table of sites of accesses that may fault.
+pub const SITES: i32 = engine_word(23);
+/// The host address of an access that has faulted.
+pub const FAULT_AT: i32 = engine_word(24);
+/// What kind of access that was.
+pub const FAULT_HOW: i32 = engine_word(25);
+/// Instructions retired since the region was entered, as of some place that the site of an access knows.
+pub const COUNT: i32 = engine_word(26);
+
 /// How [`H_LOAD`] and [`H_RMW`] find an address: a copy of bytes that are to be written will do.
 pub const COPY: u64 = 1;
 /// The bytes must lie in one page, and no copy will do.
@@ -85,6 +96,8 @@ pub mod exit {
     pub const TURN: i64 = -4;
     /// As `INTERPRET`: accesses that were to share a probe have no common host address.
     pub const SPLIT: i64 = -5;
+    /// As `INTERPRET`: an access without a probe is to a page that is not in the view.
+    pub const UNSEEN: i64 = -6;
 }
 
 /// Offset of a general register.

@@ -3,8 +3,9 @@
 //! A *region* is a set of guest basic blocks with one entry, joined by direct jumps ([`region`]). It
 //! becomes one host function ([`lower`]): guest registers are SSA values across the whole region, flags are
 //! records that are computed only where something reads them, a guest memory access is an inline probe of the
-//! fast TLB with a cold path. Regions are compiled on a background thread ([`compile`]) while the interpreter
-//! goes on, and chain to each other by tail calls through exit slots ([`engine`]).
+//! fast TLB with a cold path, or, in the memory controller's view, nothing but itself ([`faults`]). Regions are
+//! compiled on a background thread ([`compile`]) while the interpreter goes on, and chain to each other by tail
+//! calls through exit slots ([`engine`]).
 //!
 //! Translated code holds no absolute addresses: it reaches the CPU state through the pinned register and
 //! helpers, slots and caches through words in the state ([`layout`]).
@@ -12,6 +13,7 @@
 mod codebuf;
 mod compile;
 mod engine;
+mod faults;
 mod frame;
 pub mod layout;
 mod liveness;

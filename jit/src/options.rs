@@ -36,6 +36,9 @@ pub struct JitOptions {
     pub shared_frame: bool,
     /// Accesses off one base share a probe. Not where the number of resident pages is limited; the machine sees to that.
     pub groups: bool,
+    /// Guest memory in the memory controller's view is accessed without a probe; with `shared_frame` and
+    /// [`OptLevel::None`] only. The machine has to have a view.
+    pub view: bool,
     /// Flags that nothing can read are not kept across blocks.
     pub dead_flags: bool,
     /// Vector and scalar floating-point instructions become CLIF operations; off: native thunks.
@@ -84,6 +87,7 @@ impl Default for JitOptions {
             jump_cache: true,
             shared_frame: true,
             groups: true,
+            view: true,
             dead_flags: true,
             vectors: true,
             lazy_accesses: 16,
@@ -116,6 +120,7 @@ impl JitOptions {
             jump_cache: false,
             shared_frame: false,
             groups: false,
+            view: false,
             dead_flags: false,
             vectors: false,
             ..Self::default()

@@ -51,6 +51,8 @@ pub struct Region {
     pub index: HashMap<u64, usize>,
     /// Accesses off one base may share a probe.
     pub groups: bool,
+    /// Accesses go to the view without a probe.
+    pub view: bool,
 }
 
 impl Region {
@@ -73,6 +75,7 @@ impl Region {
             blocks: Vec::new(),
             index: HashMap::new(),
             groups: true,
+            view: false,
         };
         let mut queue = std::collections::VecDeque::from([entry]);
         let mut total = 0;

@@ -13,13 +13,13 @@ mod program;
 use compare::{Sticky, same};
 use forms::Forms;
 use iced_x86::code_asm::*;
-use machine::{CODE, Kind, Machine, Outcome, PAGE, Start};
+use machine::{CODE, DATA, DATA_PAGES, Kind, Machine, Outcome, PAGE, READ_ONLY, Start, UNMAPPED};
 use program::Generator;
 use sevlab_jit::{CodeCache, JitOptions, JitStats};
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tempfile::TempDir;
 
 /// The program that engines are told of; what tells programs apart is in the key's own tests.
@@ -50,11 +50,18 @@ fn calling(value: u32) -> Vec<u8> {
     code
 }
 
-struct Folder(TempDir);
+/// A process has room for a few views: what is to find the files of machines with one waits for its turn.
+static TURN: Mutex<()> = Mutex::new(());
+
+struct Folder(TempDir, #[allow(dead_code)] MutexGuard<'static, ()>);
 
 impl Folder {
     fn new() -> Self {
-        Self(tempfile::tempdir().expect("a folder for temporary files"))
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        Self(
+            tempfile::tempdir().expect("a folder for temporary files"),
+            turn,
+        )
     }
 
     fn cache(&self) -> PathBuf {
@@ -390,6 +397,184 @@ fn warm_blocks_of_a_former_run_are_translated_early() {
     );
 }
 
+/// A loop that goes over memory in steps of 64 bytes, with registers and flags that have changed since it was entered.
+fn walk(from: u64, times: u32, writes: bool) -> Start {
+    let code = assemble(|a| {
+        let mut top = a.create_label();
+        a.xor(eax, eax)?;
+        a.mov(rsi, from)?;
+        a.set_label(&mut top)?;
+        a.lea(r9, ptr(rsi + rcx))?;
+        a.add(r10, 3)?;
+        a.mov(r11d, r10d)?;
+        a.sub(rax, rcx)?;
+        if writes {
+            a.mov(qword_ptr(rsi), rax)?;
+        } else {
+            a.mov(rdx, qword_ptr(rsi))?;
+            a.adc(rdx, qword_ptr(rsi + 8))?;
+        }
+        a.lea(rsi, ptr(rsi + 64))?;
+        a.inc(r8)?;
+        a.dec(ecx)?;
+        a.jne(top)?;
+        a.cpuid()
+    });
+    let mut start = Start::new(3, &code);
+    start.gpr[1] = times.into();
+    start
+}
+
+#[test]
+fn a_stored_region_faults_as_a_new_one_does() {
+    let (first, second, third) = (DATA, DATA + PAGE, READ_ONLY);
+    let pages = |n: u64| (n * PAGE / 64) as u32;
+    let cases = [
+        ("nothing faults", walk(first, pages(DATA_PAGES), true), None),
+        (
+            "not present, read",
+            walk(first, pages(DATA_PAGES + 2), false),
+            Some(UNMAPPED),
+        ),
+        (
+            "read-only",
+            walk(second, pages(DATA_PAGES), true),
+            Some(READ_ONLY),
+        ),
+        (
+            "not present, at once",
+            walk(UNMAPPED, 10, false),
+            Some(UNMAPPED),
+        ),
+        (
+            "not present, from a page that can be read",
+            walk(third, pages(2), false),
+            Some(UNMAPPED),
+        ),
+    ];
+    for (what, start, stops) in cases {
+        let mut plain = Machine::new(Kind::Plain, None);
+        plain.reset(&start);
+        let expected = plain.run().expect("ends");
+        assert_eq!(
+            expected.gpr[6] & !0xfff,
+            stops.unwrap_or(READ_ONLY),
+            "{what}"
+        );
+        let folder = Folder::new();
+        let mut interpreted = Vec::new();
+        for round in 0..3 {
+            let mut m = Machine::new(Kind::Plain, Some(folder.options()));
+            let engine = m.engine.as_mut().expect("made with one");
+            engine.program(&m.vcpu, Path::new(PROGRAM));
+            for n in 0..6 {
+                // Each page is to come into the view anew.
+                m.forget_mappings();
+                m.reset(&start);
+                let out = m.run().expect("no budget");
+                assert!(out == expected, "{what}, round {round}, run {n}");
+            }
+            let engine = m.engine.as_mut().expect("made with one");
+            engine.save(&m.vcpu);
+            let stats = engine.stats();
+            interpreted.push(stats.interpreted);
+            assert_eq!(stats.regions == 0, round != 0, "{what}: {stats:?}");
+            assert_eq!(stats.loaded == 0, round == 0, "{what}: {stats:?}");
+        }
+        // The program's end, and an instruction that faults, are left to the interpreter.
+        assert!(interpreted[1] < 60, "{what}: {interpreted:?}");
+    }
+}
+
+#[test]
+fn pages_may_go_and_come_while_a_stored_region_runs() {
+    let folder = Folder::new();
+    let start = walk(DATA, (DATA_PAGES * PAGE / 64) as u32, true);
+    let (expected, _) = run(folder.options(), &start);
+    let mut m = Machine::new(Kind::Plain, Some(folder.options()));
+    let engine = m.engine.as_mut().expect("made with one");
+    engine.program(&m.vcpu, Path::new(PROGRAM));
+    let mut plain = Machine::new(Kind::Plain, None);
+    for (page, bits) in [(2, 5), (3, 0), (0, 0), (1, 5)] {
+        let at = DATA + page * PAGE;
+        for m in [&mut m, &mut plain] {
+            m.reset(&start);
+            m.remap(at, at, bits);
+        }
+        let out = m.run().expect("no budget");
+        assert!(out == plain.run().expect("ends"), "page {page}");
+        assert_eq!(out.gpr[6] & !0xfff, at);
+        for m in [&mut m, &mut plain] {
+            m.remap(at, at, 7);
+            m.reset(&start);
+        }
+        assert!(m.run().expect("no budget") == expected);
+    }
+    let stats = m.engine.as_ref().expect("made with one").stats();
+    assert!(stats.loaded > 0 && stats.regions == 0, "{stats:?}");
+}
+
+#[test]
+fn code_without_probes_is_for_who_has_a_view() {
+    let folder = Folder::new();
+    let start = walk(DATA, 100, true);
+    let (expected, first) = run(folder.options(), &start);
+    let on = |view: bool| {
+        let mut m = Machine::with_view(Kind::Plain, Some(folder.options()), view);
+        let engine = m.engine.as_mut().expect("made with one");
+        engine.program(&m.vcpu, Path::new(PROGRAM));
+        for _ in 0..5 {
+            m.reset(&start);
+            assert!(m.run().expect("no budget") == expected);
+        }
+        let engine = m.engine.as_mut().expect("made with one");
+        engine.save(&m.vcpu);
+        engine.stats()
+    };
+    let without = on(false);
+    assert_eq!((without.loaded, without.regions), (0, first.regions));
+    assert_ne!(without.host_bytes, first.host_bytes);
+    // Each has a file.
+    assert_eq!(folder.files().len(), 2);
+    for view in [true, false] {
+        let stats = on(view);
+        assert!(stats.loaded > 0 && stats.regions == 0, "{view}: {stats:?}");
+    }
+}
+
+#[test]
+fn a_stored_region_that_misses_the_view_too_often_is_not_taken_again() {
+    // Farther away than the view is large.
+    const FAR: u64 = 1 << 46;
+    let folder = Folder::new();
+    let go = |times: u32| {
+        let start = walk(FAR, times, false);
+        let mut m = Machine::new(Kind::Plain, Some(folder.options()));
+        m.remap(FAR, DATA, 7);
+        let engine = m.engine.as_mut().expect("made with one");
+        engine.program(&m.vcpu, Path::new(PROGRAM));
+        let mut plain = Machine::new(Kind::Plain, None);
+        plain.remap(FAR, DATA, 7);
+        plain.reset(&start);
+        let expected = plain.run().expect("ends");
+        for _ in 0..8 {
+            m.reset(&start);
+            assert!(m.run().expect("no budget") == expected);
+        }
+        let engine = m.engine.as_mut().expect("made with one");
+        engine.save(&m.vcpu);
+        engine.stats()
+    };
+    let first = go(3);
+    assert!(first.regions > 0);
+    let second = go(50);
+    assert!(second.loaded > 0 && second.regions > 0, "{second:?}");
+    assert!(second.loaded <= first.regions, "{second:?}");
+    let third = go(50);
+    assert!(third.loaded > 0 && third.regions == 0, "{third:?}");
+    assert!(third.interpreted < second.interpreted, "{third:?}");
+}
+
 #[test]
 fn another_program_in_the_same_process_changes_the_file() {
     let folder = Folder::new();
@@ -436,6 +621,7 @@ fn random_programs_do_the_same_warm() {
             let options = JitOptions {
                 shared_frame: seed % 3 != 0,
                 chaining: seed % 5 != 0,
+                view: seed % 7 != 0,
                 ..folder.options()
             };
             let sticky = Sticky::of(&options);

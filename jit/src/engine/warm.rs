@@ -19,6 +19,7 @@ use crate::region::Region;
 use crate::store::Store;
 use crate::store::file::{Contents, Image, Record, Span};
 use crate::store::key::Key;
+use crate::store::sites::Lists;
 use rustc_hash::FxHashMap;
 use sevlab_arch::Va;
 use sevlab_cpu::interp;
@@ -50,6 +51,15 @@ pub(super) struct Made {
     guest: Vec<u8>,
     insns: u32,
     groups: bool,
+    view: bool,
+}
+
+/// A program that is about to run.
+struct Next {
+    program: PathBuf,
+    profile: Profile,
+    /// Whether regions for it are made without probes.
+    view: bool,
 }
 
 /// The engine's part of the cache.
@@ -58,7 +68,7 @@ pub(super) struct Warm {
     settings: Option<String>,
     store: Option<Store>,
     /// The program that runs, as soon as nothing of the last one is left.
-    next: Option<(PathBuf, Profile)>,
+    next: Option<Next>,
     /// Whether there has been a program.
     begun: Option<Instant>,
     /// Warm blocks that were met: how often they ran in a former run, and where they are.
@@ -116,6 +126,7 @@ impl Warm {
             guest: insns().flat_map(bytes).collect(),
             insns: insns().count() as u32,
             groups: region.groups,
+            view: region.view,
         }))
     }
 
@@ -139,7 +150,11 @@ impl Engine {
         if !first {
             self.save(vcpu);
         }
-        self.warm.next = Some((program.to_owned(), vcpu.profile));
+        self.warm.next = Some(Next {
+            program: program.to_owned(),
+            profile: vcpu.profile,
+            view: self.views(vcpu),
+        });
         if first {
             self.reopen();
         } else {
@@ -161,13 +176,15 @@ impl Engine {
         warm.wanted.clear();
         warm.covered.clear();
         warm.added = Duration::ZERO;
-        if let (Some((program, profile)), Some(settings), Some(cache)) =
+        if let (Some(next), Some(settings), Some(cache)) =
             (warm.next.take(), &warm.settings, &self.options.cache)
         {
-            let key = Key::new(settings, &self.options, &profile, &program);
-            warm.store = Store::open(cache, key, &program);
+            let program = &next.program;
+            let key = Key::new(settings, &self.options, &next.profile, next.view, program);
+            warm.store = Store::open(cache, key, program);
             warm.begun = Some(Instant::now());
             self.splits.clear();
+            self.unseen.clear();
             self.refused.clear();
         }
         let image = warm.counts();
@@ -252,23 +269,30 @@ impl Engine {
         if record.groups && self.splits.get(&rip).is_some_and(|&n| n >= MOST_SPLITS) {
             return false;
         }
+        if record.view && !self.may_fault(vcpu, rip) {
+            return false;
+        }
         let Some((pages, steps)) = current(vcpu, &record) else {
             return false;
         };
-        let Ok(start) = self.shared.code.append(record.code) else {
+        let Some(sites) = record.sites.unpack() else {
+            return false;
+        };
+        let Ok(begin) = self.shared.code.append(record.code) else {
             return false;
         };
         let targets = record.targets.iter().map(|t| t.get()).collect();
         let blocks: Vec<u64> = record.spans.iter().map(|s| s.rip.get()).collect();
         let code = Code {
-            address: start + record.entry as usize,
-            start,
+            address: begin + record.entry as usize,
             bytes: record.code.len(),
             instructions: 0,
             slot_base: record.slot_base,
             targets,
             step_base: record.step_base,
             steps,
+            sites,
+            begin,
         };
         self.number(&code);
         for slot in 0..code.targets.len() as u32 {
@@ -333,19 +357,25 @@ impl Engine {
     /// What the file is to say of a region that was compiled in this run.
     fn record(&self, live: &Live) -> Option<Vec<u8>> {
         let (made, code) = (live.made.as_ref()?, &live.code);
-        let host = self.shared.code.function(code.start, code.bytes)?;
+        let host = self.shared.code.function(code.begin, code.bytes)?;
+        let sites = match self.faults.0.get(&code.begin) {
+            Some(faulting) => Lists::new(&faulting.sites)?,
+            None => Lists::default(),
+        };
         let words = |list: &mut dyn Iterator<Item = u64>| list.map(U64::new).collect::<Vec<_>>();
         let record = Record {
             slot_base: code.slot_base,
             step_base: code.step_base,
             insns: made.insns,
             groups: made.groups,
-            entry: (code.address - code.start) as u32,
+            view: made.view,
+            entry: (code.address - code.begin) as u32,
             targets: &words(&mut code.targets.iter().copied()),
             steps: &words(&mut code.steps.iter().map(|i| i.rip)),
             spans: &made.spans,
             guest: &made.guest,
             code: host,
+            sites: sites.packed(),
         };
         Some(record.encode())
     }

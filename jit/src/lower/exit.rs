@@ -22,6 +22,9 @@ impl Lower<'_, '_> {
             return self.store_position(p);
         }
         let count = self.retired_so_far();
+        if self.constant(count) == Some(0) {
+            return;
+        }
         let old = self
             .fb
             .ins()
@@ -31,7 +34,7 @@ impl Lower<'_, '_> {
     }
 
     /// Stores the flags' record.
-    fn store_flags(&mut self, p: Value) {
+    pub(super) fn store_flags(&mut self, p: Value) {
         let record = self.flags_record(sevlab_cpu::flags::ARITH);
         let (a, b) = match self.constant(record[0]) {
             Some(op) if self.options.dead_flags => FlagOp::from_bits(op as u8).reads(),
@@ -290,10 +293,12 @@ impl Lower<'_, '_> {
     /// Runs the current instruction in the interpreter without leaving the region: everything stale goes to memory
     /// first, what the instruction may write is read back from there when next used.
     pub(super) fn step_out(&mut self, writes: super::vector::Uses) {
+        self.end_site();
         let p = self.pinned();
         self.write_back_registers(p);
         self.flags.written_back();
-        if self.eager {
+        if self.eager || self.view.is_some() {
+            self.know_written_back();
             (self.dirty_gprs, self.dirty_vecs, self.dirty_highs) = (0, 0, 0);
         }
         if self.lines.is_some() {
@@ -353,12 +358,14 @@ impl Lower<'_, '_> {
     /// Runs the current instruction as a native thunk: only the registers it reads go to memory first. If it can't
     /// complete (a fault, a store into code) the region is left as if it had not been tried.
     pub(super) fn thunk_out(&mut self, uses: super::vector::Uses) {
+        self.end_site();
         self.sync();
         let p = self.pinned();
         for r in 0..16 {
             if (uses.gprs & self.dirty_gprs) >> r & 1 != 0 && self.gprs[r].full != Home::Memory {
                 let v = self.gpr_full(r as u8);
                 self.fb.ins().store(state_flags(), v, p, layout::gpr(r));
+                self.know_slot(r, v);
             }
             if (uses.vecs & self.dirty_vecs) >> r & 1 != 0 && self.vecs[r].low != Home::Memory {
                 let v = self.vec_low(r);
@@ -372,6 +379,7 @@ impl Lower<'_, '_> {
         if (uses.flags || uses.reads_flags) && self.flags.dirty() {
             self.store_flags(p);
             self.flags.written_back();
+            self.forget_stored_flags();
         }
         let n = self.step_number();
         let zero = self.iconst(types::I64, 0);
@@ -404,6 +412,7 @@ impl Lower<'_, '_> {
         for r in 0..16 {
             if writes.gprs_out >> r & 1 != 0 {
                 self.written.gprs |= 1 << r;
+                self.forget_slot(r);
                 self.gprs[r] = super::Gpr {
                     full: Home::Memory,
                     low: None,

@@ -99,16 +99,47 @@ impl FlagState {
 impl Lower<'_, '_> {
     /// A helper has written the state's record: start again from there.
     pub(super) fn flags_from_memory(&mut self) {
-        let p = self.pinned();
-        let record = std::array::from_fn(|k| {
-            self.fb.ins().load(
-                types::I64,
-                super::state_flags(),
-                p,
-                layout::CC + 8 * k as i32,
-            )
-        });
+        self.forget_stored_flags();
+        let record = self.load_record();
         self.flags = FlagState::from_record(record);
+    }
+
+    /// The record in state memory.
+    fn load_record(&mut self) -> [Value; 4] {
+        let p = self.pinned();
+        std::array::from_fn(|k| {
+            let at = layout::CC + 8 * k as i32;
+            self.fb.ins().load(types::I64, super::state_flags(), p, at)
+        })
+    }
+
+    /// The kind and the operands {a, b, r} of the record that all flags are of, each operand of its own width. None if they are of
+    /// several sources, but for INC and DEC, whose CF is an operand.
+    pub(super) fn single_record(&mut self) -> Option<(u64, [Value; 3])> {
+        let src = |f: Flag| self.flags.src[f as usize];
+        let Some(Src::Rec(n)) = src(Flag::Zf) else {
+            return None;
+        };
+        let rec = self.flags.recs[n];
+        let op = LazyFlags::encode(rec.op, rec.w);
+        let others = Flag::ALL.into_iter().filter(|f| *f != Flag::Cf);
+        if !others.into_iter().all(|f| src(f) == Some(Src::Rec(n))) {
+            return None;
+        }
+        let b = match src(Flag::Cf)? {
+            Src::Rec(m) if m == n => rec.b,
+            _ if !matches!(rec.op, FlagOp::Inc | FlagOp::Dec) => return None,
+            Src::Bit(v) => v,
+            Src::Rec(m) => {
+                let carry = self.flags.recs[m];
+                let v = self.rec_bit(Flag::Cf, carry);
+                // Another access finds it worked out.
+                self.flags.src[Flag::Cf as usize] = Some(Src::Bit(v));
+                v
+            }
+            Src::Incoming | Src::Cond(_) => return None,
+        };
+        Some((op, [rec.a, b, rec.r]))
     }
 
     pub(super) fn record_flags(
@@ -191,8 +222,12 @@ impl Lower<'_, '_> {
         if let Some(record) = self.flags.incoming {
             return record;
         }
-        self.reads_record = true;
-        let record = self.cc_var.map(|v| self.fb.use_var(v));
+        let record = if self.view.is_some() {
+            self.load_record()
+        } else {
+            self.reads_record = true;
+            self.cc_var.map(|v| self.fb.use_var(v))
+        };
         self.flags.incoming = Some(record);
         record
     }

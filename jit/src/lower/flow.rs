@@ -1,8 +1,9 @@
 //! What holds at the start and the end of a region's blocks: analyses over the ways that control can take, done before anything is
 //! lowered. Liveness of flags is [`crate::liveness`]'s.
 
-use super::{Written, vector};
+use super::{Written, groups, vector};
 use crate::region::Region;
+use sevlab_cpu::insn::{Insn, Op, Operand};
 
 /// Per-block results of the forward "may be stale in memory" analysis.
 #[derive(Clone, Copy, Default, PartialEq)]
@@ -197,4 +198,75 @@ pub(super) fn back_edge_targets(region: &Region) -> Vec<bool> {
     }
     header[0] = true;
     header
+}
+
+/// Whether the instruction accesses memory, and writes it.
+fn access_of(i: &Insn) -> Option<bool> {
+    match i.op {
+        Op::Push | Op::Call | Op::CallInd => Some(true),
+        Op::Lea => None,
+        _ if i.ops.contains(&Operand::Mem) => {
+            Some(groups::operand_access(i).is_some_and(|(_, write)| write))
+        }
+        Op::Pop | Op::Ret => Some(false),
+        _ => None,
+    }
+}
+
+/// As [`dirty_in`], where registers are settled at accesses (see [`super::view`]): at the first of a way, and at the first behind
+/// each write. What is stale is what was written since. Only what to expect where ways meet: on a single way it is known.
+pub(super) fn dirty_in_view(
+    region: &Region,
+    uses: &[Vec<vector::Uses>],
+    sole_predecessor: &[Option<usize>],
+) -> Vec<Dirty> {
+    // For each block: whether anything is settled in it, what it writes behind that, and whether that holds at its end.
+    let mut blocks: Vec<(bool, Written, bool)> = Vec::with_capacity(region.blocks.len());
+    for (n, block) in region.blocks.iter().enumerate() {
+        let mut holds = sole_predecessor[n]
+            .and_then(|p| blocks.get(p))
+            .is_some_and(|p| p.2);
+        let (mut settled, mut last) = (false, Written::default());
+        for (i, uses) in block.insns.iter().zip(&uses[n]) {
+            if let Some(writes) = access_of(i) {
+                if !holds {
+                    (settled, last) = (true, Written::default());
+                }
+                holds = !writes;
+            }
+            last.gprs |= uses.gprs_out;
+            last.vecs |= uses.vecs_out;
+            last.highs |= uses.highs_out;
+        }
+        blocks.push((settled, last, holds));
+    }
+    let mut dirty = vec![Dirty::default(); region.blocks.len()];
+    loop {
+        let mut changed = false;
+        for (n, block) in region.blocks.iter().enumerate() {
+            let (settled, last, _) = blocks[n];
+            let keep = if settled { 0 } else { !0 };
+            let d = dirty[n];
+            let out = Dirty {
+                gprs: d.gprs & keep | last.gprs,
+                vecs: d.vecs & keep | last.vecs,
+                highs: d.highs & keep | last.highs,
+                flags: false,
+            };
+            for &s in block.successors().filter_map(|t| region.index.get(&t)) {
+                let d = &mut dirty[s];
+                let merged = Dirty {
+                    gprs: d.gprs | out.gprs,
+                    vecs: d.vecs | out.vecs,
+                    highs: d.highs | out.highs,
+                    flags: false,
+                };
+                changed |= *d != merged;
+                *d = merged;
+            }
+        }
+        if !changed {
+            return dirty;
+        }
+    }
 }

@@ -89,7 +89,7 @@ struct Origin {
 }
 
 /// The bytes of an instruction's memory operand, and whether they are written.
-fn operand_access(i: &Insn) -> Option<(i64, bool)> {
+pub(super) fn operand_access(i: &Insn) -> Option<(i64, bool)> {
     let ins = vector::iced(i);
     let at = (0..ins.op_count()).find(|&n| ins.op_kind(n) == OpKind::Memory)?;
     let bytes = ins.memory_size().size();
@@ -333,7 +333,7 @@ impl Lower<'_, '_> {
     }
 
     /// `v` as another value plus a constant.
-    fn parts(&self, v: Value) -> (Value, i64) {
+    pub(super) fn parts(&self, v: Value) -> (Value, i64) {
         let dfg = &self.fb.func.dfg;
         let v = dfg.resolve_aliases(v);
         if let Some(inst) = dfg.value_def(v).inst()

@@ -3,7 +3,7 @@
 use super::{Lower, Stopped, Term, ty};
 use crate::layout;
 use cranelift_codegen::ir::condcodes::IntCC;
-use cranelift_codegen::ir::{AtomicRmwOp, BlockArg, InstBuilder, MemFlagsData, Value, types};
+use cranelift_codegen::ir::{AtomicRmwOp, BlockArg, InstBuilder, Value, types};
 use sevlab_cpu::builder::{Bin, Builder, Cmp, Rmw, Un};
 use sevlab_cpu::flags::{Cond, Flag, FlagMask, FlagOp};
 use sevlab_cpu::insn::{Insn, MemRef, Op, Width};
@@ -283,6 +283,8 @@ impl Builder for Lower<'_, '_> {
 
     fn atomic(&mut self, op: Rmw, w: Width, va: Value, v: Value) -> Result<Value, Stopped> {
         let host = self.locked_address(va, w);
+        let flags = self.guest_flags();
+        self.end_site();
         let op = match op {
             Rmw::Add => AtomicRmwOp::Add,
             Rmw::Sub => AtomicRmwOp::Sub,
@@ -291,10 +293,7 @@ impl Builder for Lower<'_, '_> {
             Rmw::Xor => AtomicRmwOp::Xor,
             Rmw::Xchg => AtomicRmwOp::Xchg,
         };
-        Ok(self
-            .fb
-            .ins()
-            .atomic_rmw(ty(w), MemFlagsData::new().with_notrap(), op, host, v))
+        Ok(self.fb.ins().atomic_rmw(ty(w), flags, op, host, v))
     }
 
     fn atomic_cas(
@@ -305,10 +304,9 @@ impl Builder for Lower<'_, '_> {
         new: Value,
     ) -> Result<Value, Stopped> {
         let host = self.locked_address(va, w);
-        Ok(self
-            .fb
-            .ins()
-            .atomic_cas(MemFlagsData::new().with_notrap(), host, expected, new))
+        let flags = self.guest_flags();
+        self.end_site();
+        Ok(self.fb.ins().atomic_cas(flags, host, expected, new))
     }
 
     fn fence(&mut self) {
@@ -349,6 +347,7 @@ impl Builder for Lower<'_, '_> {
     }
 
     fn set_df(&mut self, v: bool) {
+        self.end_site();
         let p = self.pinned();
         let old = self
             .fb
@@ -444,7 +443,7 @@ impl Lower<'_, '_> {
     }
 
     /// Widens an integer value to I64.
-    fn to64(&mut self, signed: bool, v: Value) -> Value {
+    pub(super) fn to64(&mut self, signed: bool, v: Value) -> Value {
         if self.fb.func.dfg.value_type(v) == types::I64 {
             v
         } else if signed {

@@ -31,7 +31,7 @@ use sevlab_cpu::{Builder, Insn};
 use sevlab_memctl::{FetchEntry, FetchFilter, LineFilter};
 use std::mem::offset_of;
 
-use super::mem::{For, guest_flags};
+use super::mem::For;
 
 /// log2 of a line.
 const SHIFT: u64 = 6;
@@ -535,7 +535,8 @@ impl Lower<'_, '_> {
     fn element_of(&mut self, va: Value, shift: u64, count: usize, size: u64) -> Value {
         let mask = (count as u64 - 1) << size;
         if let Some(va) = self.constant(va) {
-            return self.add_constant(self.tlb, va >> (shift - size) & mask);
+            let tlb = self.tlb();
+            return self.add_constant(tlb, va >> (shift - size) & mask);
         }
         let x = if count == 1 << 16 && size <= 3 {
             // The host has short words for this: a move of 16 bits, and a scaled index.
@@ -548,7 +549,8 @@ impl Lower<'_, '_> {
             let mask = self.iconst(types::I64, mask);
             self.fb.ins().band(x, mask)
         };
-        self.fb.ins().iadd(self.tlb, x)
+        let tlb = self.tlb();
+        self.fb.ins().iadd(tlb, x)
     }
 
     fn store_stamp(&mut self, entry: Value) {
@@ -613,9 +615,10 @@ impl Lower<'_, '_> {
         self.leave_in(leave);
         self.fb.switch_to_block(fast);
         self.store_stamp(entry);
-        self.fb.ins().store(guest_flags(), low, host, 0);
+        let flags = self.guest_flags();
+        self.fb.ins().store(flags, low, host, 0);
         if let Some(high) = high {
-            self.fb.ins().store(guest_flags(), high, host, 16);
+            self.fb.ins().store(flags, high, host, 16);
         }
         self.fb.ins().jump(merge, &[]);
         self.fb.switch_to_block(merge);

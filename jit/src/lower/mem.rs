@@ -15,11 +15,6 @@ use sevlab_cpu::Width;
 use sevlab_memctl::{FastTlb, TlbEntry};
 use std::mem::offset_of;
 
-/// Flags of guest memory accesses: the probe has proven them good; alignment is the guest's business.
-pub(super) fn guest_flags() -> MemFlagsData {
-    MemFlagsData::new().with_notrap()
-}
-
 /// What a probe is for.
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum For {
@@ -32,8 +27,9 @@ impl Lower<'_, '_> {
     pub(super) fn probe(&mut self, va: Value, bytes: u32, why: For) -> (Value, Value) {
         self.sync();
         let index_mask = (FastTlb::ENTRIES as u64 - 1) << 5;
+        let tlb = self.tlb();
         let (entry, page) = if let Some(va) = self.constant(va) {
-            let entry = self.add_constant(self.tlb, va >> (12 - 5) & index_mask);
+            let entry = self.add_constant(tlb, va >> (12 - 5) & index_mask);
             let page = self.iconst(types::I64, va.wrapping_add(u64::from(bytes - 1)) & !0xfff);
             (entry, page)
         } else {
@@ -41,7 +37,7 @@ impl Lower<'_, '_> {
             let mask = self.iconst(types::I64, index_mask);
             let x = self.fb.ins().ushr(va, shift);
             let x = self.fb.ins().band(x, mask);
-            let entry = self.fb.ins().iadd(self.tlb, x);
+            let entry = self.fb.ins().iadd(tlb, x);
             let last = self.add_constant(va, u64::from(bytes - 1));
             let page_mask = self.iconst(types::I64, !0xfff);
             (entry, self.fb.ins().band(last, page_mask))
@@ -70,6 +66,11 @@ impl Lower<'_, '_> {
     pub(super) fn host_address(&mut self, va: Value, bytes: u32, rmw: bool) -> Value {
         if self.lines.is_some() {
             return self.line_address(va, bytes, rmw);
+        }
+        // Two stores, of which the second faults, would be no precise fault.
+        let single = !rmw || bytes <= 16;
+        if single && let Some(host) = self.viewed(va) {
+            return host;
         }
         match self.grouped(va, bytes, rmw) {
             Some(host) => host,
@@ -126,7 +127,8 @@ impl Lower<'_, '_> {
     /// Loads a value of CLIF type `t`.
     pub(super) fn load_type(&mut self, t: Type, va: Value) -> Value {
         let host = self.host_address(va, t.bytes(), false);
-        self.fb.ins().load(t, guest_flags(), host, 0)
+        let flags = self.guest_flags();
+        self.fb.ins().load(t, flags, host, 0)
     }
 
     /// Stores a value of CLIF type `t` (up to 16 bytes).
@@ -134,6 +136,13 @@ impl Lower<'_, '_> {
         if self.lines.is_some() {
             return self.line_store(va, v, None);
         }
+        if let Some(host) = self.viewed(va) {
+            let flags = self.guest_flags();
+            self.fb.ins().store(flags, v, host, 0);
+            self.end_site();
+            return;
+        }
+        self.end_site();
         let bytes = t.bytes();
         let grouped = self.grouped(va, bytes, true);
         if grouped.is_some() || self.held() != 0 {
@@ -142,7 +151,8 @@ impl Lower<'_, '_> {
                 Some(host) => host,
                 None => self.host_address_or_copy(va, bytes, true, false),
             };
-            self.fb.ins().store(guest_flags(), v, host, 0);
+            let flags = self.guest_flags();
+            self.fb.ins().store(flags, v, host, 0);
             return;
         }
         let (hit, host) = self.probe(va, bytes, For::Store);
@@ -188,7 +198,8 @@ impl Lower<'_, '_> {
         self.fb.ins().brif(ok, merge, &[], leave, &[]);
         self.leave_in(leave);
         self.fb.switch_to_block(fast);
-        self.fb.ins().store(guest_flags(), v, host, 0);
+        let flags = self.guest_flags();
+        self.fb.ins().store(flags, v, host, 0);
         self.fb.ins().jump(merge, &[]);
         self.fb.switch_to_block(merge);
     }
@@ -202,7 +213,9 @@ impl Lower<'_, '_> {
         if let Some((at, host)) = self.rmw_host
             && at == va
         {
-            self.fb.ins().store(guest_flags(), v, host, 0);
+            let flags = self.guest_flags();
+            self.fb.ins().store(flags, v, host, 0);
+            self.end_site();
             return;
         }
         self.store_type(ty(w), va, v);
@@ -212,10 +225,12 @@ impl Lower<'_, '_> {
         if self.options.uncached {
             // The store behind it does its own probe.
             let host = self.host_address_or_copy(va, w.bytes(), true, true);
-            return self.fb.ins().load(ty(w), guest_flags(), host, 0);
+            let flags = self.guest_flags();
+            return self.fb.ins().load(ty(w), flags, host, 0);
         }
         let host = self.host_address(va, w.bytes(), true);
         self.rmw_host = Some((va, host));
-        self.fb.ins().load(ty(w), guest_flags(), host, 0)
+        let flags = self.guest_flags();
+        self.fb.ins().load(ty(w), flags, host, 0)
     }
 }

@@ -19,7 +19,9 @@ mod int;
 mod lines;
 mod mem;
 mod vector;
+mod view;
 
+use crate::faults::Site;
 use crate::layout;
 use crate::liveness;
 use crate::region::Region;
@@ -31,8 +33,8 @@ use cranelift_codegen::isa::{CallConv, TargetIsa};
 use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext, Variable};
 use flags::FlagState;
 use flow::{
-    Dirty, back_edge_targets, counts_in, dirty_in, needed_in, read_behind, sole_predecessors,
-    surely_read,
+    Dirty, back_edge_targets, counts_in, dirty_in, dirty_in_view, needed_in, read_behind,
+    sole_predecessors, surely_read,
 };
 use groups::Born;
 use mem::For;
@@ -92,6 +94,8 @@ pub struct ExitTable {
     pub targets: Vec<u64>,
     /// Instructions that the code has helpers run; their numbers are relative to the region's first, too.
     pub steps: Vec<Insn>,
+    /// Where accesses may fault: source locations are numbers of these.
+    pub sites: Vec<Site>,
 }
 
 /// One region's translation in progress.
@@ -143,6 +147,9 @@ pub(crate) struct Lower<'a, 'f> {
     /// Registers are stored as soon as something may leave, so that a way out is short. For regions with many
     /// accesses: their ways out would otherwise be most of the code.
     eager: bool,
+    /// Where accesses need no probe.
+    view: Option<view::View>,
+    sole_predecessor: Vec<Option<usize>>,
     /// Where accesses off one base share a probe.
     outlook: Option<groups::Outlook>,
     groups: groups::Groups,
@@ -156,7 +163,10 @@ pub(crate) struct Lower<'a, 'f> {
     reads_record: bool,
     /// Address of an instruction that used a register which [`vector::uses`] did not name.
     undeclared: Option<u64>,
-    tlb: Value,
+    /// The state pointer, in the CLIF block that it was read in.
+    pinned_here: Option<(ClifBlock, Value)>,
+    /// The fast TLB's base, or that of the filter of lines, where every access looks there.
+    tlb: Option<Value>,
     slot_base: u32,
     step_base: u32,
     exits: ExitTable,
@@ -221,16 +231,16 @@ pub(crate) fn lower(
     });
     let sig_region = fb.import_signature(region_signature());
 
-    let uses: Vec<vector::Uses> = region
+    let insn_uses: Vec<Vec<vector::Uses>> = region
         .blocks
         .iter()
-        .map(|b| {
-            b.insns
-                .iter()
-                .map(vector::uses)
-                .fold(vector::Uses::default(), vector::Uses::then)
-        })
+        .map(|b| b.insns.iter().map(vector::uses).collect())
         .collect();
+    let together = |uses: &Vec<vector::Uses>| {
+        uses.iter()
+            .fold(vector::Uses::default(), |all, &u| all.then(u))
+    };
+    let uses: Vec<vector::Uses> = insn_uses.iter().map(together).collect();
     let all = uses
         .iter()
         .copied()
@@ -241,20 +251,27 @@ pub(crate) fn lower(
         .flat_map(|b| &b.insns)
         .filter(|i| liveness::may_fault(i))
         .count();
-    let eager = leaves > options.lazy_accesses;
-    let dirty = dirty_in(region, &uses, eager);
+    let eager = leaves > options.lazy_accesses && !region.view;
+    let sole_predecessor = sole_predecessors(region);
+    let dirty = if region.view {
+        dirty_in_view(region, &insn_uses, &sole_predecessor)
+    } else {
+        dirty_in(region, &uses, eager)
+    };
     let needed = needed_in(region, &uses, &dirty);
     let pinned = fb.ins().get_pinned_reg(types::I64);
-    let tlb = fb.ins().load(
-        types::I64,
-        state_flags().with_readonly().with_can_move(),
-        pinned,
-        if options.lines {
-            layout::LINES
-        } else {
-            layout::TLB
-        },
-    );
+    let tlb_at = if options.lines {
+        layout::LINES
+    } else {
+        layout::TLB
+    };
+    let constant = state_flags().with_readonly().with_can_move();
+    // With a view few accesses look there, if any.
+    let tlb = (!region.view).then(|| fb.ins().load(types::I64, constant, pinned, tlb_at));
+    let view = region.view.then(|| {
+        let base = fb.ins().load(types::I64, constant, pinned, layout::VIEW);
+        view::View::new(base, dirty.clone())
+    });
     let zero = fb.ins().iconst(types::I64, 0);
     fb.def_var(count_var, zero);
     for r in 0..16 {
@@ -283,7 +300,6 @@ pub(crate) fn lower(
         vec![sevlab_cpu::flags::ARITH; region.blocks.len()]
     };
     let wanted = liveness::wanted_in(region, &live_in);
-    let sole_predecessor = sole_predecessors(region);
     let back_edges = back_edge_targets(region);
     let insn = region.blocks[0].insns[0];
     let lines = options.lines.then(|| {
@@ -332,14 +348,21 @@ pub(crate) fn lower(
         counted: false,
         lines,
         eager,
-        outlook: (options.groups && region.groups && !options.lines && !options.uncached)
+        outlook: (options.groups
+            && region.groups
+            && !region.view
+            && !options.lines
+            && !options.uncached)
             .then(|| groups::Outlook::new(region, &sole_predecessor)),
+        view,
+        sole_predecessor: sole_predecessor.clone(),
         groups: groups::Groups::default(),
         groups_out: vec![Vec::new(); region.blocks.len()],
         flags_out: vec![None; region.blocks.len()],
         counts: counts_in(region),
         reads_record: false,
         undeclared: None,
+        pinned_here: None,
         tlb,
         slot_base,
         step_base,
@@ -357,7 +380,8 @@ pub(crate) fn lower(
         l.block(n, dirty[n], sole_predecessor[n], back_edges[n]);
     }
     l.flags_in(flags_in);
-    let (exits, undeclared) = (std::mem::take(&mut l.exits), l.undeclared);
+    let (mut exits, undeclared) = (std::mem::take(&mut l.exits), l.undeclared);
+    exits.sites = l.view.take().map_or_else(Vec::new, view::View::into_sites);
     fb.seal_all_blocks();
     fb.finalize(isa.frontend_config());
     match undeclared {
@@ -380,7 +404,26 @@ fn wanted_flags(mask: u64) -> impl Iterator<Item = Flag> {
 
 impl Lower<'_, '_> {
     fn pinned(&mut self) -> Value {
-        self.fb.ins().get_pinned_reg(types::I64)
+        let here = self.fb.current_block();
+        match self.pinned_here {
+            Some((block, p)) if Some(block) == here => p,
+            _ => {
+                let p = self.fb.ins().get_pinned_reg(types::I64);
+                self.pinned_here = here.map(|b| (b, p));
+                p
+            }
+        }
+    }
+
+    /// The fast TLB's base, or that of the filter of lines.
+    fn tlb(&mut self) -> Value {
+        if let Some(tlb) = self.tlb {
+            return tlb;
+        }
+        let p = self.pinned();
+        self.fb
+            .ins()
+            .load(types::I64, state_flags(), p, layout::TLB)
     }
 
     fn iconst(&mut self, t: Type, v: u64) -> Value {
@@ -502,6 +545,7 @@ impl Lower<'_, '_> {
         self.insn = region.blocks[n].insns[0];
         self.begin_lines(n);
         self.begin_groups(n, before);
+        self.begin_view(before);
         if header && self.lines.is_none() {
             self.poll_exit_request();
         }
@@ -509,6 +553,7 @@ impl Lower<'_, '_> {
             self.insn = *i;
             self.term = Term::Next;
             self.rmw_host = None;
+            self.begin_view_insn();
             self.counted = false;
             self.poll_turn();
             self.fetch_insn();
@@ -564,21 +609,29 @@ impl Lower<'_, '_> {
         match self.term {
             Term::Next => {
                 self.define_vars(live);
+                self.end_view(n);
                 self.edge(next);
             }
             Term::Jump(t) => {
                 self.define_vars(live);
+                self.end_view(n);
                 self.edge(t);
             }
             Term::Branch(c, t) => {
                 self.define_vars(live);
+                self.end_view(n);
                 let taken = self.edge_block(t);
                 let fall = self.edge_block(next);
                 self.fb.ins().brif(c, taken.0, &[], fall.0, &[]);
                 for (b, target, empty) in [(taken.0, t, taken.1), (fall.0, next, fall.1)] {
                     if empty {
                         self.fb.switch_to_block(b);
+                        // What one way works out of the flags does not dominate the other, and what it stores the other does not.
+                        let flags = self.flags.clone();
+                        let dirty = (self.dirty_gprs, self.dirty_vecs, self.dirty_highs);
                         self.edge(target);
+                        self.flags = flags;
+                        (self.dirty_gprs, self.dirty_vecs, self.dirty_highs) = dirty;
                     }
                 }
             }
@@ -589,7 +642,7 @@ impl Lower<'_, '_> {
     /// The block to branch to for `target`, and whether it is an empty one, to be filled by [`Self::edge`].
     fn edge_block(&mut self, target: u64) -> (ClifBlock, bool) {
         match self.region.index.get(&target) {
-            Some(&s) if !self.edge_fetches(s) => (self.blocks[s], false),
+            Some(&s) if !self.edge_fetches(s) && !self.edge_stores(s) => (self.blocks[s], false),
             _ => (self.fb.create_block(), true),
         }
     }
@@ -598,6 +651,7 @@ impl Lower<'_, '_> {
         match self.region.index.get(&target) {
             Some(&s) => {
                 self.fetch_edge(s);
+                self.store_for(s);
                 self.fb.ins().jump(self.blocks[s], &[]);
             }
             None => self.exit_to(target),
@@ -627,7 +681,7 @@ impl Lower<'_, '_> {
                 self.fb.def_var(self.vech_var[r], v);
             }
         }
-        if live_flags != 0 && !self.flags.untouched() {
+        if live_flags != 0 && !self.flags.untouched() && self.view.is_none() {
             let record = self.flags_record(live_flags);
             for (var, value) in self.cc_var.into_iter().zip(record) {
                 self.fb.def_var(var, value);
@@ -681,6 +735,7 @@ impl Lower<'_, '_> {
                     .ins()
                     .load(types::I64, state_flags(), p, layout::gpr(r));
                 self.gprs[r].full = Home::Value(v);
+                self.know_slot(r, v);
                 v
             }
         }
@@ -756,7 +811,8 @@ impl Lower<'_, '_> {
             (std::mem::take(&mut half.raises.0), half.low)
         };
         if let (true, Home::Value(old)) = (unused, home) {
-            let p = self.pinned();
+            // A pointer that nobody else has: of two stores to one place the mid-end may drop the first.
+            let p = self.fb.ins().get_pinned_reg(types::I64);
             self.fb.ins().store(state_flags(), old, p, layout::DISCARD);
         }
     }

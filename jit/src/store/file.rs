@@ -15,6 +15,7 @@
 //! 3. The checksums are against damage. They do not keep out somebody who may write the file: [`super`] sees to that.
 
 use super::key::Key;
+use super::sites::Packed;
 use xxhash_rust::xxh3::xxh3_128;
 use zerocopy::little_endian::{U32, U64, U128};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -90,6 +91,7 @@ struct Head {
     step_base: U32,
     insns: U32,
     groups: U32,
+    view: U32,
     /// Offset in the code at which it is entered.
     entry: U32,
     // How many there are of each part.
@@ -98,6 +100,9 @@ struct Head {
     spans: U32,
     guest: U32,
     code: U32,
+    starts: U32,
+    sites: U32,
+    sources: U32,
 }
 
 /// One region as it is stored.
@@ -111,6 +116,8 @@ pub(crate) struct Record<'a> {
     pub insns: u32,
     /// Accesses off one base may share a probe in it.
     pub groups: bool,
+    /// Accesses go to the view without a probe in it.
+    pub view: bool,
     /// Offset in the code at which it is entered.
     pub entry: u32,
     /// Guest addresses that the exit slots lead to.
@@ -123,6 +130,8 @@ pub(crate) struct Record<'a> {
     pub guest: &'a [u8],
     /// Host code.
     pub code: &'a [u8],
+    /// Where it may fault; offsets are from its first byte.
+    pub sites: Packed<'a>,
 }
 
 impl Record<'_> {
@@ -134,12 +143,16 @@ impl Record<'_> {
             step_base: U32::new(self.step_base),
             insns: U32::new(self.insns),
             groups: U32::new(self.groups.into()),
+            view: U32::new(self.view.into()),
             entry: U32::new(self.entry),
             targets: n(self.targets.len()),
             steps: n(self.steps.len()),
             spans: n(self.spans.len()),
             guest: n(self.guest.len()),
             code: n(self.code.len()),
+            starts: n(self.sites.starts.len()),
+            sites: n(self.sites.sites.len()),
+            sources: n(self.sites.sources.len()),
         };
         [
             head.as_bytes(),
@@ -148,6 +161,9 @@ impl Record<'_> {
             self.spans.as_bytes(),
             self.guest,
             self.code,
+            self.sites.starts.as_bytes(),
+            self.sites.sites.as_bytes(),
+            self.sites.sources.as_bytes(),
         ]
         .concat()
     }
@@ -354,14 +370,29 @@ impl Image {
         let (targets, rest) = <[U64]>::ref_from_prefix_with_elems(rest, n(head.targets)).ok()?;
         let (steps, rest) = <[U64]>::ref_from_prefix_with_elems(rest, n(head.steps)).ok()?;
         let (spans, rest) = <[Span]>::ref_from_prefix_with_elems(rest, n(head.spans)).ok()?;
-        let (guest, code) = rest.split_at_checked(n(head.guest))?;
+        let (guest, rest) = rest.split_at_checked(n(head.guest))?;
+        let (code, rest) = rest.split_at_checked(n(head.code))?;
+        let (starts, rest) = <[_]>::ref_from_prefix_with_elems(rest, n(head.starts)).ok()?;
+        let (places, rest) = <[_]>::ref_from_prefix_with_elems(rest, n(head.sites)).ok()?;
+        let sources = <[_]>::ref_from_bytes_with_elems(rest, n(head.sources)).ok()?;
+        let sites = Packed {
+            starts,
+            sites: places,
+            sources,
+        };
         let fits = |base: U32, n: U32, end: u32| {
             base.get()
                 .checked_add(n.get())
                 .is_some_and(|last| last <= end)
         };
-        let good = code.len() == n(head.code)
-            && head.entry < head.code
+        let view = head.view.get() != 0;
+        let has = |rip: u64| {
+            let behind = |s: &Span| rip.wrapping_sub(s.rip.get());
+            spans.iter().any(|s| behind(s) < s.bytes.get().into())
+        };
+        let good = head.entry < head.code
+            && (view || sites == Packed::default())
+            && sites.check(head.code.get(), has)
             && fits(head.slot_base, head.targets, self.slots)
             && fits(head.step_base, head.steps, self.steps)
             && spans.first().is_some_and(|s| s.rip.get() == rip)
@@ -374,12 +405,14 @@ impl Image {
             step_base: head.step_base.get(),
             insns: head.insns.get(),
             groups: head.groups.get() != 0,
+            view,
             entry: head.entry.get(),
             targets,
             steps,
             spans,
             guest,
             code,
+            sites,
         })
     }
 }

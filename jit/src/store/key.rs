@@ -13,7 +13,7 @@ use std::sync::OnceLock;
 use xxhash_rust::xxh3::Xxh3;
 
 /// Grows whenever the format of files changes, or what they mean.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// A hash of all that must be equal where a file is used to what it was where the file was made:
 ///
@@ -23,6 +23,7 @@ const VERSION: u32 = 1;
 /// | the sevlab build | it lowers, lays out the CPU state and numbers helpers in its own way |
 /// | the code generator's settings and the host's instruction sets that it uses | code made for another host may not run here |
 /// | [`JitOptions`], as far as they change code: costs of a machine model, too | |
+/// | whether guest memory is in a view | code without probes needs one |
 /// | the CPU model's [`Profile`] | instructions that it hides raise #UD |
 /// | the guest program's file name, and its build id or what tells its content | no dependence: so that a file stays small, and is what one program needs |
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -59,6 +60,7 @@ impl Key {
         isa: &str,
         options: &JitOptions,
         profile: &Profile,
+        view: bool,
         program: &Path,
     ) -> Option<Self> {
         let mut hash = Xxh3::new();
@@ -73,7 +75,7 @@ impl Key {
         }
         let options = code_options(options);
         // Writing into a hash can't fail.
-        let _ = write!(Text(&mut hash), "{options:?}{profile:?}");
+        let _ = write!(Text(&mut hash), "{options:?}{view}{profile:?}");
         Some(Self(hash.digest128().to_le_bytes()))
     }
 
@@ -190,7 +192,7 @@ mod tests {
     use sevlab_cpu::profile::CpuidFeature;
 
     fn key(options: &JitOptions, profile: &Profile, isa: &str, program: &str) -> Key {
-        Key::new(isa, options, profile, Path::new(program)).expect("this build is known")
+        Key::new(isa, options, profile, true, Path::new(program)).expect("this build is known")
     }
 
     #[test]
@@ -200,7 +202,9 @@ mod tests {
         let same = key(&base, &all, "isa", "/bin/true");
         let mut without = Profile::ALL;
         without.hide(CpuidFeature::AVX2);
+        let path = Path::new("/bin/true");
         let others = [
+            Key::new("isa", &base, &all, false, path).expect("this build is known"),
             key(&base, &all, "isa", "/bin/false"),
             key(&base, &all, "other", "/bin/true"),
             key(&base, &without, "isa", "/bin/true"),

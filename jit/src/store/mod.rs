@@ -15,6 +15,7 @@
 
 pub(crate) mod file;
 pub(crate) mod key;
+pub(crate) mod sites;
 
 use crate::compile::SLOTS;
 use file::{Contents, Image};

@@ -46,6 +46,7 @@ pub fn engines(variation: u64) -> [(&'static str, JitOptions); 4] {
                 jump_cache: !r.one_in(3),
                 shared_frame: !r.one_in(3),
                 groups: !r.one_in(3),
+                view: !r.one_in(3),
                 dead_flags: !r.one_in(3),
                 vectors: !r.one_in(4),
                 lazy_accesses: r.pick(&[0, 1, 3, 16]),

@@ -9,7 +9,7 @@ use sevlab_cpu::thunk::mxcsr;
 use sevlab_cpu::{SevMode, Stop, Vcpu, VcpuConfig, interp};
 use sevlab_jit::{Engine, JitOptions};
 use sevlab_memctl::model::{CoreModel, Model};
-use sevlab_memctl::{CacheMode, CipherKind, Config, Domain, MemCtl, MemoryKey};
+use sevlab_memctl::{CacheMode, CipherKind, Config, Domain, HostOptions, MemCtl, MemoryKey};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -39,6 +39,8 @@ pub const FS_BASE: u64 = DATA + 0x1000;
 
 const ROOT: u64 = 0x1000;
 const SIZE: u64 = 8 << 20;
+/// Frames that nothing else uses.
+const SPARE: u64 = SIZE - 8 * PAGE;
 const ASID: Asid = Asid(3);
 
 /// Frames whose contents are part of a result.
@@ -273,7 +275,24 @@ impl Machine {
 
     /// As [`Machine::new`], a core of this model.
     pub fn with_model(kind: Kind, options: Option<JitOptions>, model: Option<Arc<Model>>) -> Self {
-        let mem = MemCtl::new(Config {
+        let view = options.as_ref().is_some_and(|o| o.view);
+        Self::with(kind, options, model, view)
+    }
+
+    /// As [`Machine::new`], with memory that can be accessed through a view or not, whatever the options say.
+    pub fn with_view(kind: Kind, options: Option<JitOptions>, view: bool) -> Self {
+        Self::with(kind, options, None, view)
+    }
+
+    fn with(
+        kind: Kind,
+        options: Option<JitOptions>,
+        model: Option<Arc<Model>>,
+        view: bool,
+    ) -> Self {
+        let mut host = HostOptions::default();
+        host.view = view;
+        let config = Config {
             size: SIZE,
             cipher: CipherKind::Aes128Xex,
             cache: match kind {
@@ -286,8 +305,8 @@ impl Machine {
             hierarchy: model.clone(),
             cores: 1,
             snp: false,
-        })
-        .expect("a few MiB");
+        };
+        let mem = MemCtl::with_options(config, &host).expect("a few MiB");
         let key = MemoryKey::new(CipherKind::Aes128Xex, &[9; 16]).expect("16 bytes");
         mem.install_key(ASID, key).expect("a free ASID");
         let mode = if kind == Kind::Plain {
@@ -371,8 +390,8 @@ impl Machine {
             mem: Arc::clone(&self.vcpu.mem),
             domain: self.domain(),
             c,
-            // The upper tables exist.
-            next: u64::MAX,
+            // The upper tables exist, but for those of one page far away.
+            next: SPARE,
         };
         tables.map(va, to, bits);
         self.vcpu.invlpg(Va(va));

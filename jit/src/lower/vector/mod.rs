@@ -317,7 +317,7 @@ impl Lower<'_, '_> {
             };
         }
         let host = self.host_address(va, 32, false);
-        let flags = MemFlagsData::new().with_notrap();
+        let flags = self.guest_flags();
         let low = self.fb.ins().load(types::I8X16, flags, host, 0);
         let high = self.fb.ins().load(types::I8X16, flags, host, 16);
         Halves {
@@ -333,9 +333,10 @@ impl Lower<'_, '_> {
             high @ Some(_) if self.lines.is_some() => self.line_store(va, h.low, high),
             Some(high) => {
                 let host = self.host_address(va, 32, true);
-                let flags = MemFlagsData::new().with_notrap();
+                let flags = self.guest_flags();
                 self.fb.ins().store(flags, h.low, host, 0);
                 self.fb.ins().store(flags, high, host, 16);
+                self.end_site();
             }
         }
     }

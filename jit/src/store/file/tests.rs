@@ -1,14 +1,17 @@
+use super::super::sites::{Lists, tests::table};
 use super::*;
 use std::borrow::Cow;
 
 const KEY: Key = Key([7; 16]);
 
 fn record(rip: u64, slot_base: u32) -> Vec<u8> {
+    let sites = Lists::new(&table(rip)).expect("of the kind");
     Record {
         slot_base,
         step_base: 3,
         insns: 4,
         groups: true,
+        view: true,
         entry: 2,
         targets: &[U64::new(0x1234), U64::new(0x5678)],
         steps: &[U64::new(rip + 1)],
@@ -24,6 +27,7 @@ fn record(rip: u64, slot_base: u32) -> Vec<u8> {
         ],
         guest: &[1, 2, 3, 4, 5],
         code: &[0x90; 33],
+        sites: sites.packed(),
     }
     .encode()
 }
@@ -58,7 +62,12 @@ fn what_was_written_is_read() {
     let entry = image.find(0x4000).expect("there");
     let r = image.record(entry).expect("whole");
     assert_eq!((r.slot_base, r.step_base, r.insns, r.entry), (8, 3, 4, 2));
-    assert!(r.groups);
+    assert!(r.groups && r.view);
+    let (sites, expected) = (r.sites.unpack().expect("good"), table(0x4000));
+    assert_eq!(
+        (sites.starts, sites.sites),
+        (expected.starts, expected.sites)
+    );
     assert_eq!(r.targets[1].get(), 0x5678);
     assert_eq!(r.steps[0].get(), 0x4001);
     assert_eq!(
@@ -158,6 +167,33 @@ fn offsets_and_lengths_are_not_believed() {
 }
 
 #[test]
+fn no_table_of_sites_is_believed() {
+    let image = Image::parse(whole(), &KEY).expect("whole");
+    let good = record(0x4000, 8);
+    let lists = Lists::new(&table(0x4000)).expect("of the kind");
+    let packed = lists.packed();
+    let bytes =
+        size_of_val(packed.starts) + size_of_val(packed.sites) + size_of_val(packed.sources);
+    let mut refused = 0;
+    for at in good.len() - bytes..good.len() {
+        for value in [0, 1, 0x80, 0xff] {
+            let mut bad = good.clone();
+            bad[at] ^= value;
+            match image.parts(0x4000, &bad) {
+                None => refused += 1,
+                // What is left to be wrong are values.
+                Some(r) => assert!(r.sites.unpack().is_some()),
+            }
+        }
+    }
+    assert!(refused > bytes, "{refused} of {bytes}");
+    // Code with probes has no sites.
+    let mut bad = good.clone();
+    bad[16..20].fill(0);
+    assert!(image.parts(0x4000, &bad).is_none());
+}
+
+#[test]
 fn parts_of_a_record_lie_in_it_and_its_numbers_below_the_files() {
     let image = Image::parse(whole(), &KEY).expect("whole");
     let good = record(0x4000, 8);
@@ -168,12 +204,15 @@ fn parts_of_a_record_lie_in_it_and_its_numbers_below_the_files() {
         "slot number"
     );
     for at in (0..size_of::<Head>()).step_by(4) {
-        // The count of instructions and the switch are as good as any.
+        // The count of instructions and the switches are as good as any.
         for value in [u32::MAX, 1 << 20, 0] {
             let mut bad = good.clone();
             bad[at..at + 4].copy_from_slice(&value.to_le_bytes());
             if let Some(r) = image.parts(0x4000, &bad) {
-                assert!(at == 8 || at == 12 || value == 0, "field {at} = {value:#x}");
+                assert!(
+                    (8..20).contains(&at) || value == 0,
+                    "field {at} = {value:#x}"
+                );
                 assert!((r.entry as usize) < r.code.len());
             }
         }
