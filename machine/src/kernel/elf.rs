@@ -46,6 +46,8 @@ pub struct Elf {
     pub interpreter: Option<String>,
     /// The stack must be executable.
     pub exec_stack: bool,
+    /// It is built with ThreadSanitizer, whose runtime ends a program that is not where Linux would have put it.
+    pub thread_sanitizer: bool,
     /// Largest segment alignment, at least a page.
     pub align: u64,
 }
@@ -54,6 +56,7 @@ const HEADER: usize = 64;
 /// Bytes of a program header.
 pub const PHENT: usize = 56;
 const PT_LOAD: u32 = 1;
+const PT_DYNAMIC: u32 = 2;
 const PT_INTERP: u32 = 3;
 const PT_PHDR: u32 = 6;
 const PT_GNU_STACK: u32 = 0x6474_e551;
@@ -142,8 +145,10 @@ pub fn parse_with(
         segments: Vec::new(),
         interpreter: None,
         exec_stack: false,
+        thread_sanitizer: false,
         align: 4096,
     };
+    let mut dynamic = None;
     for ph in table.chunks_exact(PHENT) {
         let flags = field::<4>(ph, 4) as u8;
         match field::<4>(ph, 0) as u32 {
@@ -161,6 +166,7 @@ pub fn parse_with(
                     .ok_or_else(|| bad("PT_INTERP", format!("no path at {:#x}", at.0)))?;
                 elf.interpreter = Some(text);
             }
+            PT_DYNAMIC => dynamic = Some((field::<8>(ph, 8), field::<8>(ph, 32))),
             PT_PHDR => elf.phdr = field::<8>(ph, 16),
             PT_GNU_STACK => elf.exec_stack = flags & 1 != 0,
             _ => {}
@@ -188,7 +194,33 @@ pub fn parse_with(
             format!("{:#x} lies in no segment", elf.phdr),
         ));
     }
+    if let Some(names) = dynamic.and_then(|at| dynamic_names(&elf, at, read)) {
+        let has = |name: &[u8]| names.windows(name.len()).any(|w| w == name);
+        elf.thread_sanitizer = has(b"__tsan_init");
+    }
     Ok(elf)
+}
+
+/// The names that the dynamic section at (offset, bytes) uses. None if it is not as expected: that is for the interpreter to say.
+fn dynamic_names(
+    elf: &Elf,
+    (at, len): (u64, u64),
+    read: &mut dyn FnMut(u64, u64) -> Option<Vec<u8>>,
+) -> Option<Vec<u8>> {
+    const DT_STRTAB: u64 = 5;
+    const DT_STRSZ: u64 = 10;
+    /// More than any program has.
+    const MOST: u64 = 16 << 20;
+    let section = read(at, len.min(4096))?;
+    let value = |tag| {
+        let mut entries = section.chunks_exact(16);
+        let entry = entries.find(|e| field::<8>(e, 0) == tag)?;
+        Some(field::<8>(entry, 8))
+    };
+    let (table, len) = (value(DT_STRTAB)?, value(DT_STRSZ)?.min(MOST));
+    let holds = |s: &&Segment| table >= s.vaddr && table - s.vaddr < s.filesz;
+    let segment = elf.segments.iter().find(holds)?;
+    read(segment.offset + (table - segment.vaddr), len)
 }
 
 fn part(bytes: &[u8], offset: u64, len: u64) -> Option<&[u8]> {

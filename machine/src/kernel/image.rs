@@ -17,14 +17,11 @@ use super::Kernel;
 use super::elf::{self, Elf, ElfError};
 use super::error::{Errno, Error};
 use super::mm::{
-    AddressSpace, Backing, File, Hw, MMAP_MIN, MMAP_TOP, Prot, STACK_END, Vma, write_run,
+    AddressSpace, Backing, File, Hw, MMAP_MIN, MMAP_TOP, Places, Prot, STACK_END, Vma, write_run,
 };
 use super::outside::WindowCall;
 use super::sigframe::FRAME_MAX;
 use super::stack::{self, Start, at};
-
-/// Where a position-independent program is loaded.
-const PIE_BASE: u64 = 0x1555_5555_5000;
 /// Interpreters of scripts that may be nested.
 const SCRIPT_DEPTH: usize = 5;
 
@@ -350,8 +347,14 @@ impl Program {
     ) -> Result<Loaded, Error> {
         let have = template.have;
         let (program, source) = &self.elf;
+        mm.places = if program.thread_sanitizer {
+            Places::LINUX
+        } else {
+            Places::LOW
+        };
         let bias = if program.relocatable {
-            PIE_BASE
+            mm.places
+                .pie_base
                 .next_multiple_of(program.align)
                 .wrapping_sub(program.start())
         } else {
@@ -364,10 +367,11 @@ impl Program {
         if let Some((path, interpreter, source)) = &self.interpreter {
             if interpreter.relocatable {
                 let len = interpreter.end() - interpreter.start();
-                let at = loader
-                    .mm
-                    .areas()
-                    .gap_below(MMAP_TOP, MMAP_MIN, len + interpreter.align);
+                let at = loader.mm.areas().gap_below(
+                    loader.mm.places.mmap_top,
+                    MMAP_MIN,
+                    len + interpreter.align,
+                );
                 let at = at.ok_or(Error::OutOfMemory {
                     have,
                     what: "the interpreter",
@@ -424,6 +428,7 @@ impl Program {
             (at::MINSIGSTKSZ, FRAME_MAX),
         ];
         let stack = stack::build(&Start {
+            end: mm.places.stack_end,
             argv: &self.argv,
             envp,
             exec_fn: self.exe.as_os_str().as_bytes(),
@@ -438,9 +443,10 @@ impl Program {
             });
         }
         let stack_prot = Prot(if program.exec_stack { 7 } else { 3 });
-        let low = ((stack.rsp & !(PAGE_SIZE - 1)) - (128 << 10)).max(STACK_END - mm.stack_limit);
+        let low = ((stack.rsp & !(PAGE_SIZE - 1)) - (128 << 10))
+            .max(mm.places.stack_end - mm.stack_limit);
         let area = Vma {
-            end: STACK_END,
+            end: mm.places.stack_end,
             prot: stack_prot,
             shared: false,
             backing: Backing::Stack,
@@ -554,7 +560,7 @@ impl Loader<'_> {
             let start = s.vaddr.wrapping_add(bias);
             let end = (start + s.memsz).next_multiple_of(PAGE_SIZE);
             let mut low = start & !(PAGE_SIZE - 1);
-            if low < MMAP_MIN || end > MMAP_TOP {
+            if low < MMAP_MIN || end > self.mm.places.mmap_top {
                 return Err(overlap(format!("{start:#x} is no address for a program")));
             }
             // Bss of one segment and data of the next may share a page: the later segment's rights win.

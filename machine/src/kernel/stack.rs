@@ -1,7 +1,5 @@
 //! The stack a program starts with: argument strings, environment, auxiliary vector.
 
-use super::mm::STACK_END;
-
 /// Auxiliary vector keys (linux/auxvec.h).
 pub mod at {
     #![allow(missing_docs)] // named by the ABI
@@ -33,6 +31,8 @@ pub struct Start<'a> {
     pub argv: &'a [Vec<u8>],
     /// Environment.
     pub envp: &'a [Vec<u8>],
+    /// End of the stack.
+    pub end: u64,
     /// The program's path (`AT_EXECFN`).
     pub exec_fn: &'a [u8],
     /// Sixteen random bytes (`AT_RANDOM`).
@@ -51,11 +51,11 @@ pub struct Stack {
     pub auxv: Vec<u8>,
 }
 
-/// Lays out the stack below [`STACK_END`].
+/// Lays out the stack.
 #[must_use]
 pub fn build(s: &Start<'_>) -> Stack {
     let mut strings = Strings {
-        top: STACK_END - 8,
+        top: s.end - 8,
         data: vec![0; 8],
     };
     let exec_fn = strings.push(s.exec_fn);
@@ -114,12 +114,14 @@ impl Strings {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernel::mm::STACK_END;
 
     #[test]
     fn layout_is_what_a_program_expects() {
         let argv = [b"prog".to_vec(), b"arg".to_vec()];
         let envp = [b"A=1".to_vec()];
         let s = Start {
+            end: STACK_END,
             argv: &argv,
             envp: &envp,
             exec_fn: b"/bin/prog",

@@ -44,6 +44,32 @@ pub const USER_END: u64 = 0x7fff_ffff_f000;
 pub const STACK_END: u64 = 0x1fff_ffff_f000;
 /// Mappings are placed downwards from here.
 pub const MMAP_TOP: u64 = 0x1fff_f7ff_f000;
+/// Where the kernel places what it places.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Places {
+    /// End of the stack.
+    pub stack_end: u64,
+    /// Mappings are placed downwards from here.
+    pub mmap_top: u64,
+    /// Position-independent programs are placed upwards from here.
+    pub pie_base: u64,
+}
+
+impl Places {
+    /// As low as a view reaches.
+    pub const LOW: Self = Self {
+        stack_end: STACK_END,
+        mmap_top: MMAP_TOP,
+        pie_base: 0x1555_5555_5000,
+    };
+    /// Where Linux has them, for programs that know that.
+    pub const LINUX: Self = Self {
+        stack_end: 0x7fff_ffff_f000,
+        mmap_top: 0x7fff_f7ff_f000,
+        pie_base: 0x5555_5555_5000,
+    };
+}
+
 /// Lowest address `mmap` gives (`vm.mmap_min_addr`).
 pub const MMAP_MIN: u64 = 0x1_0000;
 /// Beyond this many pages a range's translations are forgotten by a flush.
@@ -100,6 +126,8 @@ pub struct AddressSpace {
     brk: u64,
     /// Soft `RLIMIT_STACK`.
     pub stack_limit: u64,
+    /// Where the program's parts are placed.
+    pub places: Places,
     /// Where the next sequential fault is expected, and how many pages it brings.
     ahead: (u64, u64),
     stats: MmStats,
@@ -143,6 +171,7 @@ impl AddressSpace {
             brk_start: 0,
             brk: 0,
             stack_limit: 8 << 20,
+            places: Places::LOW,
             ahead: (0, 1),
             stats: MmStats::default(),
             kept_back: Vec::new(),
@@ -425,7 +454,7 @@ impl AddressSpace {
         let (Some(old), Some(new)) = (page_up(self.brk), page_up(to)) else {
             return Ok(self.brk);
         };
-        if to < self.brk_start || new > MMAP_TOP {
+        if to < self.brk_start || new > self.places.mmap_top {
             return Ok(self.brk);
         }
         if new > old {
@@ -533,7 +562,7 @@ impl AddressSpace {
         }
         let to = self
             .areas
-            .gap_below(MMAP_TOP, MMAP_MIN, new_len)
+            .gap_below(self.places.mmap_top, MMAP_MIN, new_len)
             .ok_or(Errno::ENOMEM)?;
         self.relocate(hw, old, len, to, new_len, area)
     }

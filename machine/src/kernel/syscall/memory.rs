@@ -7,7 +7,7 @@ use sevlab_arch::PAGE_SIZE;
 use super::marshal::{GUEST_FDS, guest_fd};
 use super::{Call, DONE, Sys, SysResult};
 use crate::kernel::error::{Errno, Error, Fail};
-use crate::kernel::mm::{Backing, File, FileId, Hw, MMAP_TOP, Place, Prot, Vma, page_up};
+use crate::kernel::mm::{Backing, File, FileId, Hw, Place, Prot, Vma, page_up};
 use crate::kernel::outside::WindowCall;
 
 const MAP_SHARED: u64 = 1;
@@ -77,7 +77,7 @@ pub fn mmap(call: &mut Call<'_, '_>) -> SysResult {
         let top = if flags & MAP_32BIT != 0 {
             0x8000_0000
         } else {
-            MMAP_TOP
+            call.kernel.mm.places.mmap_top
         };
         let hint = if flags & MAP_32BIT != 0 && addr >= top {
             0
@@ -406,7 +406,7 @@ fn again(
     };
     let any = Place::Any {
         hint: 0,
-        top: MMAP_TOP,
+        top: call.kernel.mm.places.mmap_top,
     };
     let place = to.map_or(any, Place::Fixed);
     let (kernel, mut cx) = call.cx();
