@@ -195,8 +195,8 @@ pub fn parse_with(
         ));
     }
     if let Some(names) = dynamic.and_then(|at| dynamic_names(&elf, at, read)) {
-        let has = |name: &[u8]| names.windows(name.len()).any(|w| w == name);
-        elf.thread_sanitizer = has(b"__tsan_init");
+        let name = b"__tsan_init";
+        elf.thread_sanitizer = names.windows(name.len()).any(|w| w == name);
     }
     Ok(elf)
 }
