@@ -27,6 +27,8 @@ PRINT = threading.Lock()
 
 def environment(folder):
     env = {
+        # Its folder would be one more that the program has made; the tests of the cache are elsewhere.
+        "SEVLAB_CODE_CACHE": "off",
         "PATH": PATH,
         "HOME": folder,
         "TMPDIR": os.path.join(folder, "tmp"),
