@@ -91,7 +91,9 @@ impl Machine {
             snp,
         };
         let mut host = HostOptions::default();
-        host.view = config.view;
+        // For translated code, and only if that uses it.
+        host.view =
+            config.view && matches!(&config.engine, crate::config::Engine::Jit(o) if o.view);
         host.own_fds = KERNEL_FDS_END;
         let mem = MemCtl::with_window(dram, &host, layout.files_len)?;
         let mut psp = PspConfig {
