@@ -162,11 +162,12 @@ impl Vcpu {
         // A write tag means writes that nobody sees, so the page must count as dirty from now on.
         // Only where pages are pushed out would that cost anything.
         let data_domain = self.domain(t.private);
-        let grant_write = t.writable
+        // Whoever makes the frame code after the look above has seen this vCPU noted, and waits until it is out of guest code: a write
+        // that is under way may still be done.
+        let is_free = || t.domain == Domain::Shared || self.mem.config().resident.is_none();
+        let mut grant_write = t.writable
             && data_domain == t.domain
-            && !self.cluster.holds(t.spa)
-            && (writing || t.domain == Domain::Shared || self.mem.config().resident.is_none());
-        let mut grant_write = grant_write;
+            && (writing || !self.cluster.holds(t.spa) && is_free());
         if let Some(pages) = &mut self.writes {
             grant_write &= writing;
             if writing {
