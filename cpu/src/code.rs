@@ -33,12 +33,14 @@ pub(crate) struct CodeMap {
     recent: Option<Noted>,
 }
 
-/// A linear page that is noted: as long as the fast TLB lets it be fetched at that host address, it is
-/// that frame, since each frame has host addresses of its own.
+/// A linear page that is noted: as long as the fast TLB lets it be fetched at that host address, and nothing was dropped from it, it
+/// is that frame. (Frames come and go at one address of the view.)
 #[derive(Clone, Copy)]
 struct Noted {
     page: u64,
     host: usize,
+    /// [`FastTlb::drops`](sevlab_memctl::FastTlb::drops) when it was noted.
+    drops: u64,
     frame: Spa,
 }
 
@@ -49,10 +51,12 @@ impl Vcpu {
         let page = va.page().0;
         if let Some(r) = self.code.recent
             && r.page == page
+            && r.drops == self.tlb.drops()
             && self.exec_host(page) == Some(r.host)
         {
             return Ok(r.frame);
         }
+        let drops = self.tlb.drops();
         let t = self.translate_code(va)?;
         let pfn = t.spa.pfn();
         match self.code.pages.get(&page) {
@@ -66,7 +70,12 @@ impl Vcpu {
                 let host = host.map(|h| h.addr().get());
                 if let Some(host) = host.filter(|h| self.exec_host(page) == Some(*h)) {
                     let frame = t.spa.page();
-                    self.code.recent = Some(Noted { page, host, frame });
+                    self.code.recent = Some(Noted {
+                        page,
+                        host,
+                        drops,
+                        frame,
+                    });
                 }
                 return Ok(t.spa.page());
             }

@@ -266,3 +266,18 @@ fn what_renews_a_translation_closes_nothing() {
     rig.vcpu.shoot_down(Va(BASE), Va(BASE + 0x1000), true);
     assert_eq!(rig.rights(BASE), (false, false));
 }
+
+/// Frames come and go at one address of the view: what code was decoded from is not known by that.
+#[test]
+fn another_frame_in_a_slot_is_another_frame_of_code() {
+    let mut rig = Rig::new(SevMode::Off);
+    let code = |frame: u64| frame | P | U | A;
+    for frame in [FRAMES + 0x5000, FRAMES + 0x6000] {
+        rig.map(BASE, code(frame));
+        rig.vcpu.flush_tlb();
+        for _ in 0..3 {
+            rig.fill(BASE, Access::Exec);
+            assert_eq!(rig.vcpu.note_code(Va(BASE)).unwrap(), Spa(frame));
+        }
+    }
+}
