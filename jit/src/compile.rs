@@ -84,7 +84,8 @@ impl Slots {
     pub(crate) fn unlink(&self, n: u32) {
         self.table[n as usize].store(self.stub, Ordering::Release);
     }
-    fn peek(&self) -> u32 {
+    /// The number of the slot that is taken next.
+    pub(crate) fn peek(&self) -> u32 {
         self.next.load(Ordering::Relaxed) as u32
     }
     fn take(&self, count: usize) {
@@ -96,10 +97,6 @@ impl Slots {
     /// The next slot taken is `next`: those below belong to code that will be taken in, or are given up.
     pub(crate) fn reset(&self, next: u32) {
         self.next.store(u64::from(next), Ordering::Relaxed);
-    }
-    /// Slots with a number.
-    pub(crate) fn taken(&self) -> u32 {
-        self.peek()
     }
 }
 

@@ -66,11 +66,29 @@ struct Live {
     made: Option<Box<Made>>,
 }
 
-/// How often a region is left because a page is not in the view, before it is translated with probes.
-const MOST_UNSEEN: u32 = 64;
+/// How often each region was left because something that it was translated to rely on was not so.
+#[derive(Default)]
+struct Leaves(FxHashMap<u64, u32>);
 
-/// How often a region is left because a range of accesses has not one host address, before it is translated without groups.
-const MOST_SPLITS: u32 = 64;
+impl Leaves {
+    /// So often, and it is translated without.
+    const MOST: u32 = 64;
+
+    /// Counts. Whether the region has to go.
+    fn note(&mut self, entry: u64) -> bool {
+        let times = self.0.entry(entry).or_default();
+        *times += 1;
+        *times == Self::MOST
+    }
+
+    fn too_often(&self, entry: u64) -> bool {
+        self.0.get(&entry).is_some_and(|&n| n >= Self::MOST)
+    }
+
+    fn clear(&mut self) {
+        self.0.clear();
+    }
+}
 
 struct Pending {
     ticket: u64,
@@ -115,9 +133,9 @@ pub struct Engine {
     jump_cache: Box<[[u64; 2]; JUMP_CACHE_ENTRIES]>,
     refused: FxHashSet<u64>,
     /// How often regions were left with [`exit::SPLIT`].
-    splits: FxHashMap<u64, u32>,
+    splits: Leaves,
     /// How often regions were left with [`exit::UNSEEN`].
-    unseen: FxHashMap<u64, u32>,
+    unseen: Leaves,
     /// Where translated code may fault.
     faults: Box<faults::Table>,
     stats: JitStats,
@@ -154,8 +172,8 @@ impl Engine {
             words: Vec::new(),
             jump_cache: cache.try_into().expect("length is JUMP_CACHE_ENTRIES"),
             refused: FxHashSet::default(),
-            splits: FxHashMap::default(),
-            unseen: FxHashMap::default(),
+            splits: Leaves::default(),
+            unseen: Leaves::default(),
             faults: Box::default(),
             stats: JitStats::default(),
             full: false,
@@ -372,34 +390,20 @@ impl Engine {
             exit::INDIRECT => Ok(()),
             exit::INTERPRET => self.interpret(vcpu, interp::step),
             exit::TURN => self.finish_turn(vcpu),
-            exit::SPLIT => {
-                self.split(vcpu.state.engine[word(layout::SPLIT_REGION)]);
-                self.interpret(vcpu, interp::step)
-            }
-            exit::UNSEEN => {
-                self.unseen(vcpu.state.engine[word(layout::SPLIT_REGION)]);
+            exit::SPLIT | exit::UNSEEN => {
+                let entry = vcpu.state.engine[word(layout::LEFT_REGION)];
+                // Its groups lie across pages, or it accesses a page that is not in the view: it goes if it often does.
+                let leaves = if code == exit::SPLIT {
+                    &mut self.splits
+                } else {
+                    &mut self.unseen
+                };
+                if leaves.note(entry) {
+                    self.drop_region(entry);
+                }
                 self.interpret(vcpu, interp::step)
             }
             _ => runtime::take_pending().map_or(Ok(()), Err),
-        }
-    }
-
-    /// A region was left because its groups lie across pages: if it often is, it goes, to be translated without them.
-    fn split(&mut self, entry: u64) {
-        let times = self.splits.entry(entry).or_default();
-        *times += 1;
-        if *times == MOST_SPLITS {
-            self.drop_region(entry);
-        }
-    }
-
-    /// A region was left because it accesses a page that is not in the view: if it often is, it goes, to be translated with
-    /// probes.
-    fn unseen(&mut self, entry: u64) {
-        let times = self.unseen.entry(entry).or_default();
-        *times += 1;
-        if *times == MOST_UNSEEN {
-            self.drop_region(entry);
         }
     }
 
@@ -424,7 +428,7 @@ impl Engine {
 
     /// Whether the region at `entry` may be one without probes.
     fn may_fault(&self, vcpu: &Vcpu, entry: u64) -> bool {
-        self.unseen.get(&entry).is_none_or(|&n| n < MOST_UNSEEN) && self.views(vcpu)
+        !self.unseen.too_often(entry) && self.views(vcpu)
     }
 
     /// Has the region at a hot block translated.
@@ -454,7 +458,7 @@ impl Engine {
             return;
         };
         region.view = self.may_fault(vcpu, rip);
-        region.groups = self.splits.get(&rip).is_none_or(|&n| n < MOST_SPLITS);
+        region.groups = !self.splits.too_often(rip);
         let pages = region.pages();
         if pages.iter().any(|p| vcpu.note_code(Va(p << 12)).is_err()) {
             return;

@@ -122,17 +122,11 @@ std::arch::global_asm!(
     "mov rbx, rsp",
     "sub rsp, 256",
     "and rsp, -16",
-    "movaps [rsp], xmm0", "movaps [rsp+16], xmm1", "movaps [rsp+32], xmm2", "movaps [rsp+48], xmm3",
-    "movaps [rsp+64], xmm4", "movaps [rsp+80], xmm5", "movaps [rsp+96], xmm6", "movaps [rsp+112], xmm7",
-    "movaps [rsp+128], xmm8", "movaps [rsp+144], xmm9", "movaps [rsp+160], xmm10", "movaps [rsp+176], xmm11",
-    "movaps [rsp+192], xmm12", "movaps [rsp+208], xmm13", "movaps [rsp+224], xmm14", "movaps [rsp+240], xmm15",
+    crate::runtime::store_vectors!(),
     "call {settle}",
     "test rax, rax",
     "jnz 2f",
-    "movaps xmm0, [rsp]", "movaps xmm1, [rsp+16]", "movaps xmm2, [rsp+32]", "movaps xmm3, [rsp+48]",
-    "movaps xmm4, [rsp+64]", "movaps xmm5, [rsp+80]", "movaps xmm6, [rsp+96]", "movaps xmm7, [rsp+112]",
-    "movaps xmm8, [rsp+128]", "movaps xmm9, [rsp+144]", "movaps xmm10, [rsp+160]", "movaps xmm11, [rsp+176]",
-    "movaps xmm12, [rsp+192]", "movaps xmm13, [rsp+208]", "movaps xmm14, [rsp+224]", "movaps xmm15, [rsp+240]",
+    crate::runtime::load_vectors!(),
     "mov rsp, rbx",
     "pop rbx",
     "pop r11", "pop r10", "pop r9", "pop r8", "pop rdi", "pop rsi", "pop rdx", "pop rcx", "pop rax",
@@ -217,7 +211,7 @@ extern "sysv64" fn settle(state: *mut CpuState, pc: usize) -> i64 {
     };
     restore(&mut v.state, site);
     if unseen {
-        v.state.engine[word(layout::SPLIT_REGION)] = entry;
+        v.state.engine[word(layout::LEFT_REGION)] = entry;
         exit::UNSEEN
     } else {
         exit::INTERPRET

@@ -52,8 +52,8 @@ pub const H_LINE_THUNK: i32 = engine_word(19);
 /// As [`H_STEP`], where the state has the position; it is told how many instructions come before the next poll.
 pub const H_LINE_STEP: i32 = engine_word(20);
 
-/// Entry of the region that was left with [`exit::SPLIT`].
-pub const SPLIT_REGION: i32 = engine_word(21);
+/// Entry of the region that was left with [`exit::SPLIT`] or [`exit::UNSEEN`].
+pub const LEFT_REGION: i32 = engine_word(21);
 
 /// Base of the view, which is also its size, where accesses need no probe.
 pub const VIEW: i32 = engine_word(22);

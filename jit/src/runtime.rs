@@ -15,6 +15,32 @@ use sevlab_cpu::thunk::Thunk;
 use sevlab_cpu::{CpuState, Insn, MemRef, Stop, Vcpu};
 use std::cell::{Cell, RefCell};
 
+/// The vector registers into 256 bytes from RSP on.
+macro_rules! store_vectors {
+    () => {
+        concat!(
+            "movups [rsp+0], xmm0; movups [rsp+16], xmm1; movups [rsp+32], xmm2; movups [rsp+48], xmm3\n",
+            "movups [rsp+64], xmm4; movups [rsp+80], xmm5; movups [rsp+96], xmm6; movups [rsp+112], xmm7\n",
+            "movups [rsp+128], xmm8; movups [rsp+144], xmm9; movups [rsp+160], xmm10; movups [rsp+176], xmm11\n",
+            "movups [rsp+192], xmm12; movups [rsp+208], xmm13; movups [rsp+224], xmm14; movups [rsp+240], xmm15\n",
+        )
+    };
+}
+
+/// And back.
+macro_rules! load_vectors {
+    () => {
+        concat!(
+            "movups xmm0, [rsp+0]; movups xmm1, [rsp+16]; movups xmm2, [rsp+32]; movups xmm3, [rsp+48]\n",
+            "movups xmm4, [rsp+64]; movups xmm5, [rsp+80]; movups xmm6, [rsp+96]; movups xmm7, [rsp+112]\n",
+            "movups xmm8, [rsp+128]; movups xmm9, [rsp+144]; movups xmm10, [rsp+160]; movups xmm11, [rsp+176]\n",
+            "movups xmm12, [rsp+192]; movups xmm13, [rsp+208]; movups xmm14, [rsp+224]; movups xmm15, [rsp+240]\n",
+        )
+    };
+}
+
+pub(crate) use {load_vectors, store_vectors};
+
 std::arch::global_asm!(
     ".macro sevlab_helper stub, target",
     ".globl \\stub",
@@ -22,16 +48,10 @@ std::arch::global_asm!(
     "\\stub:",
     "push rax", "push rcx", "push rdx", "push rsi", "push rdi", "push r8", "push r9", "push r10", "push r11",
     "sub rsp, 256",
-    "movups [rsp], xmm0", "movups [rsp+16], xmm1", "movups [rsp+32], xmm2", "movups [rsp+48], xmm3",
-    "movups [rsp+64], xmm4", "movups [rsp+80], xmm5", "movups [rsp+96], xmm6", "movups [rsp+112], xmm7",
-    "movups [rsp+128], xmm8", "movups [rsp+144], xmm9", "movups [rsp+160], xmm10", "movups [rsp+176], xmm11",
-    "movups [rsp+192], xmm12", "movups [rsp+208], xmm13", "movups [rsp+224], xmm14", "movups [rsp+240], xmm15",
+    crate::runtime::store_vectors!(),
     "mov rcx, r15",
     "call \\target",
-    "movups xmm0, [rsp]", "movups xmm1, [rsp+16]", "movups xmm2, [rsp+32]", "movups xmm3, [rsp+48]",
-    "movups xmm4, [rsp+64]", "movups xmm5, [rsp+80]", "movups xmm6, [rsp+96]", "movups xmm7, [rsp+112]",
-    "movups xmm8, [rsp+128]", "movups xmm9, [rsp+144]", "movups xmm10, [rsp+160]", "movups xmm11, [rsp+176]",
-    "movups xmm12, [rsp+192]", "movups xmm13, [rsp+208]", "movups xmm14, [rsp+224]", "movups xmm15, [rsp+240]",
+    crate::runtime::load_vectors!(),
     "add rsp, 256",
     "pop r11", "pop r10", "pop r9", "pop r8", "pop rdi", "pop rsi", "pop rdx", "pop rcx", "pop rax",
     "ret",

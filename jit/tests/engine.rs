@@ -16,6 +16,7 @@ use machine::{
     CODE, DATA, ISLAND, Kind, Machine, Outcome, PAGE, READ_ONLY, STACK, Start, UNMAPPED, WIDE,
     WIDE_PAGES,
 };
+use program::{assemble, calling};
 use sevlab_arch::Va;
 use sevlab_cpu::stop::{InterceptKind, Stop};
 use sevlab_jit::JitOptions;
@@ -24,12 +25,6 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 type Emit = fn(&mut CodeAssembler) -> Result<(), IcedError>;
-
-fn assemble(build: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Vec<u8> {
-    let mut a = CodeAssembler::new(64).expect("64 bits");
-    build(&mut a).expect("an encodable program");
-    a.assemble(CODE).expect("an encodable program")
-}
 
 /// Runs the code from several states in every engine and in the interpreter.
 fn agree(kind: Kind, code: &[u8]) {
@@ -307,25 +302,6 @@ fn loops_without_memory_accesses_are_interrupted() {
         assert_eq!(out.stop, Stop::Requested);
         assert!(started.elapsed() < Duration::from_secs(3));
     }
-}
-
-/// A loop in one page that calls a function in the next; the function is at `CODE + PAGE`.
-fn calling(value: u32) -> Vec<u8> {
-    let mut code = assemble(|a| {
-        let mut top = a.create_label();
-        a.xor(eax, eax)?;
-        a.mov(r15d, 100)?;
-        a.set_label(&mut top)?;
-        a.call(CODE + PAGE)?;
-        a.dec(r15d)?;
-        a.jne(top)?;
-        a.cpuid()
-    });
-    code.resize(PAGE as usize, 0xcc);
-    code.extend([0x05]); // ADD EAX, imm32
-    code.extend(value.to_le_bytes());
-    code.push(0xc3);
-    code
 }
 
 #[test]

@@ -17,10 +17,9 @@ mod program;
 
 use compare::{Sticky, engines, same};
 use forms::Forms;
-use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use machine::{CODE, CODE_PAGES, DATA, DATA_PAGES, Kind, Machine, Outcome, PAGE, Rng, Start};
-use program::{Generator, Program, listing};
+use program::{Generator, Program, assemble_at, listing};
 use sevlab_arch::{Spa, Va};
 use sevlab_cpu::Stop;
 use sevlab_cpu::model::CoreCounters;
@@ -399,25 +398,19 @@ fn random(kind: Kind, cases: u64, seed: u64) {
     assert!(cases < 48 || translated > 50, "most must run translated");
 }
 
-fn assemble(at: u64, build: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Vec<u8> {
-    let mut a = CodeAssembler::new(64).expect("64 bits");
-    build(&mut a).expect("an encodable program");
-    a.assemble(at).expect("an encodable program")
-}
-
 /// A loop of accesses to random places in a range, and of jumps to random blocks, each in a line of its own.
 fn wandering(seed: u64) -> Vec<u8> {
     const BLOCKS: u64 = CODE + PAGE;
     const END: u64 = BLOCKS + 16 * 64;
     let r = &mut Rng::new(seed ^ 0x3a4d);
     let mask = r.pick(&[0x1f8u32, 0x7f8, 0xff8, 0x3fc0, 0x3ff8]) | r.pick(&[0, 0, 3, 7]);
-    let start = assemble(CODE, |a| {
+    let start = assemble_at(CODE, |a| {
         a.mov(r8, seed | 1)?;
         a.mov(rsi, BLOCKS)?;
         a.mov(ecx, 40 + r.below(300) as u32)
     });
     let top = CODE + start.len() as u64;
-    let body = assemble(top, |a| {
+    let body = assemble_at(top, |a| {
         for _ in 0..1 + r.below(5) {
             a.mov(r9, r8)?;
             a.shl(r9, 13)?;
@@ -454,7 +447,7 @@ fn wandering(seed: u64) -> Vec<u8> {
     for n in 0..16 {
         let at = BLOCKS + 64 * n;
         code.resize((at - CODE) as usize, 0xcc);
-        code.extend(assemble(at, |a| {
+        code.extend(assemble_at(at, |a| {
             a.inc(ebx)?;
             if n % 3 == 0 {
                 a.push(rbx)?;
@@ -466,7 +459,7 @@ fn wandering(seed: u64) -> Vec<u8> {
         }));
     }
     code.resize((END - CODE) as usize, 0xcc);
-    code.extend(assemble(END, |a| a.cpuid()));
+    code.extend(assemble_at(END, |a| a.cpuid()));
     code
 }
 

@@ -14,7 +14,7 @@ use compare::{Sticky, same};
 use forms::Forms;
 use iced_x86::code_asm::*;
 use machine::{CODE, DATA, DATA_PAGES, Kind, Machine, Outcome, PAGE, READ_ONLY, Start, UNMAPPED};
-use program::Generator;
+use program::{Generator, assemble, calling};
 use sevlab_jit::{CodeCache, JitOptions, JitStats};
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -24,31 +24,6 @@ use tempfile::TempDir;
 
 /// The program that engines are told of; what tells programs apart is in the key's own tests.
 const PROGRAM: &str = "/nowhere/guest";
-
-fn assemble(build: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Vec<u8> {
-    let mut a = CodeAssembler::new(64).expect("64 bits");
-    build(&mut a).expect("an encodable program");
-    a.assemble(CODE).expect("an encodable program")
-}
-
-/// A loop in one page that calls a function in the next; the function is at `CODE + PAGE`.
-fn calling(value: u32) -> Vec<u8> {
-    let mut code = assemble(|a| {
-        let mut top = a.create_label();
-        a.xor(eax, eax)?;
-        a.mov(r15d, 100)?;
-        a.set_label(&mut top)?;
-        a.call(CODE + PAGE)?;
-        a.dec(r15d)?;
-        a.jne(top)?;
-        a.cpuid()
-    });
-    code.resize(PAGE as usize, 0xcc);
-    code.extend([0x05]); // ADD EAX, imm32
-    code.extend(value.to_le_bytes());
-    code.push(0xc3);
-    code
-}
 
 /// A process has room for a few views: what is to find the files of machines with one waits for its turn.
 static TURN: Mutex<()> = Mutex::new(());

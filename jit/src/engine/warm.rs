@@ -11,7 +11,7 @@
 //! 2. The numbers in its code are below those that the compiler gives out ([`Engine::reopen`]).
 //! 3. Where vCPUs run in turns, nothing of this is used: how threads interleave may depend on what is translated.
 
-use super::{Engine, Live, MOST_SPLITS, decode_at};
+use super::{Engine, Live, decode_at};
 use crate::JitOptions;
 use crate::compile::{Code, Compiler};
 use crate::layout::JUMP_CACHE_ENTRIES;
@@ -266,7 +266,7 @@ impl Engine {
                 return false;
             }
         };
-        if record.groups && self.splits.get(&rip).is_some_and(|&n| n >= MOST_SPLITS) {
+        if record.groups && self.splits.too_often(rip) {
             return false;
         }
         if record.view && !self.may_fault(vcpu, rip) {
@@ -339,7 +339,7 @@ impl Engine {
         });
         regions.extend(kept);
         store.write(Contents {
-            slots: self.shared.slots.taken(),
+            slots: self.shared.slots.peek(),
             steps: self.shared.next_step.load(Ordering::Relaxed),
             regions,
             counts,

@@ -126,7 +126,7 @@ impl Lower<'_, '_> {
             let p = l.pinned();
             let entry = l.iconst(types::I64, l.region.entry());
             l.fb.ins()
-                .store(state_flags(), entry, p, layout::SPLIT_REGION);
+                .store(state_flags(), entry, p, layout::LEFT_REGION);
             l.leave_with(exit::SPLIT);
         });
     }

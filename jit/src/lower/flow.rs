@@ -60,37 +60,42 @@ pub(super) fn counts_in(region: &Region) -> Vec<Option<u64>> {
     }
 }
 
-/// Forward analysis: what may be stale in state memory at the start of each block.
-pub(super) fn dirty_in(region: &Region, uses: &[vector::Uses], eager: bool) -> Vec<Dirty> {
+/// Forward analysis: what may be stale in state memory at the start of each block. `behind` says what may be at a block's end,
+/// given what may be at its start.
+fn stale_in(region: &Region, behind: impl Fn(usize, Dirty) -> Dirty) -> Vec<Dirty> {
     let mut dirty = vec![Dirty::default(); region.blocks.len()];
-    let keep = if eager { 0 } else { !0 };
     loop {
         let mut changed = false;
         for (n, block) in region.blocks.iter().enumerate() {
-            let out = Dirty {
-                gprs: (dirty[n].gprs | uses[n].gprs_out) & keep,
-                vecs: (dirty[n].vecs | uses[n].vecs_out) & keep,
-                highs: (dirty[n].highs | uses[n].highs_out) & keep,
-                flags: dirty[n].flags || uses[n].flags,
-            };
-            for t in block.successors() {
-                if let Some(&s) = region.index.get(&t) {
-                    let d = &mut dirty[s];
-                    let merged = Dirty {
-                        gprs: d.gprs | out.gprs,
-                        vecs: d.vecs | out.vecs,
-                        highs: d.highs | out.highs,
-                        flags: d.flags || out.flags,
-                    };
-                    changed |= *d != merged;
-                    *d = merged;
-                }
+            let out = behind(n, dirty[n]);
+            for &s in block.successors().filter_map(|t| region.index.get(&t)) {
+                let d = &mut dirty[s];
+                let merged = Dirty {
+                    gprs: d.gprs | out.gprs,
+                    vecs: d.vecs | out.vecs,
+                    highs: d.highs | out.highs,
+                    flags: d.flags || out.flags,
+                };
+                changed |= *d != merged;
+                *d = merged;
             }
         }
         if !changed {
             return dirty;
         }
     }
+}
+
+/// What may be stale at the start of each block where registers are stored on the way out, or, in an eager region, before what
+/// may leave.
+pub(super) fn dirty_in(region: &Region, uses: &[vector::Uses], eager: bool) -> Vec<Dirty> {
+    let keep = if eager { 0 } else { !0 };
+    stale_in(region, |n, d| Dirty {
+        gprs: (d.gprs | uses[n].gprs_out) & keep,
+        vecs: (d.vecs | uses[n].vecs_out) & keep,
+        highs: (d.highs | uses[n].highs_out) & keep,
+        flags: d.flags || uses[n].flags,
+    })
 }
 
 /// Backward analysis: the registers whose value at each block's start is read in it or behind it, be it by a way out
@@ -240,33 +245,14 @@ pub(super) fn dirty_in_view(
         }
         blocks.push((settled, last, holds));
     }
-    let mut dirty = vec![Dirty::default(); region.blocks.len()];
-    loop {
-        let mut changed = false;
-        for (n, block) in region.blocks.iter().enumerate() {
-            let (settled, last, _) = blocks[n];
-            let keep = if settled { 0 } else { !0 };
-            let d = dirty[n];
-            let out = Dirty {
-                gprs: d.gprs & keep | last.gprs,
-                vecs: d.vecs & keep | last.vecs,
-                highs: d.highs & keep | last.highs,
-                flags: false,
-            };
-            for &s in block.successors().filter_map(|t| region.index.get(&t)) {
-                let d = &mut dirty[s];
-                let merged = Dirty {
-                    gprs: d.gprs | out.gprs,
-                    vecs: d.vecs | out.vecs,
-                    highs: d.highs | out.highs,
-                    flags: false,
-                };
-                changed |= *d != merged;
-                *d = merged;
-            }
+    stale_in(region, |n, d| {
+        let (settled, last, _) = blocks[n];
+        let keep = if settled { 0 } else { !0 };
+        Dirty {
+            gprs: d.gprs & keep | last.gprs,
+            vecs: d.vecs & keep | last.vecs,
+            highs: d.highs & keep | last.highs,
+            flags: false,
         }
-        if !changed {
-            return dirty;
-        }
-    }
+    })
 }

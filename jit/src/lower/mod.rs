@@ -18,6 +18,7 @@ mod groups;
 mod int;
 mod lines;
 mod mem;
+mod regs;
 mod vector;
 mod view;
 
@@ -355,7 +356,7 @@ pub(crate) fn lower(
             && !options.uncached)
             .then(|| groups::Outlook::new(region, &sole_predecessor)),
         view,
-        sole_predecessor: sole_predecessor.clone(),
+        sole_predecessor,
         groups: groups::Groups::default(),
         groups_out: vec![Vec::new(); region.blocks.len()],
         flags_out: vec![None; region.blocks.len()],
@@ -377,7 +378,7 @@ pub(crate) fn lower(
         l.fb.ins().jump(flags_in, &[]);
     }
     for n in 0..region.blocks.len() {
-        l.block(n, dirty[n], sole_predecessor[n], back_edges[n]);
+        l.block(n, dirty[n], back_edges[n]);
     }
     l.flags_in(flags_in);
     let (mut exits, undeclared) = (std::mem::take(&mut l.exits), l.undeclared);
@@ -456,19 +457,10 @@ impl Lower<'_, '_> {
         if let Some(c) = self.constant(v) {
             return self.iconst(types::I64, c.wrapping_add(k));
         }
-        if let Some(inst) = self.fb.func.dfg.value_def(v).inst()
-            && let ir::InstructionData::Binary {
-                opcode: ir::Opcode::Iadd,
-                args: [x, y],
-            } = self.fb.func.dfg.insts[inst]
-            && let Some(c) = self.constant(y)
-        {
-            let k = c.wrapping_add(k);
-            if k == 0 {
-                return x;
-            }
-            let k = self.iconst(types::I64, k);
-            return self.fb.ins().iadd(x, k);
+        let (v, c) = self.parts(v);
+        let k = k.wrapping_add(c as u64);
+        if k == 0 {
+            return v;
         }
         let k = self.iconst(types::I64, k);
         self.fb.ins().iadd(v, k)
@@ -492,12 +484,12 @@ impl Lower<'_, '_> {
     }
 
     /// Translates block `n`.
-    fn block(&mut self, n: usize, dirty: Dirty, before: Option<usize>, header: bool) {
+    fn block(&mut self, n: usize, dirty: Dirty, header: bool) {
         let region = self.region;
         self.at = n;
         self.fb.switch_to_block(self.blocks[n]);
         // Where the one way here is known, so are the values that it brings: no parameters have to be made for them.
-        let before = before.filter(|&p| self.flags_out[p].is_some());
+        let before = self.sole_predecessor[n].filter(|&p| self.flags_out[p].is_some());
         if before.is_some() {
             self.fb.seal_block(self.blocks[n]);
         }
@@ -712,129 +704,6 @@ impl Lower<'_, '_> {
             return base;
         }
         self.add_constant(base, u64::from(self.done))
-    }
-
-    // --- register values ------------------------------------------------------------------------------
-
-    fn gpr_full(&mut self, r: u8) -> Value {
-        let r = r as usize;
-        match self.gprs[r].full {
-            Home::Value(v) => v,
-            Home::Var => {
-                if self.needed[self.at].gprs >> r & 1 == 0 {
-                    self.undeclared = Some(self.insn.rip);
-                }
-                let v = self.fb.use_var(self.gpr_var[r]);
-                self.gprs[r].full = Home::Value(v);
-                v
-            }
-            Home::Memory => {
-                let p = self.pinned();
-                let v = self
-                    .fb
-                    .ins()
-                    .load(types::I64, state_flags(), p, layout::gpr(r));
-                self.gprs[r].full = Home::Value(v);
-                self.know_slot(r, v);
-                v
-            }
-        }
-    }
-
-    fn set_gpr_full(&mut self, r: u8, v: Value, low: Option<Value>) {
-        if self.used_gprs >> r & 1 == 0 {
-            self.undeclared = Some(self.insn.rip);
-        }
-        self.gprs[r as usize] = Gpr {
-            full: Home::Value(v),
-            low,
-        };
-        self.dirty_gprs |= 1 << r;
-        self.written.gprs |= 1 << r;
-    }
-
-    fn vec_low(&mut self, r: usize) -> Value {
-        self.read_raising |= std::mem::take(&mut self.vecs[r].raises.0);
-        match self.vecs[r].low {
-            Home::Value(v) => v,
-            Home::Var => {
-                if self.needed[self.at].vecs >> r & 1 == 0 {
-                    self.undeclared = Some(self.insn.rip);
-                }
-                let v = self.fb.use_var(self.vec_var[r]);
-                self.vecs[r].low = Home::Value(v);
-                v
-            }
-            Home::Memory => {
-                let p = self.pinned();
-                let v = self
-                    .fb
-                    .ins()
-                    .load(types::I8X16, state_flags(), p, layout::xmm(r));
-                self.vecs[r].low = Home::Value(v);
-                v
-            }
-        }
-    }
-
-    fn vec_high(&mut self, r: usize) -> Value {
-        self.read_raising |= std::mem::take(&mut self.vecs[r].raises.1);
-        match self.vecs[r].high {
-            Home::Value(v) => v,
-            Home::Var => {
-                if self.needed[self.at].highs >> r & 1 == 0 {
-                    self.undeclared = Some(self.insn.rip);
-                }
-                let v = self.fb.use_var(self.vech_var[r]);
-                self.vecs[r].high = Home::Value(v);
-                v
-            }
-            Home::Memory => {
-                let p = self.pinned();
-                let v = self
-                    .fb
-                    .ins()
-                    .load(types::I8X16, state_flags(), p, layout::ymmh(r));
-                self.vecs[r].high = Home::Value(v);
-                v
-            }
-        }
-    }
-
-    /// Before half a register is overwritten: if it holds a floating-point result that nobody used, a store keeps the
-    /// operation from being dropped.
-    fn keep_raising(&mut self, r: usize, high: bool) {
-        let half = &mut self.vecs[r];
-        let (unused, home) = if high {
-            (std::mem::take(&mut half.raises.1), half.high)
-        } else {
-            (std::mem::take(&mut half.raises.0), half.low)
-        };
-        if let (true, Home::Value(old)) = (unused, home) {
-            // A pointer that nobody else has: of two stores to one place the mid-end may drop the first.
-            let p = self.fb.ins().get_pinned_reg(types::I64);
-            self.fb.ins().store(state_flags(), old, p, layout::DISCARD);
-        }
-    }
-
-    fn set_vec_low(&mut self, r: usize, v: Value) {
-        if self.used_vecs >> r & 1 == 0 {
-            self.undeclared = Some(self.insn.rip);
-        }
-        self.keep_raising(r, false);
-        self.vecs[r].low = Home::Value(v);
-        self.dirty_vecs |= 1 << r;
-        self.written.vecs |= 1 << r;
-    }
-
-    fn set_vec_high(&mut self, r: usize, v: Value) {
-        if self.used_highs >> r & 1 == 0 {
-            self.undeclared = Some(self.insn.rip);
-        }
-        self.keep_raising(r, true);
-        self.vecs[r].high = Home::Value(v);
-        self.dirty_highs |= 1 << r;
-        self.written.highs |= 1 << r;
     }
 }
 

@@ -6,9 +6,10 @@ use super::machine::{
     ALIAS, CODE, COUNTER, DATA, DATA_PAGES, FS_BASE, INDEX, ISLAND, MXCSRS, PAGE, READ_ONLY, Rng,
     STACK, STACK_PAGES, UNMAPPED, pointer,
 };
+use iced_x86::code_asm::{CodeAssembler, eax, r15d};
 use iced_x86::{
-    Code, Decoder, DecoderOptions, Instruction, InstructionInfoFactory, MemoryOperand, OpAccess,
-    OpKind, Register,
+    Code, Decoder, DecoderOptions, IcedError, Instruction, InstructionInfoFactory, MemoryOperand,
+    OpAccess, OpKind, Register,
 };
 use sevlab_cpu::table::{self, Route};
 
@@ -675,4 +676,38 @@ pub fn listing(code: &[u8]) -> String {
         out += &format!("  {:6x}  {bytes:24}  {text}\n", i.ip());
     }
     out
+}
+
+/// The code that `build` makes, at [`CODE`].
+pub fn assemble(build: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Vec<u8> {
+    assemble_at(CODE, build)
+}
+
+/// The code that `build` makes, at an address.
+pub fn assemble_at(
+    at: u64,
+    build: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>,
+) -> Vec<u8> {
+    let mut a = CodeAssembler::new(64).expect("64 bits");
+    build(&mut a).expect("an encodable program");
+    a.assemble(at).expect("an encodable program")
+}
+
+/// A loop in one page that calls a function in the next; the function is at `CODE + PAGE`.
+pub fn calling(value: u32) -> Vec<u8> {
+    let mut code = assemble(|a| {
+        let mut top = a.create_label();
+        a.xor(eax, eax)?;
+        a.mov(r15d, 100)?;
+        a.set_label(&mut top)?;
+        a.call(CODE + PAGE)?;
+        a.dec(r15d)?;
+        a.jne(top)?;
+        a.cpuid()
+    });
+    code.resize(PAGE as usize, 0xcc);
+    code.extend([0x05]); // ADD EAX, imm32
+    code.extend(value.to_le_bytes());
+    code.push(0xc3);
+    code
 }
