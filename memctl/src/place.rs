@@ -2,10 +2,11 @@
 //! Where the bytes of a page are: what the rest of the controller asks before it touches them. Without a view that is at home,
 //! always; see [`crate::view`].
 
+use std::collections::HashSet;
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicU64;
 
-use sevlab_arch::{PAGE_SHIFT, Spa, Va};
+use sevlab_arch::{PAGE_SHIFT, PAGE_SIZE, Spa, Va};
 
 use crate::cipher::PAGE;
 use crate::ctl::{Domain, Fill, MemCtl, Meta};
@@ -293,41 +294,60 @@ impl MemCtl {
     }
 
     /// Moves pages into the slots from `va` on as [`MemCtl::fill_tlb`] would, with the rights to read and, with `write`, to write;
-    /// no fast TLB needs to know. It is a matter of speed alone: pages that can't, and all behind them, stay where they are.
+    /// no fast TLB needs to know. `None` is no page. It is a matter of speed alone: pages that can't stay where they are.
     ///
     /// # Errors
     /// As [`MemCtl::host_page`].
-    pub fn open_view(&self, va: Va, pages: &[(Domain, Spa)], write: bool) -> Result<(), Error> {
+    pub fn open_view(
+        &self,
+        va: Va,
+        pages: &[Option<(Domain, Spa)>],
+        write: bool,
+    ) -> Result<(), Error> {
         let Some(view) = &self.view else {
             return Ok(());
         };
         let mut meta = self.lock();
-        let mut list = Vec::with_capacity(pages.len());
         let perms = Perms {
             r: true,
             w: write,
             x: false,
         };
         let alone = self.tlbs.is_single();
-        for (i, (d, page)) in pages.iter().enumerate() {
-            let va = va.plus((i as u64) << PAGE_SHIFT);
-            let pfn = self.page_of(*d, *page)?;
-            let free = view.occupant(&meta.slots, va).is_none();
-            if !free || !view.takes(&meta.slots, va, pfn, perms, alone) || meta.slots.is_handed(pfn)
-            {
-                break;
+        let mut seen = HashSet::new();
+        let mut run = Vec::with_capacity(pages.len());
+        let mut at = va;
+        for page in pages.iter().chain(&[None]) {
+            let next = at.plus(PAGE_SIZE);
+            let pfn = match page {
+                Some((d, page)) => Some((*d, self.page_of(*d, *page)?)),
+                None => None,
+            };
+            let fit = pfn.filter(|(_, pfn)| {
+                view.occupant(&meta.slots, at).is_none()
+                    && view.takes(&meta.slots, at, *pfn, perms, alone)
+                    && !meta.slots.is_handed(*pfn)
+                    && seen.insert(*pfn)
+            });
+            if let Some((d, pfn)) = fit {
+                self.bring(&mut meta, d, pfn, write)?;
+                run.push(pfn);
+            } else if !run.is_empty() {
+                let first = Va(at.0 - ((run.len() as u64) << PAGE_SHIFT));
+                view.want_huge(first, &run);
+                self.enter(&mut meta, first, &run, write);
+                run.clear();
             }
-            self.bring(&mut meta, *d, pfn, write)?;
-            list.push(pfn);
-        }
-        let mut once = list.clone();
-        once.sort_unstable();
-        once.dedup();
-        if !list.is_empty() && once.len() == list.len() {
-            view.want_huge(va, &list);
-            self.enter(&mut meta, va, &list, write);
+            at = next;
         }
         Ok(())
+    }
+
+    /// Whether the page is zero and has no place yet.
+    #[must_use]
+    pub fn is_untouched(&self, page: Spa) -> bool {
+        let view = self.view.as_ref();
+        view.is_some_and(|view| view.place(page.pfn()) == Place::ZERO)
     }
 
     /// Makes the page one of the domain's, and dirty with `write`.

@@ -705,7 +705,7 @@ fn cost() {
             }
             let va = 0x4000_0000 + at * 4096;
             rig.fill(va, d, at * 4096, Perms::RW);
-            let ahead: Vec<_> = (1..run).map(|i| (d, Spa((at + i) * 4096))).collect();
+            let ahead: Vec<_> = (1..run).map(|i| Some((d, Spa((at + i) * 4096)))).collect();
             rig.m.open_view(Va(va + 4096), &ahead, true).expect("open");
             for i in 0..run {
                 // SAFETY: open, as `fill` has checked for the first.

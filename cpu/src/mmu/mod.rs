@@ -33,6 +33,8 @@ use cache::{NestedCache, PageCache, WalkCache};
 
 /// Most pages that the view is opened for beside the one that is filled.
 const AHEAD: u64 = 512;
+/// Bytes for which they are opened at once.
+const LARGE: u64 = 2 << 20;
 
 /// What a memory access does.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -210,8 +212,9 @@ impl Vcpu {
         Ok((t, byte))
     }
 
-    /// Where pages are filled one after the other, opens the view for some that follow `va`'s, which is at `host`: a fault of the
-    /// host's in translated code costs far more than what is done here.
+    /// Opens the view for more pages than `va`'s, which is at `host`: for some that follow where pages are filled one after the
+    /// other, for the rest of 2 MiB where neighbours wait for their first use. A fault of the host's in translated code costs far
+    /// more than what is done here.
     fn open_ahead(
         &mut self,
         va: Va,
@@ -222,39 +225,59 @@ impl Vcpu {
         let Some((base, size)) = self.mem.view() else {
             return Ok(());
         };
+        let next = va.plus(PAGE_SIZE);
         let (expected, window) = self.paging.ahead;
         let window = if va.0 == expected {
             (window * 2).min(AHEAD)
         } else {
             1
         };
-        let first = va.plus(PAGE_SIZE);
-        self.paging.ahead = (first.0, window);
+        self.paging.ahead = (next.0, window);
         let slot = base.addr().get() as u64 + va.0;
-        if !write || window == 1 || va.0 >= size || host.addr().get() as u64 != slot {
+        if !write || va.0 >= size || host.addr().get() as u64 != slot {
             return Ok(());
         }
-        let mut pages = Vec::with_capacity(AHEAD as usize);
-        // A table of the last level is the same for 2 MiB.
-        let end = first.0.next_multiple_of(2 << 20);
-        let mut at = first;
-        while at.0 < end && (pages.len() as u64) < window {
-            // D says that a write has nothing to set any more.
-            let Ok(next) = self.peek(at, Access::Read) else {
-                break;
-            };
-            if !next.writable || next.domain != t.domain || next.private != t.private {
+        // A table of the last level is the same for so much.
+        let large = Va(va.0 & !(LARGE - 1))..Va(next.0.next_multiple_of(LARGE));
+        let pages = if window > 1 {
+            next..Va((next.0 + window * PAGE_SIZE).min(large.end.0))
+        } else if large.contains(&next) && self.waits_like(next, t) {
+            large
+        } else {
+            return Ok(());
+        };
+        let mut list = Vec::with_capacity(AHEAD as usize);
+        let mut at = pages.start;
+        while at.0 < pages.end.0 {
+            let page = self.opens_like(at, t);
+            if page.is_none() && window > 1 {
                 break;
             }
-            self.cluster.note_writer(&self.seat, next.spa);
-            if self.cluster.holds(next.spa) {
-                break;
-            }
-            pages.push((next.domain, next.spa.page()));
+            list.push(page);
             at = at.plus(PAGE_SIZE);
         }
-        self.paging.ahead = (at.0, window);
-        self.mem.open_view(first, &pages, write).map_err(Stop::Host)
+        if window > 1 {
+            self.paging.ahead.0 = at.0;
+        }
+        let opened = self.mem.open_view(pages.start, &list, write);
+        opened.map_err(Stop::Host)
+    }
+
+    /// The page at `va`, if it can be opened for writing together with one that `t` leads to.
+    fn opens_like(&mut self, va: Va, t: Translation) -> Option<(Domain, Spa)> {
+        // D says that a write has nothing to set any more.
+        let next = self.peek(va, Access::Read).ok()?;
+        if !next.writable || next.domain != t.domain || next.private != t.private {
+            return None;
+        }
+        self.cluster.note_writer(&self.seat, next.spa);
+        (!self.cluster.holds(next.spa)).then(|| (next.domain, next.spa.page()))
+    }
+
+    /// Whether the page at `va` could be opened together with one that `t` leads to, and nobody has used it yet.
+    fn waits_like(&mut self, va: Va, t: Translation) -> bool {
+        let page = self.opens_like(va, t);
+        page.is_some_and(|(_, page)| self.mem.is_untouched(page))
     }
 
     /// Whether the fast TLB may hold the mapping. With SMAP on, a supervisor's right to a user page

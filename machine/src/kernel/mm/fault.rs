@@ -5,7 +5,7 @@ use std::sync::Arc;
 use sevlab_arch::{PAGE_SIZE, Va};
 
 use super::paging::PRESENT;
-use super::{AddressSpace, Backing, File, Hw, Vma, window};
+use super::{AddressSpace, Backing, File, Hw, LARGE_RUN, Vma, window};
 use crate::kernel::error::Error;
 use crate::kernel::frames::LARGE;
 
@@ -106,7 +106,7 @@ impl AddressSpace {
         Some((page, area))
     }
 
-    /// Zero pages; more of them where faults come one after the other.
+    /// Zero pages; more of them where faults come one after the other, and the rest of 2 MiB of which much has been touched.
     fn fault_anon(
         &mut self,
         hw: &mut dyn Hw,
@@ -120,31 +120,53 @@ impl AddressSpace {
         } else {
             1
         };
+        if !self.bring_zeroes(hw, page, start, area)? {
+            return Ok(Fault::OutOfMemory);
+        }
+        let next = page + PAGE_SIZE;
+        let large = page & !(LARGE_RUN - 1)..next.next_multiple_of(LARGE_RUN);
+        self.ahead = (next, window);
+        if window == 1 {
+            if hw.around() >= LARGE && self.is_no_longer_sparse(page) {
+                let all = large.start.max(start)..large.end.min(area.end);
+                for at in all.step_by(PAGE_SIZE as usize) {
+                    if self.tables.get(hw, Va(at))? == 0
+                        && !self.bring_zeroes(hw, at, start, area)?
+                    {
+                        break;
+                    }
+                }
+            }
+            return Ok(Fault::Fixed);
+        }
         let mut end = area.end.min(page + window * PAGE_SIZE);
         if window > AROUND {
-            end = end.min((page + 1).next_multiple_of(LARGE * PAGE_SIZE));
+            end = end.min(large.end);
         }
-        let mut at = page;
-        while at < end {
-            if at != page && self.tables.get(hw, Va(at))? != 0 {
-                break;
-            }
-            let frame = match self.give(hw, at, start, area)? {
-                Some(frame) => frame,
-                None if at == page => return Ok(Fault::OutOfMemory),
-                None => break,
-            };
-            hw.zero(frame)?;
-            if !self.install(hw, at, frame, area)? {
-                if at == page {
-                    return Ok(Fault::OutOfMemory);
-                }
-                break;
-            }
+        let mut at = next;
+        while at < end
+            && self.tables.get(hw, Va(at))? == 0
+            && self.bring_zeroes(hw, at, start, area)?
+        {
             at += PAGE_SIZE;
         }
         self.ahead = (at, window);
         Ok(Fault::Fixed)
+    }
+
+    /// Gives the area's page at `at` a frame of zeroes. False: there is none left.
+    fn bring_zeroes(
+        &mut self,
+        hw: &mut dyn Hw,
+        at: u64,
+        start: u64,
+        area: &Vma,
+    ) -> Result<bool, Error> {
+        let Some(frame) = self.give(hw, at, start, area)? else {
+            return Ok(false);
+        };
+        hw.zero(frame)?;
+        self.install(hw, at, frame, area)
     }
 
     /// Pages of a file: those missing around the fault, read at once.

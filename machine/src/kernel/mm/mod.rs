@@ -666,6 +666,12 @@ impl AddressSpace {
         self.frames.alloc(hw, wish)
     }
 
+    /// Whether the page just given a frame was the one with which frames were set aside for 2 MiB touched here and there.
+    fn is_no_longer_sparse(&self, page: u64) -> bool {
+        let run = self.runs.get(&(page & !(LARGE_RUN - 1), LARGE_RUN));
+        run.is_some_and(|run| run.given == SPARSE + 1 && run.frames.is_some())
+    }
+
     /// Gives up the runs for parts of `[start, end)` and around it where no area is left.
     fn forget_runs(&mut self, start: u64, end: u64) {
         for bytes in [SMALL_RUN, LARGE_RUN] {
