@@ -10,7 +10,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use common::compare::Case;
-use common::{Mode, compile_c, run_for, sevlab_run, workload};
+use common::{Mode, all_modes, compile_c, run_for, sevlab_run, workload};
 
 const TRANSLATED: [Mode; 2] = [
     Mode::new("off", true, "page"),
@@ -256,6 +256,20 @@ fn static_and_dynamic_threads() {
     ] {
         if let Some(program) = compile_c(THREADS, folder.path(), name, flags) {
             Case::new(program, &[]).check(&TRANSLATED);
+        }
+    }
+}
+
+/// What a vfork child does to memory is done to its parent's: the break, mappings, rights and content.
+#[test]
+fn vfork_shares_memory() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let source = include_str!("vfork.c");
+    if let Some(program) = compile_c(source, folder.path(), "vfork", &["-O1"]) {
+        for args in [&[][..], &["exec"]] {
+            Case::new(&program, args)
+                .file("input", vec![b'x'; 9000])
+                .check(&all_modes());
         }
     }
 }

@@ -124,6 +124,7 @@ impl Did {
             ));
         }
         bytes("stdout", &a.stdout, &b.stdout)
+            .map(|difference| format!("{difference}\n  stderr: {}", tail(&b.stderr)))
             .or_else(|| bytes("stderr", &a.stderr, &b.stderr))
             .or_else(|| {
                 let names = |d: &Self| d.files.keys().cloned().collect::<Vec<_>>();

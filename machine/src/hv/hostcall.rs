@@ -104,6 +104,16 @@ impl HostCalls {
         }
     }
 
+    /// Puts bytes at the start of the bounce area.
+    pub(super) fn bounce(&self, data: &[u8]) {
+        if let Some(area) = self.bounce {
+            let n = data.len().min(self.bounce_len);
+            // SAFETY: as in `call`.
+            let bounce = unsafe { std::slice::from_raw_parts_mut(area.as_ptr(), n) };
+            bounce.copy_from_slice(&data[..n]);
+        }
+    }
+
     /// The request block at `gpa`, and where it is; `None` if it is not where it may be.
     fn request(&self, gpa: Gpa) -> Result<Option<(Spa, HostCall)>, MemError> {
         let Some(at) = self.layout.shared_spa(gpa, BLOCK) else {
@@ -427,7 +437,9 @@ impl Hypervisor {
                 self.waited = true;
                 self.vfork_wait()
             }
+            machine_call::VFORK_TELL => self.vfork_tell(a[0]),
             machine_call::VFORK_GIVE => self.vfork_give(a[0]),
+            machine_call::VFORK_TAKE => self.vfork_take(a[0]),
             machine_call::VFORK_DONE => {
                 self.clone_pipe = None;
                 0

@@ -92,6 +92,8 @@ pub struct Hypervisor {
     ghcb: GhcbState,
     /// To or from the other side of a vfork.
     clone_pipe: Option<File>,
+    /// Pages that the clone gave with what it told last.
+    given: Vec<u8>,
     /// The fault that was met last and needed nothing, and how often in a row.
     spurious: (Gpa, u32),
     /// SNP: save areas of vCPUs that the guest has created, by APIC id.
@@ -165,6 +167,7 @@ impl Hypervisor {
             cpuid,
             board: None,
             clone_pipe: None,
+            given: Vec::new(),
             spurious: (Gpa(0), 0),
             created: BTreeMap::new(),
             time: None,

@@ -58,11 +58,16 @@ pub mod machine_call {
     /// Clones the machine: 0 in the clone, its process id in the original. With argument 0 the original
     /// will ask to wait until the clone lets it go.
     pub const FORK: i64 = -3;
-    /// Waits until the clone made last lets go, and takes the pages that it gave.
+    /// Waits until the clone made last lets go (0), or tells something: so many bytes, at the start of the bounce area.
     pub const VFORK_WAIT: i64 = -4;
     /// A clone gives its original the content of the pages whose guest physical addresses, argument 0 in
-    /// number, are at the start of the bounce area.
+    /// number, are at the start of the bounce area. Follows what it tells about them.
     pub const VFORK_GIVE: i64 = -5;
+    /// A clone tells its original argument 0 bytes, which are at the start of the bounce area.
+    pub const VFORK_TELL: i64 = -12;
+    /// The original takes the content of pages that the clone gave with what it told last: those whose guest physical
+    /// addresses, argument 0 in number, are at the start of the bounce area.
+    pub const VFORK_TAKE: i64 = -13;
     /// A clone lets its original go.
     pub const VFORK_DONE: i64 = -6;
     /// The host thread blocks exactly these of its process's signals.

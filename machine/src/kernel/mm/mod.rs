@@ -17,6 +17,7 @@
 
 mod fault;
 mod hw;
+mod lend;
 pub mod paging;
 mod share;
 mod vma;
@@ -30,6 +31,7 @@ use sevlab_arch::{Gpa, PAGE_SIZE, Va};
 
 pub use fault::Fault;
 pub use hw::{Cx, Hw, write_run};
+pub use lend::Change;
 pub use vma::{Areas, Backing, File, FileId, Prot, Vma};
 
 use super::error::{Errno, Error, Fail};
@@ -483,6 +485,7 @@ impl AddressSpace {
     pub fn discard(&mut self, hw: &mut dyn Hw, start: u64, end: u64) -> Result<(), Fail> {
         for (at, part) in self.areas.within(start, end) {
             self.zap(hw, at, part.end, part.prot.executes())?;
+            self.areas.changed(at, part.end);
         }
         if self.areas.covers(start, end) {
             Ok(())
@@ -714,17 +717,6 @@ impl AddressSpace {
         self.stats.resident += 1;
         self.stats.peak = self.stats.peak.max(self.stats.resident);
         Ok(true)
-    }
-
-    /// The private frame behind a page, if it has one.
-    ///
-    /// # Errors
-    /// Guest memory can't be read.
-    pub fn private_frame(&mut self, hw: &mut dyn Hw, va: u64) -> Result<Option<Gpa>, Error> {
-        let entry = self.tables.get(hw, Va(va))?;
-        let frame = self.tables.frame(entry);
-        let private = !self.tables.is_shared(entry) && self.window.place(frame).is_none();
-        Ok((entry != 0 && private).then_some(frame))
     }
 
     /// Adds an area without a fault or a frame; for the launch.

@@ -1,5 +1,6 @@
 //! What is mapped where: a sorted map of areas. No page tables, no frames.
 
+use core::ops::Range;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -116,9 +117,37 @@ impl Vma {
 #[derive(Default, Debug)]
 pub struct Areas {
     map: BTreeMap<u64, Vma>,
+    /// Ranges that are not what they were when the recording began.
+    changes: Option<Vec<Range<u64>>>,
 }
 
 impl Areas {
+    /// From now on it is recorded which ranges change.
+    pub fn record(&mut self) {
+        self.changes = Some(Vec::new());
+    }
+
+    /// Ends the recording: the ranges, in order and apart from each other.
+    pub fn recorded(&mut self) -> Vec<Range<u64>> {
+        let mut changes = self.changes.take().unwrap_or_default();
+        changes.sort_unstable_by_key(|r| r.start);
+        let mut apart: Vec<Range<u64>> = Vec::new();
+        for next in changes {
+            match apart.last_mut() {
+                Some(last) if next.start <= last.end => last.end = last.end.max(next.end),
+                _ => apart.push(next),
+            }
+        }
+        apart
+    }
+
+    /// `[start, end)` is not what it was.
+    pub fn changed(&mut self, start: u64, end: u64) {
+        if let Some(changes) = &mut self.changes {
+            changes.push(start..end);
+        }
+    }
+
     /// The area that `va` lies in, and its start.
     #[must_use]
     pub fn find(&self, va: u64) -> Option<(u64, &Vma)> {
@@ -184,8 +213,9 @@ impl Areas {
             self.split(*at);
         }
         self.split(end);
-        for (at, _) in &parts {
+        for (at, part) in &parts {
             self.map.remove(at);
+            self.changed(*at, part.end);
         }
         parts
     }
@@ -208,6 +238,7 @@ impl Areas {
     /// Puts an area where nothing is, joining it with neighbours that it continues.
     pub fn insert(&mut self, start: u64, vma: Vma) {
         debug_assert!(start < vma.end && self.is_free(start, vma.end));
+        self.changed(start, vma.end);
         let (mut start, mut vma) = (start, vma);
         if let Some(next) = self.map.get(&vma.end)
             && vma.continues(start, next)
@@ -233,6 +264,7 @@ impl Areas {
     pub fn extend_down(&mut self, start: u64, to: u64) {
         if let Some(vma) = self.map.remove(&start) {
             self.map.insert(to, vma);
+            self.changed(to, start);
         }
     }
 

@@ -11,7 +11,7 @@ use zerocopy::IntoBytes;
 use super::futex::release_robust;
 use super::{Call, DONE, Sys, SysResult, strace, user_write};
 use crate::kernel::error::{Errno, Error, Fail};
-use crate::kernel::mm::{Cx, USER_END};
+use crate::kernel::mm::{Change, Cx, USER_END};
 use crate::kernel::outside::{HostCall, Outside, machine_call};
 use crate::kernel::process::{Locked, Task, TaskEnd};
 use crate::kernel::signal::{AltStack, Pending, TaskSignals};
@@ -383,13 +383,7 @@ fn process(call: &mut Call<'_, '_>, w: &Wanted) -> SysResult {
             call.write_user(w.parent_tid, &(pid as u32).to_le_bytes())?;
         }
         if vfork {
-            let wait = HostCall {
-                nr: machine_call::VFORK_WAIT,
-                args: [0; 6],
-            };
-            let out = &mut *call.out;
-            call.kernel
-                .unlocked(call.vcpu, |vcpu| out.host_call(vcpu, &wait))?;
+            await_vfork(call)?;
         }
         return Ok(Sys::Ret(pid));
     }
@@ -405,6 +399,7 @@ fn process(call: &mut Call<'_, '_>, w: &Wanted) -> SysResult {
         call.kernel.task().signals.alt = AltStack::NONE;
     }
     if vfork {
+        call.kernel.mm.lent();
         call.vcpu.record_writes();
     }
     if w.stack != 0 {
@@ -422,6 +417,47 @@ fn process(call: &mut Call<'_, '_>, w: &Wanted) -> SysResult {
     DONE
 }
 
+/// Waits until the vfork child lets go, and takes over what it did to the memory that is this process's, too.
+fn await_vfork(call: &mut Call<'_, '_>) -> Result<(), Error> {
+    loop {
+        let wait = HostCall {
+            nr: machine_call::VFORK_WAIT,
+            args: [0; 6],
+        };
+        let out = &mut *call.out;
+        let told = call
+            .kernel
+            .unlocked(call.vcpu, |vcpu| out.host_call(vcpu, &wait))?;
+        let Some(len) = usize::try_from(told).ok().filter(|len| *len > 0) else {
+            return Ok(());
+        };
+        let mut bytes = vec![0; len.min(call.out.bounce_len())];
+        call.out.bounce_read(call.vcpu, 0, &mut bytes)?;
+        let changes: Option<Vec<Change>> =
+            bytes.chunks(Change::LEN).map(Change::from_bytes).collect();
+        let Some(changes) = changes else {
+            return Err(Error::Protocol {
+                what: "what a vfork child did to its memory".into(),
+            });
+        };
+        // Entries go that other threads use.
+        let mine = call.vcpu.begin_exclusive();
+        let taken = {
+            let (kernel, mut cx) = call.cx();
+            kernel.mm.take_back(&mut cx, &changes)
+        };
+        if mine {
+            call.vcpu.end_exclusive();
+        }
+        let list: Vec<u8> = taken?.iter().flat_map(|gpa| gpa.0.to_le_bytes()).collect();
+        call.out.bounce_write(call.vcpu, 0, &list)?;
+        call.host(
+            machine_call::VFORK_TAKE,
+            [list.len() as u64 / 8, 0, 0, 0, 0, 0],
+        )?;
+    }
+}
+
 impl Locked<'_> {
     /// A vfork child ends or becomes another program: what it changed of the memory it shares with its
     /// parent goes there, and the parent goes on.
@@ -433,20 +469,26 @@ impl Locked<'_> {
             return Ok(());
         }
         let pages = vcpu.recorded_writes();
-        let most = out.bounce_len() / 8;
-        for chunk in pages.chunks(most.max(1)) {
-            let mut list: Vec<u8> = Vec::new();
-            for va in chunk {
-                if let Some(gpa) = self.mm.private_frame(&mut Cx { vcpu, out }, *va)? {
-                    list.extend_from_slice(&gpa.0.to_le_bytes());
-                }
+        let changes = self.mm.give_back(&mut Cx { vcpu, out }, &pages)?;
+        let most = out.bounce_len() / Change::LEN;
+        for chunk in changes.chunks(most.max(1)) {
+            let bytes: Vec<u8> = chunk.iter().flat_map(Change::to_bytes).collect();
+            let frames = chunk.iter().filter_map(|change| match change {
+                Change::Page(_, gpa) => Some(gpa.0.to_le_bytes()),
+                _ => None,
+            });
+            let frames: Vec<u8> = frames.flatten().collect();
+            for (nr, data, unit) in [
+                (machine_call::VFORK_TELL, &bytes, 1),
+                (machine_call::VFORK_GIVE, &frames, 8),
+            ] {
+                out.bounce_write(vcpu, 0, data)?;
+                let give = HostCall {
+                    nr,
+                    args: [(data.len() / unit) as u64, 0, 0, 0, 0, 0],
+                };
+                out.host_call(vcpu, &give)?;
             }
-            out.bounce_write(vcpu, 0, &list)?;
-            let give = HostCall {
-                nr: machine_call::VFORK_GIVE,
-                args: [list.len() as u64 / 8, 0, 0, 0, 0, 0],
-            };
-            out.host_call(vcpu, &give)?;
         }
         let done = HostCall {
             nr: machine_call::VFORK_DONE,
