@@ -94,6 +94,26 @@ const ROWS: &[Row] = &[
         view,
         "accesses in cache mode page without a probe: the host's page tables check them"
     ),
+    Row {
+        key: "direct",
+        values: "off|NUMBER",
+        what: "how often a block is interpreted before it runs as a copy of the guest's own code, with the view",
+        set: |o, v| {
+            o.direct = match v {
+                "off" => 0,
+                v => v
+                    .parse()
+                    .ok()
+                    .filter(|n| *n > 0)
+                    .ok_or("off or a number above 0")?,
+            };
+            Ok(())
+        },
+        get: |o| match o.direct {
+            0 => "off".to_owned(),
+            n => n.to_string(),
+        },
+    },
     switch!(
         dead_flags,
         "flags that nothing can read are not kept across blocks"

@@ -10,7 +10,7 @@ use sevlab_cpu::state::{CpuState, Lane};
 use sevlab_cpu::thunk::mxcsr;
 use sevlab_cpu::{SevMode, Stop, Vcpu, VcpuConfig, interp};
 use sevlab_jit::{Engine, JitOptions, OptLevel};
-use sevlab_memctl::{CacheMode, CipherKind, Config, Domain, MemCtl};
+use sevlab_memctl::{CacheMode, CipherKind, Config, Domain, HostOptions, MemCtl};
 use std::sync::Arc;
 
 const ROOT: u64 = 0x1000;
@@ -35,6 +35,19 @@ pub fn options_on() -> JitOptions {
     JitOptions {
         threshold: 1,
         opt_level: OptLevel::Speed,
+        direct: 0,
+        background: false,
+        code_bytes: 8 << 20,
+        ..JitOptions::default()
+    }
+}
+
+/// Copies of the guest's own instructions, from the second run of a block on, and the interpreter for what can't be copied.
+#[must_use]
+pub fn options_direct() -> JitOptions {
+    JitOptions {
+        threshold: u32::MAX,
+        direct: 1,
         background: false,
         code_bytes: 8 << 20,
         ..JitOptions::default()
@@ -80,7 +93,9 @@ impl Guest {
     /// # Errors
     /// The host gives no memory, or can't run translated code.
     pub fn new(options: Option<JitOptions>) -> Result<Self, Box<dyn std::error::Error>> {
-        let mem = MemCtl::new(Config {
+        let mut host = HostOptions::default();
+        host.view = options.as_ref().is_some_and(|o| o.view && o.direct != 0);
+        let config = Config {
             size: SIZE,
             cipher: CipherKind::Aes128Xex,
             cache: CacheMode::Page,
@@ -89,7 +104,8 @@ impl Guest {
             hierarchy: None,
             cores: 1,
             snp: false,
-        })?;
+        };
+        let mem = MemCtl::with_options(config, &host)?;
         let config = VcpuConfig {
             mode: SevMode::Off,
             ..VcpuConfig::default()

@@ -23,15 +23,18 @@ pub struct Engines {
     pub jit_off: bool,
     /// The translator, everything on.
     pub jit_on: bool,
+    /// Copies of the guest's own instructions.
+    pub direct: bool,
 }
 
 impl Engines {
-    /// All four.
+    /// All but the last: its memory lies in this process's address space, where native code with stray addresses would find it.
     pub const ALL: Self = Self {
         native: true,
         interp: true,
         jit_off: true,
         jit_on: true,
+        direct: false,
     };
 
     /// From a list of names with commas between.
@@ -44,6 +47,7 @@ impl Engines {
             interp: false,
             jit_off: false,
             jit_on: false,
+            direct: false,
         };
         for name in list.split(',') {
             match name.trim() {
@@ -51,16 +55,22 @@ impl Engines {
                 "interp" => e.interp = true,
                 "jit-off" => e.jit_off = true,
                 "jit-on" => e.jit_on = true,
+                "direct" => e.direct = true,
                 other => {
                     return Err(format!(
-                        "no engine `{other}`: there are native, interp, jit-off and jit-on"
+                        "no engine `{other}`: there are native, interp, jit-off, jit-on and direct"
                     ));
                 }
             }
         }
-        let n = [e.native, e.interp, e.jit_off, e.jit_on];
+        let n = [e.native, e.interp, e.jit_off, e.jit_on, e.direct];
         if n.iter().filter(|x| **x).count() < 2 {
             return Err("at least two engines are needed to compare".into());
+        }
+        if e.native && e.direct {
+            return Err("native and direct can't be in one process: stray addresses of the one reach the other's memory; \
+                        compare direct with interp"
+                .into());
         }
         Ok(e)
     }
@@ -73,6 +83,7 @@ impl Engines {
             (self.interp, "interp"),
             (self.jit_off, "jit-off"),
             (self.jit_on, "jit-on"),
+            (self.direct, "direct"),
         ]
         .into_iter()
         .filter_map(|(on, n)| on.then_some(n))
@@ -159,6 +170,10 @@ impl Rig {
         if e.jit_on {
             let g = Guest::new(Some(guest::options_on()))?;
             translators.push(("jit-on", Sticky::Ignored, g));
+        }
+        if e.direct {
+            let g = Guest::new(Some(guest::options_direct()))?;
+            translators.push(("direct", Sticky::Exact, g));
         }
         Ok(Self {
             native: e.native.then(Native::new).transpose()?,
@@ -250,7 +265,8 @@ impl Rig {
                         outcomes.push((*name, o));
                         continue;
                     };
-                    let native = reference == Some("native");
+                    // Copies leave undefined what the host leaves undefined.
+                    let native = reference == Some("native") || *name == "direct";
                     let d = compare(&a, &r.1, native, &o, *sticky);
                     if !d.is_empty() {
                         if let Some(n) = known::reason(&a, &r.1, &o, &d, *sticky) {

@@ -15,7 +15,7 @@ use crate::layout::{self, JUMP_CACHE_ENTRIES, exit, word};
 use crate::region::Region;
 use crate::runtime::{self, StepSite};
 use crate::store::file::Image;
-use crate::{Error, JitOptions, OptLevel};
+use crate::{Error, JitOptions, OptLevel, direct};
 use rustc_hash::{FxHashMap, FxHashSet};
 use sevlab_arch::Va;
 use sevlab_cpu::insn::Insn;
@@ -54,6 +54,8 @@ pub struct JitStats {
     pub flushes: u64,
     /// Regions taken from the code cache.
     pub loaded: u64,
+    /// Blocks made to run as they are.
+    pub direct: u64,
 }
 
 struct Live {
@@ -138,6 +140,10 @@ pub struct Engine {
     unseen: Leaves,
     /// Where translated code may fault.
     faults: Box<faults::Table>,
+    /// Makes blocks run as they are; `None` if that can't be.
+    direct: Option<direct::Maker>,
+    /// The code of such blocks is gone, and their words are to be.
+    forget_direct: bool,
     stats: JitStats,
     full: bool,
     warm: Warm,
@@ -175,6 +181,8 @@ impl Engine {
             splits: Leaves::default(),
             unseen: Leaves::default(),
             faults: Box::default(),
+            direct: None,
+            forget_direct: false,
             stats: JitStats::default(),
             full: false,
             warm,
@@ -257,7 +265,18 @@ impl Engine {
         runtime::install(&mut vcpu.state);
         vcpu.state.engine[word(layout::SLOTS)] = self.shared.slots.base();
         vcpu.state.engine[word(layout::JUMP_CACHE)] = self.jump_cache.as_ptr() as u64;
-        vcpu.state.engine[word(layout::VIEW)] = view_of(vcpu).unwrap_or(0);
+        let view = view_of(vcpu);
+        vcpu.state.engine[word(layout::VIEW)] = view.unwrap_or(0);
+        vcpu.state.engine[word(layout::SITES)] = &raw const *self.faults as u64;
+        self.direct = self.direct.take().filter(|_| view.is_some());
+        if let Some(base) = view
+            && self.options.direct != 0
+            && self.views(vcpu)
+            && direct::is_possible()
+        {
+            direct::set_gs(base);
+            self.direct.get_or_insert_with(direct::Maker::new);
+        }
         let _inside = faults::Inside::new(self.shared.code.range());
         loop {
             if vcpu.state.exit_request.load(Ordering::Acquire) != 0 {
@@ -276,6 +295,9 @@ impl Engine {
                 self.drop_pages(vcpu);
             }
             self.collect();
+            if std::mem::take(&mut self.forget_direct) {
+                vcpu.interp.forget_direct();
+            }
             for (rip, word) in self.words.drain(..) {
                 vcpu.interp.set_translated(rip, word);
             }
@@ -353,6 +375,9 @@ impl Engine {
     /// Asks for the translation of a block that has run so often.
     fn count(&mut self, vcpu: &mut Vcpu, rip: u64, hits: u32) {
         self.count_early(vcpu, rip, hits);
+        if hits >= self.options.direct {
+            self.make_direct(vcpu, rip);
+        }
         if hits == 1 {
             // A new block at an old address: it may have been dropped for another page's sake.
             if let Some(live) = self.regions.get(&rip) {
@@ -365,10 +390,32 @@ impl Engine {
         }
     }
 
+    /// Has a block that runs in the interpreter run as it is.
+    fn make_direct(&mut self, vcpu: &mut Vcpu, rip: u64) {
+        let Some(maker) = &mut self.direct else {
+            return;
+        };
+        let Some(block) = vcpu.interp.block(rip).filter(|b| b.wants_direct()) else {
+            return;
+        };
+        let insns: Vec<Insn> = block.insns().collect();
+        let Some(made) = maker.make(&insns) else {
+            block.set_direct(0, 0, false);
+            return;
+        };
+        match self.shared.code.append(&made.code) {
+            Ok(at) => {
+                self.faults.direct.insert(at, made.sites.into());
+                block.set_direct(at, made.insns, made.needs_flags);
+                self.stats.direct += 1;
+            }
+            Err(_) => self.full = true,
+        }
+    }
+
     fn run_translated(&mut self, vcpu: &mut Vcpu, address: usize) -> Result<(), Stop> {
         self.stats.entries += 1;
         vcpu.state.engine[word(layout::STEPS)] = self.steps.as_ptr() as u64;
-        vcpu.state.engine[word(layout::SITES)] = &raw const *self.faults as u64;
         let outer = std::mem::replace(&mut vcpu.modelled, self.options.lines);
         let state: *mut CpuState = &mut vcpu.state;
         // SAFETY: `enter` was compiled with exactly this signature; `address` is a live region's code (invariant 2),
@@ -588,7 +635,7 @@ impl Engine {
                 entry,
                 sites: std::mem::take(&mut code.sites),
             };
-            self.faults.0.insert(code.begin, faulting);
+            self.faults.regions.insert(code.begin, faulting);
         }
         self.regions.insert(entry, live);
     }
@@ -630,7 +677,7 @@ impl Engine {
             return false;
         };
         self.words.push((entry, 0));
-        self.faults.0.remove(&live.code.begin);
+        self.faults.regions.remove(&live.code.begin);
         self.forget_copies(&live.blocks);
         for slot in live.incoming {
             self.shared.slots.unlink(slot);
@@ -658,7 +705,8 @@ impl Engine {
         self.regions.clear();
         self.copies.clear();
         self.steps.clear();
-        self.faults.0.clear();
+        *self.faults = faults::Table::default();
+        self.forget_direct = true;
         self.by_page.clear();
         self.slot_target.clear();
         for (index, entry) in self.jump_cache.iter_mut().enumerate() {

@@ -88,15 +88,27 @@ pub(crate) struct Faulting {
     pub sites: Sites,
 }
 
-/// All regions that may fault, by where their code begins.
+/// All code that may fault, by where it begins: regions, and the sites of blocks that run as they are ([`crate::direct`]).
 #[derive(Default)]
-pub(crate) struct Table(pub BTreeMap<usize, Faulting>);
+pub(crate) struct Table {
+    pub regions: BTreeMap<usize, Faulting>,
+    pub direct: BTreeMap<usize, Box<[(u32, u32)]>>,
+}
 
 impl Table {
     fn find(&self, pc: usize) -> Option<(u64, &Site)> {
-        let (start, region) = self.0.range(..=pc).next_back()?;
+        let (start, region) = self.regions.range(..=pc).next_back()?;
         let site = region.sites.at((pc - start) as u32)?;
         (pc < region.end).then_some((region.entry, site))
+    }
+
+    /// The way out of a block that runs as it is, if that is what faulted.
+    fn way_out(&self, pc: usize) -> Option<usize> {
+        let (start, sites) = self.direct.range(..=pc).next_back()?;
+        let offset = (pc - start) as u32;
+        let n = sites.partition_point(|(begins, _)| *begins <= offset);
+        let (_, out) = sites.get(n.checked_sub(1)?)?;
+        (*out != u32::MAX).then(|| start + *out as usize)
     }
 }
 
@@ -117,7 +129,7 @@ std::arch::global_asm!(
     "push rax", "push rcx", "push rdx", "push rsi", "push rdi", "push r8", "push r9", "push r10", "push r11",
     "push rbx",
     "cld",
-    "mov rsi, [rsp+88]",
+    "lea rsi, [rsp+88]",
     "mov rdi, r15",
     "mov rbx, rsp",
     "sub rsp, 256",
@@ -169,10 +181,11 @@ impl Drop for Inside {
 /// Of so many faults of one instruction at one address in a row, without another between them, nothing is to be expected.
 const MOST_RETRIES: u32 = 16;
 
-/// Brings the page into the view (0), or works the guest's registers out: the region is left with what this returns.
-extern "sysv64" fn settle(state: *mut CpuState, pc: usize) -> i64 {
-    // SAFETY: called by the stub only, with the pinned register, as any helper.
-    let v = unsafe { &mut *state.cast::<Vcpu>() };
+/// Brings the page into the view (0), or works the guest's registers out: the region is left with what this returns. A block that
+/// runs as it is leaves by its own way: `back`, where the stub returns to, becomes that.
+extern "sysv64" fn settle(state: *mut CpuState, back: *mut usize) -> i64 {
+    // SAFETY: called by the stub only, with the pinned register, as any helper, and with a word on the stub's stack.
+    let (v, pc) = unsafe { (&mut *state.cast::<Vcpu>(), *back) };
     let engine = &v.state.engine;
     let (host, why) = (
         engine[word(layout::FAULT_AT)],
@@ -205,6 +218,11 @@ extern "sysv64" fn settle(state: *mut CpuState, pc: usize) -> i64 {
     }
     // SAFETY: the engine put its own table there, and does not touch it while translated code runs.
     let table = unsafe { &*(table as *const Table) };
+    if let Some(out) = table.way_out(pc) {
+        // SAFETY: as above.
+        unsafe { *back = out };
+        return 0;
+    }
     let Some((entry, site)) = table.find(pc) else {
         // No code without sites makes such accesses.
         unreachable!("translated code at {pc:#x} faulted at {host:#x} and has no site");
@@ -269,7 +287,9 @@ pub(crate) fn install() -> bool {
                 let _ = before.set(old);
                 let mut action: libc::sigaction = std::mem::zeroed();
                 action.sa_sigaction = on_fault as Handler as usize;
-                action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+                // Who was there before may leave its handler by a jump.
+                action.sa_flags =
+                    libc::SA_SIGINFO | libc::SA_ONSTACK | old.sa_flags & libc::SA_NODEFER;
                 libc::sigemptyset(&raw mut action.sa_mask);
                 libc::sigaction(*signo, &raw const action, std::ptr::null_mut()) == 0
             }
@@ -383,7 +403,7 @@ mod tests {
             entry: 5,
             sites,
         };
-        table.0.insert(0x1000, region);
+        table.regions.insert(0x1000, region);
         assert_eq!(table.find(0x1014).map(|(e, s)| (e, s.rip)), Some((5, 1)));
         assert!(table.find(0xfff).is_none() && table.find(0x1100).is_none());
     }

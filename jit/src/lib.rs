@@ -12,6 +12,7 @@
 
 mod codebuf;
 mod compile;
+mod direct;
 mod engine;
 mod faults;
 mod frame;

@@ -39,6 +39,9 @@ pub struct JitOptions {
     /// Guest memory in the memory controller's view is accessed without a probe; with `shared_frame` and
     /// [`OptLevel::None`] only. The machine has to have a view.
     pub view: bool,
+    /// After so many runs in the interpreter a block that is not translated yet runs as a copy of the guest's own instructions,
+    /// where `view` is; 0: never. Copying takes about as long as so many runs.
+    pub direct: u32,
     /// Flags that nothing can read are not kept across blocks.
     pub dead_flags: bool,
     /// Vector and scalar floating-point instructions become CLIF operations; off: native thunks.
@@ -88,6 +91,7 @@ impl Default for JitOptions {
             shared_frame: true,
             groups: true,
             view: true,
+            direct: 16,
             dead_flags: true,
             vectors: true,
             lazy_accesses: 16,
@@ -121,6 +125,7 @@ impl JitOptions {
             shared_frame: false,
             groups: false,
             view: false,
+            direct: 0,
             dead_flags: false,
             vectors: false,
             ..Self::default()

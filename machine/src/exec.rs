@@ -110,12 +110,13 @@ impl Runner for Exec {
         self.run_guest(vcpu)
     }
 
-    fn forked(&mut self, _: &mut Vcpu) {
+    fn forked(&mut self, vcpu: &mut Vcpu) {
         if let Self::Jit(engine) = self
             && let Err(e) = engine.forked()
         {
             // The code buffer is the original's, which goes on using it.
             tracing::error!("the clone has no code buffer of its own, so it interprets: {e}");
+            vcpu.interp.forget_direct();
             *self = Self::Interpreter;
         }
     }

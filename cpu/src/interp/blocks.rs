@@ -7,12 +7,16 @@ use std::hash::{BuildHasherDefault, Hasher};
 use sevlab_arch::PAGE_SIZE;
 
 use super::steps::Step;
+use crate::decode;
 use crate::insn::{Control, Insn, Op};
 use crate::model::costs::CostTable;
 use crate::thunk::{Thunk, ThunkCache};
 
 /// Most instructions in a block.
 pub const MAX_BLOCK: usize = 64;
+
+/// So often, and a block's host code is used no more.
+const NO_DIRECT: u8 = 32;
 
 /// Entries of the direct-mapped front.
 const FRONT: usize = 32768;
@@ -45,48 +49,115 @@ pub struct Block {
     pub(super) falls_through: bool,
     /// A word for an engine above the interpreter: where its translation of this block is, 0 if there is none.
     pub(super) translated: Cell<u64>,
+    /// Host code that runs the first instructions ([`Block::set_direct`]), 0 if there is none; bit 0: wants explicit flags.
+    pub(super) direct: Cell<u64>,
+    /// How many instructions those are.
+    pub(super) direct_insns: Cell<u8>,
+    /// How often they were left early; [`NO_DIRECT`]: no host code is wanted.
+    pub(super) direct_left: Cell<u8>,
     /// Guest address after the last.
     pub end: u64,
     /// The last two places it led to.
     links: Cell<[Link; 2]>,
     /// Guest address of the first instruction.
     pub rip: u64,
-    /// Its instructions; never empty.
-    pub insns: Box<[Insn]>,
-    /// Thunks of the instructions, filled when first run; empty if none is a thunk.
+    /// Their bytes. Most instructions run from their step alone, and their decoded form is five times as large.
+    bytes: Box<[u8]>,
+    /// Those that run from their decoded form, by the number in their step; under a machine model all.
+    pub(super) kept: Box<[Insn]>,
+    /// Thunks of those, filled when first run; empty if none is a thunk.
     pub(super) thunks: Box<[Cell<Option<&'static Thunk>>]>,
     /// Under a machine model: what the instructions add to the tally.
     pub(super) tallies: Box<[u64]>,
 }
 
 impl Block {
-    pub(super) fn new(
-        rip: u64,
-        end: u64,
-        insns: Vec<Insn>,
-        costs: Option<&CostTable>,
-    ) -> Box<Self> {
+    pub(super) fn new(rip: u64, end: u64, insns: &[Insn], costs: Option<&CostTable>) -> Box<Self> {
+        let mut kept = Vec::new();
+        let mut steps = Vec::with_capacity(insns.len());
+        for i in insns {
+            let step = Step::new(i, kept.len());
+            if step.needs_insn() || costs.is_some() {
+                kept.push(*i);
+            }
+            steps.push(step);
+        }
         let thunks = if insns.iter().any(|i| i.op == Op::Thunk) {
-            insns.iter().map(|_| Cell::new(None)).collect()
+            kept.iter().map(|_| Cell::new(None)).collect()
         } else {
             Box::default()
         };
+        let bytes = insns.iter().flat_map(|i| &i.bytes[..usize::from(i.len)]);
         let falls_through = insns.last().is_none_or(|i| i.control == Control::Next);
         let tallies =
             costs.map_or_else(Box::default, |c| insns.iter().map(|i| c.tally(i)).collect());
-        let steps = insns.iter().enumerate();
         Box::new(Self {
-            steps: steps.map(|(k, i)| Step::new(i, k)).collect(),
+            steps: steps.into_boxed_slice(),
             tallies,
             rip,
             end,
-            insns: insns.into_boxed_slice(),
+            bytes: bytes.copied().collect(),
+            kept: kept.into_boxed_slice(),
             falls_through,
             links: Cell::new([Link::NONE; 2]),
             hits: Cell::new(0),
             translated: Cell::new(0),
+            direct: Cell::new(0),
+            direct_insns: Cell::new(0),
+            direct_left: Cell::new(0),
             thunks,
         })
+    }
+
+    /// Its instructions, decoded anew; never none.
+    pub fn insns(&self) -> impl Iterator<Item = Insn> + '_ {
+        let mut done = 0;
+        self.steps.iter().map(move |s| {
+            let rip = self.rip.wrapping_add(done as u64);
+            let rest = &self.bytes[done..];
+            let i = match self.kept.get(s.kept_at()).filter(|i| i.rip == rip) {
+                Some(i) => *i,
+                // It was one when the block was made, and is no other.
+                None => decode::decode(rip, rest)
+                    .unwrap_or_else(|_| decode::faulting(rip, Op::Ud, &rest[..1])),
+            };
+            done += usize::from(i.len);
+            i
+        })
+    }
+
+    /// Its first instruction.
+    pub(super) fn first(&self) -> Insn {
+        let first = self.insns().next();
+        first.unwrap_or_else(|| decode::faulting(self.rip, Op::Ud, &[]))
+    }
+
+    /// Whether host code for it is wanted: there is none, and there may be.
+    #[must_use]
+    pub fn wants_direct(&self) -> bool {
+        self.direct.get() == 0 && self.direct_left.get() < NO_DIRECT
+    }
+
+    /// From now on the host code at `at`, of the form `extern "sysv64" fn(*mut CpuState) -> u64`, runs the first `insns`
+    /// instructions. It returns how many it has done; it has set RIP if the last was one that leaves the block, and does not count
+    /// them as retired. It is even; 0 says that there is none, and none is wanted.
+    pub fn set_direct(&self, at: usize, insns: u8, needs_flags: bool) {
+        self.direct_insns.set(insns);
+        if at == 0 {
+            self.direct_left.set(NO_DIRECT);
+            self.direct.set(0);
+        } else {
+            self.direct.set(at as u64 | u64::from(needs_flags));
+        }
+    }
+
+    /// The host code was left early. If that happens often it is not worth it.
+    pub(super) fn left_direct(&self) {
+        let times = self.direct_left.get() + 1;
+        self.direct_left.set(times);
+        if times >= NO_DIRECT {
+            self.direct.set(0);
+        }
     }
 
     /// The block at `rip`, if this one led there in this epoch of the cache.
@@ -227,6 +298,13 @@ impl Cache {
                 true
             }
             None => false,
+        }
+    }
+
+    /// No block has host code any more.
+    pub fn forget_direct(&mut self) {
+        for b in self.blocks.values() {
+            b.direct.set(0);
         }
     }
 

@@ -34,15 +34,19 @@ pub use faults::alignment_checked;
 pub(crate) use faults::canonical;
 
 use crate::decode::{self, DecodeError, MAX_LEN};
+use crate::flags::LazyFlags;
 use crate::insn::{Control, Insn, Op};
 use crate::mmu::Access;
 use crate::sem;
+use crate::state::CpuState;
 use crate::stop::{Exception, Stop};
 use crate::vcpu::Vcpu;
 use sevlab_arch::{PAGE_SIZE, Va};
 
 /// TF in RFLAGS: #DB after every instruction.
 pub(crate) const TF: u64 = 1 << 8;
+/// AC in RFLAGS: misaligned accesses may raise #AC.
+const AC: u64 = 1 << 18;
 
 /// Marks that [`Interp::stop`] says why the instruction did not go on.
 #[derive(Clone, Copy, Debug)]
@@ -169,7 +173,7 @@ fn build(v: &mut Vcpu, rip: u64) -> Result<*const Block, Stop> {
     // Noting the second page may have found that it is another frame now, and dropped blocks.
     drain(v);
     let costs = v.model.as_ref().map(|m| &*m.costs);
-    let block = Block::new(rip, at, insns, costs);
+    let block = Block::new(rip, at, &insns, costs);
     Ok(v.interp.insert(block))
 }
 
@@ -213,12 +217,15 @@ pub enum Dispatched {
     },
 }
 
+/// What has run less often than this is of no interest to an engine, but for its first time.
+const FEW: u32 = 8;
+
 /// Blocks that [`dispatch`] runs in a row.
 const ROW: u32 = 1024;
 
 /// Runs the block at `state.rip` and those behind it, for an engine that keeps a word with each block it has translated
-/// ([`Cache::set_translated`]): a block with a word is not run. Comes back after a block that has run `hot` times or more or a power
-/// of two, before one that is not decoded yet, of which the engine may know a translation, and after some blocks in any case. Each block after the first takes one from the budget, and is not run if that falls below
+/// ([`Cache::set_translated`]): a block with a word is not run. Comes back after a block that has run `hot` times or more, once, or a
+/// power of two from [`FEW`] on, before one that is not decoded yet, of which the engine may know a translation, and after some blocks in any case. Each block after the first takes one from the budget, and is not run if that falls below
 /// zero. The caller has seen to the exit request and TF.
 ///
 /// # Errors
@@ -244,7 +251,7 @@ pub fn dispatch(v: &mut Vcpu, hot: u32) -> Result<Dispatched, Stop> {
         run(v, b)?;
         let ran = Dispatched::Ran { rip, hits };
         left -= 1;
-        if hits.is_power_of_two()
+        if hits.is_power_of_two() && (hits == 1 || hits >= FEW)
             || hits >= hot
             || left == 0
             || v.state.exit_request.load(Ordering::Relaxed) != 0
@@ -298,24 +305,51 @@ pub fn run_blocks(v: &mut Vcpu, blocks: u64) -> Result<core::convert::Infallible
     Err(Stop::Budget)
 }
 
+/// Runs the block's host code. Returns how many instructions that has done.
+fn run_direct(v: &mut Vcpu, block: &Block) -> usize {
+    let word = block.direct.get();
+    if word & 1 != 0 {
+        v.state.cc = LazyFlags::explicit(v.state.cc.bits());
+    }
+    let state: *mut CpuState = &mut v.state;
+    // SAFETY: whoever gave the block this address says that it is such a function, and lives as long as it is there; the state
+    // belongs to a vCPU that nothing else touches while it runs.
+    let done = unsafe {
+        let code: extern "sysv64" fn(*mut CpuState) -> u64 =
+            core::mem::transmute((word & !1) as usize);
+        code(state)
+    };
+    if done < u64::from(block.direct_insns.get()) {
+        block.left_direct();
+    }
+    done as usize
+}
+
 fn run(v: &mut Vcpu, block: &Block) -> Result<(), Stop> {
     if v.model.is_some() {
         return modelled::run(v, block);
     }
     let epoch = v.code_epoch;
+    let done = if block.direct.get() != 0 && v.state.rflags & AC == 0 {
+        run_direct(v, block)
+    } else {
+        0
+    };
     let mut it = Interp::new(v);
-    for (k, s) in block.steps.iter().enumerate() {
+    for (k, s) in block.steps.iter().enumerate().skip(done) {
         if (s.run)(&mut it, s, block).is_err() {
-            let i = &block.insns[k];
+            let Some(i) = block.insns().nth(k) else {
+                unreachable!("as many as there are steps")
+            };
             if !s.keeps_rip() {
                 it.v.state.rip = i.rip;
             }
-            let stop = it.take_stop(i);
+            let stop = it.take_stop(&i);
             v.state.retired += k as u64 + u64::from(completed(&stop));
             return Err(stop);
         }
         if it.v.code_epoch != epoch
-            && let Some(next) = block.insns.get(k + 1)
+            && let Some(next) = block.insns().nth(k + 1)
         {
             v.state.rip = next.rip;
             v.state.retired += k as u64 + 1;
@@ -325,7 +359,7 @@ fn run(v: &mut Vcpu, block: &Block) -> Result<(), Stop> {
     if block.falls_through {
         v.state.rip = block.end;
     }
-    v.state.retired += block.insns.len() as u64;
+    v.state.retired += block.steps.len() as u64;
     Ok(())
 }
 
@@ -348,7 +382,7 @@ pub fn step(v: &mut Vcpu) -> Result<(), Stop> {
         Some(b) => {
             // SAFETY: as in `run_block`; the instruction is copied out.
             let b = unsafe { &*b };
-            (b.insns[0], b.tallies.first().copied())
+            (b.first(), b.tallies.first().copied())
         }
         None => (fetch(v, rip)?, None),
     };

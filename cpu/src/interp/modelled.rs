@@ -27,7 +27,7 @@ pub(super) fn run(v: &mut Vcpu, block: &Block) -> Result<(), Stop> {
         let epoch = v.code_epoch;
         v.enter_code(block.rip);
         let mut it = Interp::new(v);
-        for (k, (i, s)) in block.insns.iter().zip(&block.steps).enumerate() {
+        for (k, (i, s)) in block.kept.iter().zip(&block.steps).enumerate() {
             it.v.state.rip = i.rip;
             if turn_over(it.v) {
                 return Err(Stop::Budget);

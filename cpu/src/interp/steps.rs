@@ -30,7 +30,7 @@ pub(super) struct Step {
     /// log2 of the scale; bit 2: the address is 32 bits; bit 3: runs from its [`Insn`]; bits 7:4: the condition.
     scale: u8,
     seg: u8,
-    /// Place in the block.
+    /// Which of the instructions that the block keeps, if it is one of them.
     at: u16,
 }
 
@@ -57,7 +57,7 @@ mod shape {
 }
 
 impl Step {
-    /// Makes instruction `at` of a block ready.
+    /// Makes an instruction ready, which is the `at`th that the block keeps, if it is to be kept.
     pub(super) fn new(i: &Insn, at: usize) -> Self {
         let (shape, a, b, imm) = shape_of(i);
         let run = specialised(i, shape);
@@ -85,6 +85,16 @@ impl Step {
             s.scale |= (cc as u8) << 4;
         }
         s
+    }
+
+    /// Whether it runs from its decoded form.
+    pub(super) fn needs_insn(&self) -> bool {
+        self.scale & 8 != 0
+    }
+
+    /// See [`Step::new`].
+    pub(super) fn kept_at(&self) -> usize {
+        usize::from(self.at)
     }
 
     /// Whether it has brought RIP up to date itself, whatever came of it.
@@ -296,7 +306,7 @@ fn nop(_: &mut Interp<'_>, _: &Step, _: &Block) -> Result<(), Halt> {
 
 /// Runs any instruction from its decoded form.
 fn general(it: &mut Interp<'_>, s: &Step, block: &Block) -> Result<(), Halt> {
-    let i = &block.insns[usize::from(s.at)];
+    let i = &block.kept[usize::from(s.at)];
     it.v.state.rip = i.rip;
     it.next = i.next_rip();
     sem::exec(it, i)
@@ -305,8 +315,9 @@ fn general(it: &mut Interp<'_>, s: &Step, block: &Block) -> Result<(), Halt> {
 /// Runs a native thunk.
 fn thunk(it: &mut Interp<'_>, s: &Step, block: &Block) -> Result<(), Halt> {
     let k = usize::from(s.at);
-    it.v.state.rip = block.insns[k].rip;
-    it.thunk(&block.insns[k], &block.thunks[k])
+    let i = &block.kept[k];
+    it.v.state.rip = i.rip;
+    it.thunk(i, &block.thunks[k])
 }
 
 /// The forms of a family for these widths and shapes.

@@ -358,7 +358,7 @@ impl Engine {
     fn record(&self, live: &Live) -> Option<Vec<u8>> {
         let (made, code) = (live.made.as_ref()?, &live.code);
         let host = self.shared.code.function(code.begin, code.bytes)?;
-        let sites = match self.faults.0.get(&code.begin) {
+        let sites = match self.faults.regions.get(&code.begin) {
             Some(faulting) => Lists::new(&faulting.sites)?,
             None => Lists::default(),
         };

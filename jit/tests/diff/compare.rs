@@ -8,7 +8,7 @@ use std::fmt::Write;
 use std::path::PathBuf;
 
 /// The engines that are held against the interpreter. What the last one may do follows from `variation`.
-pub fn engines(variation: u64) -> [(&'static str, JitOptions); 4] {
+pub fn engines(variation: u64) -> [(&'static str, JitOptions); 5] {
     let mut r = Rng::new(variation);
     let small = JitOptions {
         threshold: 2,
@@ -37,6 +37,15 @@ pub fn engines(variation: u64) -> [(&'static str, JitOptions); 4] {
             },
         ),
         (
+            "direct",
+            JitOptions {
+                threshold: u32::MAX,
+                opt_level: OptLevel::None,
+                direct: 1,
+                ..small.clone()
+            },
+        ),
+        (
             "mixed",
             JitOptions {
                 threshold: 1 + r.below(3) as u32,
@@ -47,6 +56,7 @@ pub fn engines(variation: u64) -> [(&'static str, JitOptions); 4] {
                 shared_frame: !r.one_in(3),
                 groups: !r.one_in(3),
                 view: !r.one_in(3),
+                direct: r.below(3) as u32,
                 dead_flags: !r.one_in(3),
                 vectors: !r.one_in(4),
                 lazy_accesses: r.pick(&[0, 1, 3, 16]),
