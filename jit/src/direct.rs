@@ -18,7 +18,7 @@
 #![allow(unsafe_code)] // maps the table of the check, sets the GS base
 
 use crate::layout;
-use iced_x86::{Decoder, DecoderOptions, Encoder, OpKind, Register};
+use iced_x86::{Decoder, DecoderOptions, Encoder, Mnemonic, OpKind, Register};
 use sevlab_cpu::flags::{AF, ARITH, LazyFlags, OF, PF, SF, ZF};
 use sevlab_cpu::insn::{Control, Insn, MemRef, Op, Operand};
 use std::cell::Cell;
@@ -615,8 +615,13 @@ impl<'a> Copier<'a> {
         let plan = self.plan;
         let bytes = &i.bytes[..usize::from(i.len).min(15)];
         let mut ins = Decoder::with_ip(64, bytes, i.rip, DecoderOptions::NONE).decode();
-        // The guest's processor may take an instruction for another than the host does.
-        if ins.is_invalid() || ins.len() != bytes.len() || ins.code() as u16 != i.code {
+        // The guest's processor may take an instruction for another than the host does. MOVNTI is a plain store for the interpreter,
+        // which therefore needs no fences; as itself it would be ordered by none.
+        if ins.is_invalid()
+            || ins.len() != bytes.len()
+            || ins.code() as u16 != i.code
+            || ins.mnemonic() == Mnemonic::Movnti
+        {
             return None;
         }
         let is_mem = (0..ins.op_count()).any(|n| ins.op_kind(n) == OpKind::Memory);
@@ -781,10 +786,9 @@ fn exact_prefix(insns: &[Insn]) -> usize {
 /// Whether what the architecture leaves undefined of the flags is as in the interpreter, or nobody sees it: instructions behind write
 /// it before any reads it, can fault, or leave the block.
 fn is_exact(i: &Insn, behind: &[Insn]) -> bool {
-    let one = matches!(i.ops[1], Operand::Imm(1));
     // AF is seen to (`Copier::kept`).
     let undefined = match i.op {
-        Op::Shl | Op::Shr | Op::Sar if !one => OF,
+        Op::Shl | Op::Shr | Op::Sar if !shifts_alike(i) => OF,
         Op::Imul2 | Op::Imul3 => SF | ZF | PF,
         _ => return true,
     };
@@ -797,6 +801,52 @@ fn is_exact(i: &Insn, behind: &[Insn]) -> bool {
         }
     }
     false
+}
+
+/// Whether the host leaves in OF, which most counts leave undefined, what the interpreter does.
+fn shifts_alike(i: &Insn) -> bool {
+    let Operand::Imm(count) = i.ops[1] else {
+        return false;
+    };
+    let bits = i64::from(i.width.bits());
+    match count & if bits == 64 { 63 } else { 31 } {
+        0 | 1 => true,
+        count if count >= bits => false,
+        _ => match i.op {
+            Op::Shl => host_shifts().0,
+            Op::Sar => host_shifts().1,
+            _ => false,
+        },
+    }
+}
+
+/// Whether the host's SHL leaves CF ^ sign in OF, and its SAR 0, by whatever count.
+fn host_shifts() -> (bool, bool) {
+    static ALIKE: OnceLock<(bool, bool)> = OnceLock::new();
+    *ALIKE.get_or_init(|| {
+        let overflow = |flags: u64| flags & OF != 0;
+        let mut alike = (true, true);
+        for value in [0x8000_0000_0000_0001_u64, 0x5a5a_a5a5_3c3c_c3c3] {
+            for count in 2..64u32 {
+                let value = value.rotate_left(count * 7);
+                let mut left = value;
+                let (flags_left, flags_right): (u64, u64);
+                // SAFETY: computes in registers, and pushes and pops one word each.
+                unsafe {
+                    std::arch::asm!(
+                        "shl {a}, cl", "pushfq", "pop {f}", "sar {b}, cl", "pushfq", "pop {g}",
+                        a = inout(reg) left, b = inout(reg) value => _,
+                        f = out(reg) flags_left, g = out(reg) flags_right,
+                        in("cl") count as u8,
+                    );
+                }
+                let carry = value >> (64 - count) & 1 != 0;
+                alike.0 &= overflow(flags_left) == (carry != (left >> 63 != 0));
+                alike.1 &= !overflow(flags_right);
+            }
+        }
+        alike
+    })
 }
 
 /// Whether the instruction makes an access, or checks an address.
@@ -818,4 +868,70 @@ fn may_write(i: &Insn) -> u64 {
 
 fn wide(r: u8) -> Register {
     Register::RAX + u32::from(r)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use iced_x86::code_asm::*;
+    use sevlab_cpu::decode;
+
+    fn copied(emit: fn(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>) -> Option<u8> {
+        let mut a = CodeAssembler::new(64).expect("64 bits");
+        emit(&mut a).expect("operands that fit");
+        let code = a.assemble(0x1000).expect("it assembles");
+        let (mut at, mut insns) = (0, Vec::new());
+        while at < code.len() {
+            let i = decode::decode(0x1000 + at as u64, &code[at..]).expect("an instruction");
+            at += usize::from(i.len);
+            insns.push(i);
+        }
+        Maker::new().make(&insns).map(|d| d.insns)
+    }
+
+    #[test]
+    fn what_is_copied() {
+        if !is_possible() {
+            return;
+        }
+        // To the end, the return included.
+        let plain = copied(|a| {
+            a.push(r15)?;
+            a.mov(eax, dword_ptr(rsp + 8))?;
+            a.shl(eax, 3)?;
+            a.add(qword_ptr(rax + rcx * 8), 1)?;
+            a.pop(r15)?;
+            a.ret()
+        });
+        assert_eq!(plain, Some(6));
+        // A store without order, of which nobody would wait for the end.
+        let weak = copied(|a| {
+            a.mov(rax, rcx)?;
+            a.add(rax, 1)?;
+            a.movnti(qword_ptr(rdi), rax)?;
+            a.sfence()
+        });
+        assert_eq!(weak, Some(2));
+        // What is undefined, and may be seen where the access faults.
+        let seen = copied(|a| {
+            a.mov(rax, rcx)?;
+            a.add(rax, 1)?;
+            a.imul_2(rax, rcx)?;
+            a.mov(rcx, qword_ptr(rdi))?;
+            a.add(rax, 1)
+        });
+        assert_eq!(seen, Some(2));
+        let unseen = copied(|a| {
+            a.mov(rax, rcx)?;
+            a.imul_2(rax, rcx)?;
+            a.add(rax, 1)
+        });
+        assert_eq!(unseen, Some(3));
+        // With LOCK, and too few to be worth it.
+        let locked = copied(|a| {
+            a.mov(rax, rcx)?;
+            a.lock().add(dword_ptr(rdi), 1)
+        });
+        assert_eq!(locked, None);
+    }
 }
