@@ -375,7 +375,7 @@ impl Engine {
     /// Asks for the translation of a block that has run so often.
     fn count(&mut self, vcpu: &mut Vcpu, rip: u64, hits: u32) {
         self.count_early(vcpu, rip, hits);
-        if hits >= self.options.direct {
+        if hits.is_power_of_two() && hits >= self.options.direct {
             self.make_direct(vcpu, rip);
         }
         if hits == 1 {

@@ -37,30 +37,31 @@ impl Link {
     };
 }
 
-/// A decoded basic block. What running it touches comes first: two of the host's cache lines, and the steps.
+/// A decoded basic block. What comes first fits one of the host's cache lines: what is looked at before it runs, if it does; then where it
+/// led, and what is seldom looked at.
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub struct Block {
+    /// Guest address of the first instruction.
+    pub rip: u64,
     /// Its instructions, ready to run.
     pub(super) steps: Box<[Step]>,
     /// How often the block was entered.
     pub hits: Cell<u32>,
     /// The last instruction may go on to `end` without saying so.
     pub(super) falls_through: bool,
+    /// How many instructions [`Block::direct`] runs.
+    pub(super) direct_insns: Cell<u8>,
+    /// How often they were left early; [`NO_DIRECT`]: no host code is wanted.
+    pub(super) direct_left: Cell<u8>,
     /// A word for an engine above the interpreter: where its translation of this block is, 0 if there is none.
     pub(super) translated: Cell<u64>,
     /// Host code that runs the first instructions ([`Block::set_direct`]), 0 if there is none; bit 0: wants explicit flags.
     pub(super) direct: Cell<u64>,
-    /// How many instructions those are.
-    pub(super) direct_insns: Cell<u8>,
-    /// How often they were left early; [`NO_DIRECT`]: no host code is wanted.
-    pub(super) direct_left: Cell<u8>,
     /// Guest address after the last.
     pub end: u64,
     /// The last two places it led to.
     links: Cell<[Link; 2]>,
-    /// Guest address of the first instruction.
-    pub rip: u64,
     /// Their bytes. Most instructions run from their step alone, and their decoded form is five times as large.
     bytes: Box<[u8]>,
     /// Those that run from their decoded form, by the number in their step; under a machine model all.
@@ -70,6 +71,8 @@ pub struct Block {
     /// Under a machine model: what the instructions add to the tally.
     pub(super) tallies: Box<[u64]>,
 }
+
+const _: () = assert!(core::mem::offset_of!(Block, links) <= 64);
 
 impl Block {
     pub(super) fn new(rip: u64, end: u64, insns: &[Insn], costs: Option<&CostTable>) -> Box<Self> {
