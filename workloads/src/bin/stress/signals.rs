@@ -377,10 +377,18 @@ pub fn timers(s: &Settings) -> String {
             event.sigev_signo = own;
             event.sigev_notify_thread_id = gettid();
             let mut timer: libc::timer_t = std::mem::zeroed();
-            sys::ok(
-                "timer_create",
-                libc::timer_create(libc::CLOCK_MONOTONIC, &raw mut event, &raw mut timer),
-            );
+            // A timer counts against the user's pending signals, of which another process may have all for a moment.
+            let mut tries = 0;
+            let made = loop {
+                let made =
+                    libc::timer_create(libc::CLOCK_MONOTONIC, &raw mut event, &raw mut timer);
+                tries += 1;
+                if made == 0 || errno() != libc::EAGAIN || tries == 1000 {
+                    break made;
+                }
+                libc::usleep(5000);
+            };
+            sys::ok("timer_create", made);
             let period = libc::timespec {
                 tv_sec: 0,
                 tv_nsec: 900_000,
