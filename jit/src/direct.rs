@@ -15,11 +15,16 @@
 //!    first entry can be read.
 //! 2. Until the access of an instruction has been made, no guest register of it has changed. So a fault of the host's
 //!    ([`crate::faults`]) goes on at a way out that stores the registers and says how many instructions were done.
-#![allow(unsafe_code)] // maps the table of the check, sets the GS base
+#![allow(unsafe_code)] // maps the table of the check, sets the GS base, asks the host for flags
+
+mod asm;
+mod exact;
 
 use crate::layout;
+use asm::At;
+use exact::{exact_prefix, may_write, registers, touches};
 use iced_x86::{Decoder, DecoderOptions, Encoder, Mnemonic, OpKind, Register};
-use sevlab_cpu::flags::{AF, ARITH, LazyFlags, OF, PF, SF, ZF};
+use sevlab_cpu::flags::{AF, ARITH, LazyFlags};
 use sevlab_cpu::insn::{Control, Insn, MemRef, Op, Operand};
 use std::cell::Cell;
 use std::sync::OnceLock;
@@ -111,9 +116,8 @@ impl Maker {
     pub(crate) fn make(&mut self, insns: &[Insn]) -> Option<Direct> {
         let table = table()?;
         let (plan, n) = Plan::of(insns)?;
-        let n = exact_prefix(&insns[..n]);
         // An instruction that can't be encoded so ends what is copied.
-        let mut count = n;
+        let mut count = exact_prefix(&insns[..n]);
         loop {
             if count < 2 {
                 return None;
@@ -172,7 +176,7 @@ impl Plan {
             a,
             s,
         };
-        (n >= 2).then_some((plan, n))
+        Some((plan, n))
     }
 
     /// The host register that a guest register is in.
@@ -181,112 +185,6 @@ impl Plan {
             RSP => self.rsp,
             R15 => self.r15,
             r => r,
-        }
-    }
-}
-
-/// The general registers that an instruction uses and writes, if it is one that is copied.
-fn registers(i: &Insn) -> Option<(u16, u16)> {
-    if i.lock || i.mem.addr32 && i.op != Op::Lea {
-        return None;
-    }
-    let is_mem = |o: &Operand| *o == Operand::Mem;
-    let bit = |o: &Operand| match o {
-        Operand::Gpr(r) | Operand::High(r) => 1u16 << (r & 15),
-        _ => 0,
-    };
-    let (mut used, mut written) = (0, 0);
-    for (k, o) in i.ops.iter().enumerate() {
-        if matches!(o, Operand::Vec(_)) {
-            return None;
-        }
-        used |= bit(o);
-        if k == 0 {
-            written |= bit(o);
-        }
-    }
-    let stack = 1 << RSP;
-    match i.op {
-        Op::Mov | Op::Movzx | Op::Movsx | Op::Lea | Op::Bswap => {}
-        Op::Cmov(_) | Op::Setcc(_) | Op::Add | Op::Adc | Op::Sub | Op::Sbb | Op::And => {}
-        Op::Or | Op::Xor | Op::Inc | Op::Dec | Op::Neg | Op::Not | Op::Imul2 | Op::Imul3 => {}
-        Op::Popcnt => {}
-        // By a constant. Otherwise it depends on the count what is undefined, as it does on the host for what is not here.
-        Op::Shl | Op::Shr | Op::Sar if matches!(i.ops[1], Operand::Imm(_)) => {}
-        Op::Cmp | Op::Test => written = 0,
-        Op::Xchg if !i.ops.iter().any(is_mem) => written |= bit(&i.ops[1]),
-        Op::Cwd | Op::Cbw => {
-            used |= 1 << RAX | 1 << RDX;
-            written |= 1 << RAX | 1 << RDX;
-        }
-        Op::Nop => return Some((0, 0)),
-        Op::Push | Op::Pop | Op::Leave | Op::Call | Op::CallInd | Op::Ret => {
-            if i.op != Op::Pop {
-                written = 0;
-            }
-            if i.op == Op::Leave {
-                used |= 1 << RBP;
-                written |= 1 << RBP;
-            }
-            // Of 16 bits, or with RSP itself: seldom, and not worth its cases.
-            if used & stack != 0
-                || i.ops.iter().any(is_mem) && matches!(i.op, Op::Push | Op::Pop)
-                || matches!(i.op, Op::Push | Op::Pop | Op::Leave) && i.width.bytes() != 8
-                || i.bytes[..usize::from(i.len)].contains(&0x66)
-            {
-                return None;
-            }
-            used |= stack;
-            written |= stack;
-        }
-        Op::Jmp | Op::Jcc(_) | Op::JmpInd => written = 0,
-        _ => return None,
-    }
-    let at = |r: u8| if r == MemRef::NONE { 0 } else { 1 << (r & 15) };
-    if i.ops.iter().any(is_mem) || i.op == Op::Lea {
-        if i.mem.seg != MemRef::NONE && i.mem.seg != FS {
-            return None;
-        }
-        used |= at(i.mem.base) | at(i.mem.index);
-    }
-    let known = match i.control {
-        Control::Next
-        | Control::Jump(_)
-        | Control::Branch(_)
-        | Control::Call(_)
-        | Control::Indirect
-        | Control::IndirectCall
-        | Control::Return => true,
-        Control::Leave => false,
-    };
-    known.then_some((used, written))
-}
-
-/// A memory operand of the host's.
-#[derive(Clone, Copy)]
-struct At {
-    base: Option<u8>,
-    index: Option<(u8, u8)>,
-    disp: i32,
-    gs: bool,
-}
-
-impl At {
-    fn state(disp: i32) -> Self {
-        Self::plain(R15, disp)
-    }
-    fn plain(base: u8, disp: i32) -> Self {
-        Self {
-            base: Some(base),
-            index: None,
-            disp,
-            gs: false,
-        }
-    }
-    fn guest(base: u8, disp: i32) -> Self {
-        Self {
-            gs: true,
-            ..Self::plain(base, disp)
         }
     }
 }
@@ -325,60 +223,6 @@ impl<'a> Copier<'a> {
         }
     }
 
-    /// Opcode, with a register and a memory operand. `w`: 64 bits.
-    fn mem(&mut self, op: &[u8], reg: u8, at: At, w: bool) {
-        if at.gs {
-            self.code.push(0x65);
-        }
-        let (base, index) = (at.base.unwrap_or(5), at.index.map_or(4, |i| i.0));
-        let rex = 0x40
-            | u8::from(w) << 3
-            | (reg >> 3) << 2
-            | if at.index.is_some() {
-                (index >> 3) << 1
-            } else {
-                0
-            }
-            | if at.base.is_some() { base >> 3 } else { 0 };
-        self.code.push(rex);
-        self.code.extend_from_slice(op);
-        let field = (reg & 7) << 3;
-        if at.index.is_some() || at.base.is_none() || base & 7 == 4 {
-            let mode = if at.base.is_some() { 0x80 } else { 0 };
-            let scale = at.index.map_or(0, |i| i.1) << 6;
-            self.code.push(mode | field | 4);
-            self.code.push(scale | (index & 7) << 3 | base & 7);
-        } else {
-            self.code.push(0x80 | field | base & 7);
-        }
-        self.code.extend_from_slice(&at.disp.to_le_bytes());
-    }
-
-    fn load(&mut self, r: u8, at: At) {
-        self.mem(&[0x8b], r, at, true);
-    }
-    fn store(&mut self, at: At, r: u8) {
-        self.mem(&[0x89], r, at, true);
-    }
-    fn lea(&mut self, r: u8, at: At) {
-        self.mem(&[0x8d], r, At { gs: false, ..at }, true);
-    }
-    fn constant(&mut self, r: u8, value: u64) {
-        let wide = u32::try_from(value).is_err();
-        self.code.push(0x40 | u8::from(wide) << 3 | r >> 3);
-        self.code.push(0xb8 | r & 7);
-        let bytes = value.to_le_bytes();
-        self.code
-            .extend_from_slice(&bytes[..if wide { 8 } else { 4 }]);
-    }
-    /// Between registers, `reg` in the field of that name.
-    fn between(&mut self, op: &[u8], reg: u8, rm: u8, w: bool) {
-        self.code
-            .push(0x40 | u8::from(w) << 3 | (reg >> 3) << 2 | rm >> 3);
-        self.code.extend_from_slice(op);
-        self.code.push(0xc0 | (reg & 7) << 3 | rm & 7);
-    }
-
     /// Faults unless the register's value is an address in the view. What has bits 61 to 63 alone passes: the access faults.
     fn check(&mut self, r: u8) {
         if self.checked >> r & 1 != 0 {
@@ -406,10 +250,8 @@ impl<'a> Copier<'a> {
         // movzx s, s16
         self.between(&[0x0f, 0xb7], s, s, false);
         let entry = At {
-            base: None,
-            index: Some((s, 3)),
             disp: self.table,
-            gs: false,
+            ..At::sum(None, Some((s, 3)))
         };
         self.mem(&[0x8b], s, entry, false);
     }
@@ -419,7 +261,7 @@ impl<'a> Copier<'a> {
         let a = self.plan.a;
         let disp = i32::try_from(m.disp).ok();
         let base = (m.base != MemRef::NONE).then(|| self.plan.host(m.base & 15));
-        let index = (m.index != MemRef::NONE).then(|| self.plan.host(m.index & 15));
+        let index = (m.index != MemRef::NONE).then(|| (self.plan.host(m.index & 15), m.scale & 3));
         if base.is_none() && index.is_none() && m.seg == MemRef::NONE {
             // The processor's own, or an address as a number.
             let va = m.disp as u64;
@@ -436,31 +278,11 @@ impl<'a> Copier<'a> {
             return Some(At::guest(base, disp));
         }
         if m.seg == MemRef::NONE {
-            self.lea(
-                a,
-                At {
-                    base,
-                    index: index.map(|i| (i, m.scale & 3)),
-                    disp: 0,
-                    gs: false,
-                },
-            );
+            self.lea(a, At::sum(base, index));
         } else {
             self.load(a, At::state(layout::seg_base(usize::from(m.seg))));
-            for (r, scale) in base
-                .map(|b| (b, 0))
-                .into_iter()
-                .chain(index.map(|i| (i, m.scale & 3)))
-            {
-                self.lea(
-                    a,
-                    At {
-                        base: Some(a),
-                        index: Some((r, scale)),
-                        disp: 0,
-                        gs: false,
-                    },
-                );
+            for (r, scale) in base.map(|b| (b, 0)).into_iter().chain(index) {
+                self.lea(a, At::sum(Some(a), Some((r, scale))));
             }
         }
         self.checked &= !(1 << a);
@@ -493,8 +315,11 @@ impl<'a> Copier<'a> {
         }
     }
 
-    fn push(&mut self, r: u8) {
-        self.code.extend_from_slice(&[0x40 | r >> 3, 0x50 | r & 7]);
+    /// Puts a register on the guest's stack, whose pointer has been checked.
+    fn guest_push(&mut self, r: u8) {
+        let sp = self.plan.rsp;
+        self.store(At::guest(sp, -8), r);
+        self.lea(sp, At::plain(sp, -8));
     }
 
     /// Copies an instruction.
@@ -511,17 +336,14 @@ impl<'a> Copier<'a> {
             (Op::Nop, _) => {}
             (Op::Push, _) => {
                 self.check(sp);
-                let at = At::guest(sp, -8);
                 match i.ops[0] {
-                    Operand::Gpr(r) => self.store(at, plan.host(r & 15)),
+                    Operand::Gpr(r) => self.guest_push(plan.host(r & 15)),
                     Operand::Imm(v) => {
-                        self.mem(&[0xc7], 0, at, true);
-                        self.code
-                            .extend_from_slice(&i32::try_from(v).ok()?.to_le_bytes());
+                        self.constant(a, v as u64);
+                        self.guest_push(a);
                     }
                     _ => return None,
                 }
-                self.lea(sp, At::plain(sp, -8));
             }
             (Op::Pop, _) => {
                 let Operand::Gpr(r) = i.ops[0] else {
@@ -554,8 +376,7 @@ impl<'a> Copier<'a> {
             (_, Control::Call(to)) => {
                 self.check(sp);
                 self.constant(a, i.next_rip());
-                self.store(At::guest(sp, -8), a);
-                self.lea(sp, At::plain(sp, -8));
+                self.guest_push(a);
                 self.constant(a, to);
                 self.store(rip, a);
             }
@@ -583,8 +404,7 @@ impl<'a> Copier<'a> {
                 if i.control == Control::IndirectCall {
                     self.check(sp);
                     self.constant(s, i.next_rip());
-                    self.store(At::guest(sp, -8), s);
-                    self.lea(sp, At::plain(sp, -8));
+                    self.guest_push(s);
                 }
                 self.store(rip, a);
             }
@@ -699,7 +519,7 @@ impl<'a> Copier<'a> {
         if let Some(kept) = flags {
             self.code.push(0x9c);
             let a = plan.a;
-            self.code.extend_from_slice(&[0x40 | a >> 3, 0x58 | a & 7]);
+            self.pop(a);
             // and a, kept
             self.code
                 .extend_from_slice(&[0x40 | a >> 3, 0x81, 0xe0 | a & 7]);
@@ -714,7 +534,7 @@ impl<'a> Copier<'a> {
     fn leave(&mut self) {
         let saved: Vec<u8> = saved(&self.plan).collect();
         for r in saved.into_iter().rev() {
-            self.code.extend_from_slice(&[0x40 | r >> 3, 0x58 | r & 7]);
+            self.pop(r);
         }
         self.code.push(0xc3);
     }
@@ -727,10 +547,11 @@ impl<'a> Copier<'a> {
         self.code.extend_from_slice(&(count as u32).to_le_bytes());
         self.leave();
         let s = self.plan.s;
-        let mut sites = Vec::with_capacity(self.faulting.len() + 1);
+        let faulting = std::mem::take(&mut self.faulting);
+        let mut sites = Vec::with_capacity(faulting.len() + 1);
         for kept in [None, Some(ARITH), Some(ARITH & !AF)] {
             let mut jumps = Vec::new();
-            for (begins, done, flags) in self.faulting.clone() {
+            for &(begins, done, flags) in &faulting {
                 if flags == kept {
                     sites.push((begins, self.code.len() as u32));
                     self.constant(s, u64::from(done));
@@ -768,102 +589,6 @@ fn saved(plan: &Plan) -> impl Iterator<Item = u8> + use<> {
         hosts |= 1 << plan.host(r);
     }
     (0..16).filter(move |r| *r == R15 || hosts & CALLEE_SAVED & 1 << r != 0)
-}
-
-/// How many of these can be copied if no more are: what makes one exact may lie behind it.
-fn exact_prefix(insns: &[Insn]) -> usize {
-    let inexact = |n: &usize| {
-        let k = (0..*n).find(|&k| !is_exact(&insns[k], &insns[k + 1..*n]));
-        k.filter(|k| k < n)
-    };
-    let mut n = insns.len();
-    while let Some(k) = inexact(&n) {
-        n = k;
-    }
-    n
-}
-
-/// Whether what the architecture leaves undefined of the flags is as in the interpreter, or nobody sees it: instructions behind write
-/// it before any reads it, can fault, or leave the block.
-fn is_exact(i: &Insn, behind: &[Insn]) -> bool {
-    // AF is seen to (`Copier::kept`).
-    let undefined = match i.op {
-        Op::Shl | Op::Shr | Op::Sar if !shifts_alike(i) => OF,
-        Op::Imul2 | Op::Imul3 => SF | ZF | PF,
-        _ => return true,
-    };
-    for next in behind {
-        if next.flags_in & undefined != 0 || touches(next) || registers(next).is_none() {
-            return false;
-        }
-        if next.flags_out & undefined == undefined {
-            return true;
-        }
-    }
-    false
-}
-
-/// Whether the host leaves in OF, which most counts leave undefined, what the interpreter does.
-fn shifts_alike(i: &Insn) -> bool {
-    let Operand::Imm(count) = i.ops[1] else {
-        return false;
-    };
-    let bits = i64::from(i.width.bits());
-    match count & if bits == 64 { 63 } else { 31 } {
-        0 | 1 => true,
-        count if count >= bits => false,
-        _ => match i.op {
-            Op::Shl => host_shifts().0,
-            Op::Sar => host_shifts().1,
-            _ => false,
-        },
-    }
-}
-
-/// Whether the host's SHL leaves CF ^ sign in OF, and its SAR 0, by whatever count.
-fn host_shifts() -> (bool, bool) {
-    static ALIKE: OnceLock<(bool, bool)> = OnceLock::new();
-    *ALIKE.get_or_init(|| {
-        let overflow = |flags: u64| flags & OF != 0;
-        let mut alike = (true, true);
-        for value in [0x8000_0000_0000_0001_u64, 0x5a5a_a5a5_3c3c_c3c3] {
-            for count in 2..64u32 {
-                let value = value.rotate_left(count * 7);
-                let mut left = value;
-                let (flags_left, flags_right): (u64, u64);
-                // SAFETY: computes in registers, and pushes and pops one word each.
-                unsafe {
-                    std::arch::asm!(
-                        "shl {a}, cl", "pushfq", "pop {f}", "sar {b}, cl", "pushfq", "pop {g}",
-                        a = inout(reg) left, b = inout(reg) value => _,
-                        f = out(reg) flags_left, g = out(reg) flags_right,
-                        in("cl") count as u8,
-                    );
-                }
-                let carry = value >> (64 - count) & 1 != 0;
-                alike.0 &= overflow(flags_left) == (carry != (left >> 63 != 0));
-                alike.1 &= !overflow(flags_right);
-            }
-        }
-        alike
-    })
-}
-
-/// Whether the instruction makes an access, or checks an address.
-fn touches(i: &Insn) -> bool {
-    i.ops.contains(&Operand::Mem) && i.op != Op::Lea && i.op != Op::Nop
-        || matches!(
-            i.op,
-            Op::Push | Op::Pop | Op::Leave | Op::Call | Op::CallInd | Op::Ret | Op::JmpInd
-        )
-}
-
-/// Arithmetic flags that the instruction may change.
-fn may_write(i: &Insn) -> u64 {
-    match i.op {
-        Op::Shl | Op::Shr | Op::Sar => ARITH,
-        _ => i.flags_out,
-    }
 }
 
 fn wide(r: u8) -> Register {

@@ -7,6 +7,7 @@
 //! 3. Code memory is reset only here, when no translated code is running and no compilation is under way.
 #![allow(unsafe_code)] // enters translated code
 
+mod copies;
 mod warm;
 
 use crate::compile::{Code, Compiled, Compiler, Shared};
@@ -268,15 +269,7 @@ impl Engine {
         let view = view_of(vcpu);
         vcpu.state.engine[word(layout::VIEW)] = view.unwrap_or(0);
         vcpu.state.engine[word(layout::SITES)] = &raw const *self.faults as u64;
-        self.direct = self.direct.take().filter(|_| view.is_some());
-        if let Some(base) = view
-            && self.options.direct != 0
-            && self.views(vcpu)
-            && direct::is_possible()
-        {
-            direct::set_gs(base);
-            self.direct.get_or_insert_with(direct::Maker::new);
-        }
+        self.prepare_direct(vcpu, view);
         let _inside = faults::Inside::new(self.shared.code.range());
         loop {
             if vcpu.state.exit_request.load(Ordering::Acquire) != 0 {
@@ -387,29 +380,6 @@ impl Engine {
             && hits.is_multiple_of(self.options.threshold.max(2))
         {
             self.request(vcpu, rip);
-        }
-    }
-
-    /// Has a block that runs in the interpreter run as it is.
-    fn make_direct(&mut self, vcpu: &mut Vcpu, rip: u64) {
-        let Some(maker) = &mut self.direct else {
-            return;
-        };
-        let Some(block) = vcpu.interp.block(rip).filter(|b| b.wants_direct()) else {
-            return;
-        };
-        let insns: Vec<Insn> = block.insns().collect();
-        let Some(made) = maker.make(&insns) else {
-            block.set_direct(0, 0, false);
-            return;
-        };
-        match self.shared.code.append(&made.code) {
-            Ok(at) => {
-                self.faults.direct.insert(at, made.sites.into());
-                block.set_direct(at, made.insns, made.needs_flags);
-                self.stats.direct += 1;
-            }
-            Err(_) => self.full = true,
         }
     }
 

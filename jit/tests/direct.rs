@@ -1,0 +1,58 @@
+//! Blocks that run as copies of the guest's own instructions. That they do what the interpreter does is seen by random programs
+//! (`diff.rs`).
+
+#[path = "diff/forms.rs"]
+mod forms;
+#[path = "diff/machine.rs"]
+mod machine;
+#[path = "diff/program.rs"]
+mod program;
+
+use iced_x86::code_asm::*;
+use machine::{DATA, Kind, Machine, Start};
+use program::assemble;
+use sevlab_jit::JitOptions;
+
+/// Blocks run as copies of the guest's own instructions, and leave at an access that faults as precisely as the interpreter does:
+/// to a page that is not in the view yet (then the access is made again), to no page, beyond the view, to no address at all.
+#[test]
+fn copies_fault_precisely() {
+    let options = || JitOptions {
+        threshold: u32::MAX,
+        direct: 1,
+        background: false,
+        code_bytes: 4 << 20,
+        ..JitOptions::default()
+    };
+    for far in [0x1000, 1 << 45, 0x7fff_ffff_f000, 1 << 62, 1 << 63] {
+        let code = assemble(|a| {
+            let mut top = a.create_label();
+            a.mov(ecx, 20)?;
+            a.set_label(&mut top)?;
+            a.push(rcx)?;
+            a.add(qword_ptr(rbx + 8), rcx)?;
+            a.lea(rdx, ptr(rdx + rcx))?;
+            a.cmp(ecx, 3)?;
+            a.cmove(rbx, r15)?;
+            a.mov(rsi, qword_ptr(rbx + rdi * 8))?;
+            a.pop(rcx)?;
+            a.sub(ecx, 1)?;
+            a.jne(top)?;
+            a.cpuid()
+        });
+        let mut start = Start::new(4, &code);
+        (start.gpr[3], start.gpr[7], start.gpr[15]) = (DATA, 0, far);
+        let mut plain = Machine::new(Kind::Plain, None);
+        plain.reset(&start);
+        let expected = plain.run().expect("it ends");
+        let mut m = Machine::new(Kind::Plain, Some(options()));
+        m.reset(&start);
+        let got = m.run().expect("engines have no budget");
+        let stats = m.engine.as_ref().expect("made with one").stats();
+        assert_eq!((got.gpr, got.rip), (expected.gpr, expected.rip), "{far:#x}");
+        assert_eq!((got.retired, got.flags), (expected.retired, expected.flags));
+        assert_eq!(format!("{:?}", got.stop), format!("{:?}", expected.stop));
+        assert_eq!(stats.entries, 0);
+        assert!(stats.direct >= 1, "{stats:?}");
+    }
+}
