@@ -24,13 +24,12 @@ use sevlab_arch::{Spa, Va};
 use sevlab_cpu::Stop;
 use sevlab_cpu::model::CoreCounters;
 use sevlab_jit::JitOptions;
+use sevlab_memctl::HierCounters;
 use sevlab_memctl::model::{
     Cache, Core, CoreModel, Costs, Dram, DramModel, ExitCosts, Inclusion, Latency, Model, Policy,
     Prefetch, Tlb, Tlbs,
 };
-use sevlab_memctl::{FetchEntry, FetchFilter, HierCounters, LineFilter};
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 fn variable(name: &str) -> Option<u64> {
@@ -161,27 +160,16 @@ struct TurnEnd {
     filters: Vec<[u64; 3]>,
 }
 
-/// Entries of the filters that have tags.
-#[allow(unsafe_code)] // the filters are where translated code sees them
+/// Entries of the filters that have tags: address, whether stores pass, stamp.
 fn filters(m: &Machine) -> Vec<[u64; 3]> {
-    let s = &m.vcpu.state;
-    // SAFETY: base and length of the filter, which lives as long as the vCPU; its words are atomics.
-    let fetches = unsafe { std::slice::from_raw_parts(s.fetches, FetchFilter::ENTRIES) };
     let core = m.vcpu.model.as_ref().expect("made with one");
-    let data = core.lines().entries().map(|(read, write, stamp)| {
+    let data = core.lines().entries().map(|(va, writes, stamp)| {
         let code = CODE..CODE + CODE_PAGES * PAGE;
-        let write = if code.contains(&read) {
-            LineFilter::NEVER
-        } else {
-            write
-        };
-        [read, write, stamp]
+        [va.0, u64::from(writes && !code.contains(&va.0)), stamp]
     });
-    let code = fetches
-        .iter()
-        .map(|[tag, stamp]| [tag, tag, stamp].map(|w| w.load(Relaxed)))
-        .filter(|[tag, ..]| *tag != FetchEntry::NEVER);
-    data.chain(code).collect()
+    let code = core.fetches().entries();
+    data.chain(code.map(|(va, stamp)| [va.0, 0, stamp]))
+        .collect()
 }
 
 fn turn_end(m: &mut Machine) -> TurnEnd {

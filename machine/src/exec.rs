@@ -66,6 +66,10 @@ impl Exec {
     }
 
     fn run_guest(&mut self, vcpu: &mut Vcpu) -> Stop {
+        let mem = Arc::clone(&vcpu.mem);
+        // It is alone in guest code, and asks the controller at every miss.
+        let turn = vcpu.model.is_some() && vcpu.cluster().in_turns();
+        let _hold = turn.then(|| mem.hold());
         with_guest_mxcsr(vcpu, |vcpu| match self {
             Self::Interpreter if vcpu.model.is_some() => loop {
                 if let Err(stop) = interp::run_row(vcpu) {

@@ -12,7 +12,7 @@
 
 use std::ptr::NonNull;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 
 use sevlab_arch::{Asid, PAGE_SHIFT, PAGE_SIZE, Spa};
 
@@ -21,6 +21,7 @@ use crate::dram::{Dram, page_parts};
 use crate::error::Error;
 use crate::hier::Hier;
 use crate::keys::KeySlots;
+use crate::lock::{Guard, Hold, Lock};
 use crate::model::Model;
 use crate::place::{PageCopy, read_at, word, write_at};
 use crate::residency::{Residency, States};
@@ -125,7 +126,7 @@ pub(crate) enum Fill<'a> {
 /// See [`MemCtl::freeze`].
 pub struct Frozen<'a> {
     _rmp: MutexGuard<'a, ()>,
-    _meta: MutexGuard<'a, Meta>,
+    _meta: Guard<'a, Meta>,
     _tlbs: FrozenTlbs<'a>,
 }
 
@@ -141,7 +142,7 @@ pub struct MemCtl {
     /// Some: a page's bytes are where [`View::place`] says, for whatever reads and writes them here.
     pub(crate) view: Option<Arc<View>>,
     rmp: Rmp,
-    meta: Arc<Mutex<Meta>>,
+    meta: Arc<Lock<Meta>>,
 }
 
 impl MemCtl {
@@ -212,7 +213,7 @@ impl MemCtl {
         let view = viewed
             .then(|| View::new(pages, host, &mut slots).ok().map(Arc::new))
             .flatten();
-        let meta = Arc::new(Mutex::new(Meta {
+        let meta = Arc::new(Lock::new(Meta {
             keys: KeySlots::new(cfg.cipher, cfg.tweak_seed, path),
             residency: Residency::new(if cached { pages } else { 0 }, limit),
             hier,
@@ -242,6 +243,13 @@ impl MemCtl {
     #[must_use]
     pub fn usable_size(&self) -> u64 {
         self.rmp.base().0
+    }
+
+    /// Keeps all other threads out of what needs the controller's metadata, for one that will often need it itself: a core of a
+    /// simulated machine in its turn.
+    #[must_use]
+    pub fn hold(&self) -> Hold<'_> {
+        self.meta.hold()
     }
 
     /// What it was made from.
@@ -597,8 +605,9 @@ impl MemCtl {
 
     // ---- what the other files of this crate build on ----
 
-    pub(crate) fn lock(&self) -> MutexGuard<'_, Meta> {
-        self.meta.lock().unwrap_or_else(PoisonError::into_inner)
+    #[inline]
+    pub(crate) fn lock(&self) -> Guard<'_, Meta> {
+        self.meta.lock()
     }
 
     pub(crate) fn check_range(&self, spa: Spa, len: u64) -> Result<(), Error> {

@@ -28,6 +28,7 @@ mod error;
 mod firmware;
 mod key;
 mod keys;
+mod lock;
 mod place;
 mod residency;
 mod rmp;
@@ -41,11 +42,12 @@ pub use cipher::CipherKind;
 pub use ctl::{CacheMode, Config, Domain, HostOptions, MIN_RESIDENT, MemCtl};
 pub use error::Error;
 pub use hier::{
-    CountKind, FetchEntry, FetchFilter, Grant, HierCounters, Level, Line, LineFilter, LineKind,
-    Near, Served, Stalls,
+    CountKind, FetchFilter, Grant, HierCounters, Level, Line, LineFilter, LineKind, Near, Served,
+    Stalls, TAG_SHIFT,
 };
 pub use key::{KeyError, MemoryKey};
 pub use keys::MAX_ASID;
+pub use lock::Hold;
 pub use rmp::{PageSize, Pvalidate, Rmp, RmpAccess, RmpAdjust, RmpFault, RmpReason};
 pub use sevlab_arch::rmp::{RmpEntry, RmpStatus, RmpUpdate, VmplPerms};
 pub use stats::MemStats;

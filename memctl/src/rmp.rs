@@ -29,6 +29,7 @@ use crate::ctl::Meta;
 use crate::dram::Dram;
 use crate::error::Error;
 use crate::keys::MAX_ASID;
+use crate::lock::Lock;
 use crate::tlb::TlbSet;
 use crate::view::View;
 
@@ -194,7 +195,7 @@ pub struct Rmp {
     dram: Arc<Dram>,
     tlbs: Arc<TlbSet>,
     /// The view and the lock that its rights change under, which is taken after that of the table.
-    view: Option<(Arc<View>, Arc<Mutex<Meta>>)>,
+    view: Option<(Arc<View>, Arc<Lock<Meta>>)>,
     /// Bytes of DRAM.
     size: u64,
     base: Spa,
@@ -212,7 +213,7 @@ impl Rmp {
         enabled: bool,
         dram: Arc<Dram>,
         tlbs: Arc<TlbSet>,
-        view: Option<(Arc<View>, Arc<Mutex<Meta>>)>,
+        view: Option<(Arc<View>, Arc<Lock<Meta>>)>,
     ) -> Result<Self, Error> {
         let table = BOOKKEEPING_SIZE + (size >> PAGE_SHIFT) * ENTRY;
         let base = match size.checked_sub(table) {
@@ -630,7 +631,7 @@ impl Rmp {
         if let Some((view, meta)) = &self.view
             && (pfn..pfn + pages).any(|p| view.place(p).in_view())
         {
-            let meta = meta.lock().unwrap_or_else(PoisonError::into_inner);
+            let meta = meta.lock();
             (pfn..pfn + pages).for_each(|p| view.park_page(&meta.slots, &self.tlbs, p));
         }
     }

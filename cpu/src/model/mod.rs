@@ -362,6 +362,12 @@ impl CoreModel {
         &self.lines
     }
 
+    /// The filter of fetches.
+    #[must_use]
+    pub fn fetches(&self) -> &FetchFilter {
+        &self.fetches
+    }
+
     /// Takes the state's tally in.
     pub fn drain(&mut self, state: &mut CpuState) {
         let t = Tally::unpack(core::mem::take(&mut state.tally));
@@ -467,7 +473,7 @@ impl Vcpu {
         self.mem
             .attach_core(core, Arc::clone(&lines), Arc::clone(&fetches))?;
         self.state.lines = lines.base_ptr();
-        self.state.fetches = fetches.base_ptr().cast();
+        self.state.fetches = fetches.base_ptr();
         self.state.stop_at = self.state.clock() + TURN;
         let mut overlap = match model.core.model {
             sevlab_memctl::model::CoreModel::Simple => None,

@@ -28,8 +28,7 @@ use sevlab_cpu::insn::{Op, Operand};
 use sevlab_cpu::model::TRAIL_BYTES;
 use sevlab_cpu::model::costs::CostTable;
 use sevlab_cpu::{Builder, Insn};
-use sevlab_memctl::{FetchEntry, FetchFilter, LineFilter};
-use std::mem::offset_of;
+use sevlab_memctl::{FetchFilter, LineFilter, TAG_SHIFT};
 
 use super::mem::For;
 
@@ -322,12 +321,11 @@ impl Lower<'_, '_> {
         let p = self.pinned();
         let flags = state_flags().with_readonly().with_can_move();
         let base = self.fb.ins().load(types::I64, flags, p, layout::FETCHES);
-        let at = (which as usize % FetchFilter::ENTRIES * size_of::<FetchEntry>()) as i32;
-        let tag_at = at + offset_of!(FetchEntry, tag) as i32;
-        let stamp_at = at + offset_of!(FetchEntry, stamp) as i32;
-        let tag = self.fb.ins().load(types::I64, state_flags(), base, tag_at);
-        let va = self.iconst(types::I64, which << SHIFT);
-        let hit = self.fb.ins().icmp(IntCC::Equal, tag, va);
+        let at = (which as usize % FetchFilter::ENTRIES * 8) as i32;
+        let entry = self.fb.ins().load(types::I64, state_flags(), base, at);
+        let tag = self.fb.ins().ushr_imm_u(entry, i64::from(TAG_SHIFT));
+        let here = self.iconst(types::I64, which);
+        let hit = self.fb.ins().icmp(IntCC::Equal, tag, here);
         let (fast, merge, cold) = self.fast_merge_cold();
         self.fb.ins().brif(hit, fast, &[], cold, &[]);
         self.fb.switch_to_block(cold);
@@ -337,8 +335,7 @@ impl Lower<'_, '_> {
         self.fb.ins().brif(ok, merge, &[], leave, &[]);
         self.leave_in(leave);
         self.fb.switch_to_block(fast);
-        let stamp = self.stamp();
-        self.fb.ins().store(state_flags(), stamp, base, stamp_at);
+        self.store_stamp(base, entry, FetchFilter::STAMP);
         let p = self.pinned();
         self.add_to_state(p, layout::FETCHED, 1);
         self.store_fetch_line(p, which);
@@ -498,25 +495,27 @@ impl Lower<'_, '_> {
     /// The probe of an access of `bytes` bytes: (hit, entry, host address if hit).
     fn line_probe(&mut self, va: Value, bytes: u32, why: For) -> (Value, Value, Value) {
         self.sync();
-        let line_mask = !((1u64 << SHIFT) - 1);
         let entry = self.element_of(va, SHIFT, LineFilter::ENTRIES, 3);
         let page = self.element_of(va, PAGE_SHIFT, LineFilter::PAGES, 4);
-        let tag = if let Some(va) = self.constant(va) {
+        let entry = self.fb.ins().load(types::I64, state_flags(), entry, 0);
+        // What a tag is compared with, and where it is in the entry; for stores with the bit behind it.
+        let (shift, bit) = match why {
+            For::Load => (SHIFT, 0),
+            For::Store => (SHIFT - 1, 1),
+        };
+        let last = if let Some(va) = self.constant(va) {
             let last = va.wrapping_add(u64::from(bytes - 1));
-            self.iconst(types::I64, last & line_mask)
+            self.iconst(types::I64, last >> shift | bit)
         } else {
             let last = self.add_constant(va, u64::from(bytes - 1));
-            let mask = self.iconst(types::I64, line_mask);
-            self.fb.ins().band(last, mask)
+            let last = self.fb.ins().ushr_imm_u(last, shift as i64);
+            match why {
+                For::Load => last,
+                For::Store => self.fb.ins().bor_imm_u(last, bit as i64),
+            }
         };
-        let tag_at = match why {
-            For::Load => LineFilter::READ,
-            For::Store => LineFilter::WRITE,
-        };
-        let found = self
-            .fb
-            .ins()
-            .load(types::I64, state_flags(), entry, tag_at as i32);
+        let tag = u64::from(TAG_SHIFT) - bit;
+        let found = self.fb.ins().ushr_imm_u(entry, tag as i64);
         let addend = self
             .fb
             .ins()
@@ -525,8 +524,8 @@ impl Lower<'_, '_> {
             .fb
             .ins()
             .load(types::I64, state_flags(), page, LineFilter::ASLEEP as i32);
-        let tag = self.fb.ins().iadd(tag, asleep);
-        let hit = self.fb.ins().icmp(IntCC::Equal, found, tag);
+        let last = self.fb.ins().iadd(last, asleep);
+        let hit = self.fb.ins().icmp(IntCC::Equal, found, last);
         let host = self.fb.ins().iadd(va, addend);
         (hit, entry, host)
     }
@@ -553,10 +552,19 @@ impl Lower<'_, '_> {
         self.fb.ins().iadd(tlb, x)
     }
 
-    fn store_stamp(&mut self, entry: Value) {
+    /// Notes a hit of a filter's entry: the stamp goes to its slot, among those at `stamps` behind `base`.
+    fn store_stamp(&mut self, base: Value, entry: Value, stamps: usize) {
         let stamp = self.stamp();
-        let at = LineFilter::STAMP as i32;
-        self.fb.ins().store(state_flags(), stamp, entry, at);
+        let slot = self.fb.ins().ireduce(types::I16, entry);
+        let slot = self.fb.ins().uextend(types::I64, slot);
+        let slot = self.fb.ins().ishl_imm_u(slot, 3);
+        let at = self.fb.ins().iadd(base, slot);
+        self.fb.ins().store(state_flags(), stamp, at, stamps as i32);
+    }
+
+    fn store_line_stamp(&mut self, entry: Value) {
+        let base = self.tlb();
+        self.store_stamp(base, entry, LineFilter::STAMP);
     }
 
     /// The host address of `bytes` bytes at `va`, touched for a load (of a copy, if they cross a line) or a
@@ -581,7 +589,7 @@ impl Lower<'_, '_> {
             .brif(got, merge, &[BlockArg::Value(got)], leave, &[]);
         self.leave_in(leave);
         self.fb.switch_to_block(fast);
-        self.store_stamp(entry);
+        self.store_line_stamp(entry);
         self.fb.ins().jump(merge, &[BlockArg::Value(host)]);
         self.fb.switch_to_block(merge);
         result
@@ -614,7 +622,7 @@ impl Lower<'_, '_> {
         self.fb.ins().brif(ok, merge, &[], leave, &[]);
         self.leave_in(leave);
         self.fb.switch_to_block(fast);
-        self.store_stamp(entry);
+        self.store_line_stamp(entry);
         let flags = self.guest_flags();
         self.fb.ins().store(flags, low, host, 0);
         if let Some(high) = high {

@@ -6,7 +6,7 @@
 //! business, through a copy. What faults has changed nothing: the interpreter meets it again.
 
 use crate::layout;
-use sevlab_memctl::LineFilter;
+use sevlab_memctl::{LineFilter, TAG_SHIFT};
 
 use super::{CpuState, answer, copy_to_scratch, run_step, run_thunk, site, store_bytes, vcpu};
 use sevlab_cpu::Vcpu;
@@ -15,23 +15,33 @@ use sevlab_cpu::model::At;
 
 // A helper begins without saving anything, with the one case that a program can meet as often as hits: an access
 // across two lines of a page which the filter both has. All that is left to do are two
-// stamps. `tag` is which of the filter's tags, `bytes` the register with the access's length.
+// stamps. `write` says whether stores must pass, `bytes` the register with the access's length.
 std::arch::global_asm!(
-    ".macro sevlab_two_lines tag, bytes",
-    "push rax", "push r9", "push r10", "push r11", "push r12",
-    "mov r9, rdi", "and r9, -64",
-    "lea r10, [rdi + \\bytes - 1]", "and r10, -64",
-    "mov r12, r9", "xor r12, r10", "shr r12, 12", "jnz 9f",
-    "mov r12d, edi", "shr r12d, 8", "and r12d, {page}", "add r12, [r15 + {lines}]",
-    "mov eax, edi", "shr eax, 3", "and eax, {index}", "add rax, [r15 + {lines}]",
-    "mov r11d, r10d", "shr r11d, 3", "and r11d, {index}", "add r11, [r15 + {lines}]",
-    "add r9, [r12 + {asleep}]", "cmp [rax + \\tag], r9", "jne 9f",
-    "add r10, [r12 + {asleep}]", "cmp [r11 + \\tag], r10", "jne 9f",
-    "lea r10, [rcx + 1]", "mov [rax + {stamp}], r10", "mov [r11 + {stamp}], r10",
+    ".macro sevlab_two_lines write, bytes",
+    "push rax", "push r9", "push r10", "push r11", "push r12", "push r13",
+    "lea r10, [rdi + \\bytes - 1]",
+    "mov r12, rdi", "xor r12, r10", "shr r12, 12", "jnz 9f",
+    "mov r9, rdi", "shr r9, 6", "shr r10, 6",
+    "movzx eax, r9w", "movzx r11d, r10w", "mov r13, [r15 + {lines}]",
+    "mov rax, [r13 + rax * 8]", "mov r11, [r13 + r11 * 8]",
+    "mov r12d, edi", "shr r12d, 8", "and r12d, {page}", "add r12, r13",
+    "add r9, [r12 + {asleep}]", "add r10, [r12 + {asleep}]",
+    ".if \\write",
+    "mov r13, rax", "shr r13, {tag} - 1", "lea r9, [r9 + r9 + 1]", "cmp r13, r9", "jne 9f",
+    "mov r13, r11", "shr r13, {tag} - 1", "lea r10, [r10 + r10 + 1]", "cmp r13, r10", "jne 9f",
+    ".else",
+    "mov r13, rax", "shr r13, {tag}", "cmp r13, r9", "jne 9f",
+    "mov r13, r11", "shr r13, {tag}", "cmp r13, r10", "jne 9f",
+    ".endif",
+    "movzx eax, ax", "movzx r11d, r11w", "mov r13, [r15 + {lines}]",
+    "lea r10, [rcx + 1]", "mov [r13 + rax * 8 + {stamp}], r10", "mov [r13 + r11 * 8 + {stamp}], r10",
     "mov r9, [r12 + {addend}]", "add r9, rdi",
     ".endm",
+    ".macro sevlab_restore_all",
+    "pop r13", "pop r12", "pop r11", "pop r10", "pop r9", "pop rax",
+    ".endm",
     ".macro sevlab_restore_and_return",
-    "pop r12", "pop r11", "pop r10", "pop r9", "pop rax", "ret",
+    "sevlab_restore_all", "ret",
     ".endm",
     ".macro sevlab_call_saving_all target",
     "push rax", "push rcx", "push rdx", "push rsi", "push rdi", "push r8", "push r9", "push r10", "push r11",
@@ -44,14 +54,14 @@ std::arch::global_asm!(
     "pop r11", "pop r10", "pop r9", "pop r8", "pop rdi", "pop rsi", "pop rdx", "pop rcx", "pop rax",
     "ret",
     ".endm",
-    ".macro sevlab_line_address stub, tag, target",
+    ".macro sevlab_line_address stub, write, target",
     ".globl \\stub",
     ".p2align 4",
     "\\stub:",
-    "sevlab_two_lines \\tag, rsi",
+    "sevlab_two_lines \\write, rsi",
     "mov [r15 + {ret}], r9",
     "sevlab_restore_and_return",
-    "9: pop r12", "pop r11", "pop r10", "pop r9", "pop rax",
+    "9: sevlab_restore_all",
     "sevlab_call_saving_all \\target",
     ".endm",
     ".macro sevlab_line_helper stub, target",
@@ -61,27 +71,27 @@ std::arch::global_asm!(
     "sevlab_call_saving_all \\target",
     ".endm",
 
-    "sevlab_line_address sevlab_stub_line_load, {read}, {load}",
-    "sevlab_line_address sevlab_stub_line_rmw, {write}, {rmw}",
+    "sevlab_line_address sevlab_stub_line_load, 0, {load}",
+    "sevlab_line_address sevlab_stub_line_rmw, 1, {rmw}",
 
     // 2, 4 or 8 bytes: a single one does not cross.
     ".globl sevlab_stub_line_store",
     ".p2align 4",
     "sevlab_stub_line_store:",
-    "sevlab_two_lines {write}, rdx",
+    "sevlab_two_lines 1, rdx",
     "cmp edx, 4", "je 4f", "ja 8f",
     "mov [r9], si", "jmp 7f",
     "4: mov [r9], esi", "jmp 7f",
     "8: mov [r9], rsi",
     "7: mov qword ptr [r15 + {ret}], 1",
     "sevlab_restore_and_return",
-    "9: pop r12", "pop r11", "pop r10", "pop r9", "pop rax",
+    "9: sevlab_restore_all",
     "sevlab_call_saving_all {store}",
 
     ".globl sevlab_stub_line_store_wide",
     ".p2align 4",
     "sevlab_stub_line_store_wide:",
-    "sevlab_two_lines {write}, rsi",
+    "sevlab_two_lines 1, rsi",
     "mov rax, [r15 + {scratch}]", "mov r10, [r15 + {scratch} + 8]",
     "mov [r9], rax", "mov [r9 + 8], r10",
     "cmp esi, 16", "je 7f",
@@ -89,19 +99,17 @@ std::arch::global_asm!(
     "mov [r9 + 16], rax", "mov [r9 + 24], r10",
     "7: mov qword ptr [r15 + {ret}], 1",
     "sevlab_restore_and_return",
-    "9: pop r12", "pop r11", "pop r10", "pop r9", "pop rax",
+    "9: sevlab_restore_all",
     "sevlab_call_saving_all {store_wide}",
 
     "sevlab_line_helper sevlab_stub_line_fetch, {fetch}",
     "sevlab_line_helper sevlab_stub_line_thunk, {thunk}",
     "sevlab_line_helper sevlab_stub_line_step, {step}",
-    index = const (LineFilter::ENTRIES - 1) << 3,
+    tag = const TAG_SHIFT,
     page = const (LineFilter::PAGES - 1) << 4,
     lines = const layout::LINES,
     ret = const layout::RET,
     scratch = const layout::SCRATCH,
-    read = const LineFilter::READ,
-    write = const LineFilter::WRITE,
     stamp = const LineFilter::STAMP,
     addend = const LineFilter::ADDEND,
     asleep = const LineFilter::ASLEEP,
@@ -114,8 +122,8 @@ std::arch::global_asm!(
     step = sym step,
 );
 
-/// Indices are part of an address's low half.
-const _: () = assert!(LineFilter::ENTRIES <= 1 << 26 && LineFilter::PAGES <= 1 << 20);
+/// An index is a word of 16 bits, and that of a page a part of an address's low half.
+const _: () = assert!(LineFilter::ENTRIES == 1 << 16 && LineFilter::PAGES <= 1 << 20);
 
 unsafe extern "C" {
     pub(super) fn sevlab_stub_line_load();

@@ -7,7 +7,7 @@ use sevlab_arch::Asid;
 
 use super::counters::CountKind;
 use super::data::{Env, LINE_SHIFT, PAGE_LINES_SHIFT};
-use super::filter::{FetchFilter, LineFilter};
+use super::filter::{FetchFilter, LineFilter, has_tag};
 use super::l1::L1;
 use super::{Hier, Level, Line, LineKind, Served, Stalls};
 use crate::ctl::Domain;
@@ -296,14 +296,13 @@ pub(super) fn enter_fetch(
     line: u64,
     a: &Line,
 ) {
-    if l1i.filter().is_none() {
-        l1i.leave_filter(slot, a.stamp);
-        return;
+    if !has_tag(a.va) {
+        return l1i.forget(slot);
     }
     let i = FetchFilter::index(a.va);
     l1i.claim(slot, i);
     if let Some(f) = l1i.filter() {
-        f.set(i, a.va.0 & !63, env.host(line, a.domain), a.stamp);
+        f.set(i, a.va.0 & !63, slot, env.host(line, a.domain));
     }
 }
 
@@ -316,15 +315,14 @@ pub(super) fn enter_data(
     line: u64,
     a: &Line,
 ) {
-    let write = a.grant.write && l1d.cache.dirty(slot);
-    if !a.grant.read || l1d.filter().is_none() {
-        l1d.leave_filter(slot, a.stamp);
-        return;
+    if !a.grant.read || !has_tag(a.va) {
+        return l1d.forget(slot);
     }
+    let write = a.grant.write && l1d.cache.dirty(slot);
     let i = LineFilter::index(a.va);
     l1d.claim(slot, i);
     if let Some(f) = l1d.filter() {
-        f.set(i, a.va.0 & !63, env.host(line, a.domain), write, a.stamp);
+        f.set(i, a.va.0 & !63, slot, env.host(line, a.domain), write);
     }
 }
 

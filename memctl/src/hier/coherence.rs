@@ -43,7 +43,7 @@ impl Hier {
             }
             if let Some(slot) = c.l1d.cache.find(line).filter(|&s| c.l1d.cache.dirty(s)) {
                 c.l1d.cache.set_dirty(slot, false);
-                c.drop_write_tag(slot);
+                c.l1d.forget_write(slot);
                 was_dirty = true;
             }
             if let Some(l2) = &mut c.l2
@@ -159,13 +159,6 @@ impl Core {
             l1d: l1d.is_some(),
             l2: l2.is_some(),
             dirty: l1d == Some(true) || l2 == Some(true),
-        }
-    }
-
-    /// The line in this slot of L1D is not to be written inline.
-    pub(super) fn drop_write_tag(&self, slot: usize) {
-        if let (Some(i), Some(f)) = (self.l1d.entry(slot), self.l1d.filter()) {
-            f.clear_write(i);
         }
     }
 }

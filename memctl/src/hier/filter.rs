@@ -3,17 +3,21 @@
 //! The problem: a simulator that looks at every access is fifty times slower than the code it studies, and one that looks at a
 //! part of them counts wrong. The approach (docs/adr/0011): an entry stands for a line that is in the first-level cache and
 //! whose translation is in the first-level TLB, so a hit can't be a miss of anything; and what a hit changes in the
-//! cache, the time of the line's last use, is the one word that the hit writes into the entry, the *stamp*.
+//! cache, the time of the line's last use, is the one word that the hit writes, the *stamp* of the line's slot.
+//!
+//! An entry is one word: the line's number above [`TAG_SHIFT`], whether stores may pass, and the slot of the first-level cache that
+//! has the line. Stamps are an array by slot, which is small, and where the choice of a victim finds those of a set side by side.
 //!
 //! Invariants:
-//! 1. A tag is the virtual address of a line whose index is the entry's own, or [`LineFilter::NEVER`]. It counts while its page is
-//!    awake: for one that sleeps, all that is missing is the page in the L1 TLB, to which the second level may bring it back.
-//! 2. A set tag means: line in L1, page in the L1 TLB with that right; a write tag: line dirty in L1D too, page writable and
-//!    dirty, frame without decoded code.
+//! 1. A tag is the number of a line, one below 2^42, whose index is the entry's own; or the entry is [`never`]'s, which no access
+//!    matches. It counts while its page is awake: for one that sleeps, all that is missing is the page in the L1 TLB, to which the
+//!    second level may bring it back.
+//! 2. A tag means: line in that slot of L1, page in the L1 TLB with that right; the bit for writes: line dirty in L1D too, page
+//!    writable and dirty, frame without decoded code.
 //! 3. Tags are set by the controller alone, in a call of the core that the filter belongs to, and woken by that core. Anybody may
 //!    take them away.
 //! 4. A line with a tag is of the page that its place among the pages is of: who gives the place to another takes the tags away.
-//! 5. The stamp stays when tags go: it is the line's last use until the controller gives the entry to another line.
+//! 5. A slot's stamp is the last use of its line, whether an entry names the slot or none.
 
 use std::ops::Range;
 use std::ptr::NonNull;
@@ -25,24 +29,154 @@ use sevlab_arch::Va;
 use super::table::Table;
 
 const LINE_SHIFT: u32 = 6;
-const LINE_MASK: u64 = 63;
-/// What is added to a sleeping page's addresses before they are compared with tags.
-const ASLEEP: u64 = 1;
+/// A tag is an entry shifted by this.
+pub const TAG_SHIFT: u32 = 22;
+/// The bit of an entry that lets stores pass, right below the tag.
+const WRITES: u64 = 1 << (TAG_SHIFT - 1);
+/// An entry's bits with the slot.
+const SLOT: u64 = (1 << SLOT_BITS) - 1;
+const SLOT_BITS: u32 = 16;
+/// Slots that a first-level cache may have.
+pub(super) const SLOTS: usize = 1 << SLOT_BITS;
+/// Bits of a line's number that a tag has room for.
+const TAG_BITS: u32 = 64 - TAG_SHIFT;
+/// What is added to the line numbers of a sleeping page before they are compared with tags: more than any tag.
+const ASLEEP: u64 = 1 << 60;
+/// No page.
+const NO_PAGE: u64 = u64::MAX;
 
-/// A core's filter of data accesses: direct-mapped, an entry a line: tags for reads and writes and a stamp, in an array each; and
-/// for each page a pair {addend, asleep}: what makes host addresses of its virtual ones, so that an access waits for no word of its
-/// line's entry, and 0 if its tags count.
-///
-/// An access of `n` bytes at `va` hits if the tag for its kind equals `((va + n - 1) & !63) + asleep`; the entry is
-/// `(va >> 6) % ENTRIES`, the pair that of `(va >> 12) % PAGES`. A hit stores the access's stamp, and its byte is at `va + addend`.
-/// Where the arrays are in its memory: [`LineFilter::READ`] and so on.
-pub struct LineFilter {
-    /// The arrays.
-    words: Table<AtomicU64, { Self::WORDS }>,
-    /// Which page each pair is of. Only the core's own thread changes it, as the next.
-    pages: Box<[AtomicU64]>,
+/// The entry at `i` that no access matches: its line's index is another.
+const fn never(i: usize) -> u64 {
+    (i as u64 ^ 1) << TAG_SHIFT
+}
+
+const fn line(va: u64) -> u64 {
+    va >> LINE_SHIFT
+}
+
+/// What both filters are: `N` entries, direct-mapped by the line's number, and a stamp a slot behind them, in a table of `WORDS`.
+struct Entries<const N: usize, const WORDS: usize> {
+    words: Table<AtomicU64, WORDS>,
     /// A word for the entries of a page's lines: which may have a tag.
     used: Box<[AtomicU64]>,
+}
+
+impl<const N: usize, const WORDS: usize> Entries<N, WORDS> {
+    fn new() -> Self {
+        let words: Table<_, WORDS> = Table::new(|| AtomicU64::new(0));
+        for (i, word) in words[..N].iter().enumerate() {
+            word.store(never(i), Relaxed);
+        }
+        Self {
+            words,
+            used: (0..N / 64).map(|_| AtomicU64::new(0)).collect(),
+        }
+    }
+
+    #[inline]
+    fn index(va: Va) -> usize {
+        line(va.0) as usize & (N - 1)
+    }
+
+    #[inline]
+    fn word(&self, i: usize) -> &AtomicU64 {
+        &self.words[i & (N - 1)]
+    }
+
+    #[inline]
+    fn stamps(&self) -> &[AtomicU64; SLOTS] {
+        const { assert!(WORDS >= N + SLOTS) };
+        self.words[N..]
+            .first_chunk()
+            .expect("as many words, just asserted")
+    }
+
+    /// The first byte of the line that entry `i` has.
+    #[inline]
+    fn va(&self, i: usize) -> Option<u64> {
+        let word = self.word(i).load(Relaxed);
+        (word != never(i)).then_some(word >> TAG_SHIFT << LINE_SHIFT)
+    }
+
+    /// The slot that entry `i` names.
+    #[inline]
+    fn slot(&self, i: usize) -> Option<usize> {
+        let word = self.word(i).load(Relaxed);
+        (word != never(i)).then_some((word & SLOT) as usize)
+    }
+
+    #[inline]
+    fn set(&self, i: usize, va: u64, slot: usize, write: bool) {
+        debug_assert!(line(va) >> TAG_BITS == 0 && slot < SLOTS);
+        let used = &self.used[i / 64];
+        used.store(used.load(Relaxed) | 1 << (i % 64), Relaxed);
+        let writes = if write { WRITES } else { 0 };
+        let word = line(va) << TAG_SHIFT | writes | slot as u64;
+        self.word(i).store(word, Relaxed);
+    }
+
+    #[inline]
+    fn clear(&self, i: usize) {
+        self.word(i).store(never(i), Relaxed);
+    }
+
+    #[inline]
+    fn clear_write(&self, i: usize) {
+        // Whoever is not the owner may come between two operations of his.
+        self.word(i).fetch_and(!WRITES, Relaxed);
+    }
+
+    /// Calls `f` with the entries that the lines of `va`'s 4 KiB page have.
+    fn each_of_page(&self, va: Va, f: impl Fn(usize)) {
+        let page = va.page().0;
+        let first = Self::index(Va(page));
+        let word = &self.used[first / 64];
+        let mut left = word.load(Relaxed);
+        each_bit(left, |i| {
+            if self.va(first + i) == Some(page + ((i as u64) << LINE_SHIFT)) {
+                f(first + i);
+            }
+            if self.va(first + i).is_none() {
+                left &= !(1 << i);
+            }
+        });
+        word.store(left, Relaxed);
+    }
+
+    /// Calls `f` with all entries that may have a tag.
+    fn each(&self, mut f: impl FnMut(usize)) {
+        for (n, word) in self.used.iter().enumerate() {
+            each_bit(word.load(Relaxed), |i| f(n * 64 + i));
+        }
+    }
+
+    fn flush(&self) {
+        self.each(|i| self.clear(i));
+        for word in &self.used {
+            word.store(0, Relaxed);
+        }
+    }
+}
+
+/// Whether a line's number fits a tag: those of the upper half of the address space stay out of the filters.
+#[inline]
+pub(super) fn has_tag(va: Va) -> bool {
+    line(va.0) >> TAG_BITS == 0
+}
+
+/// A core's filter of data accesses: [`LineFilter::ENTRIES`] words, then the stamps by slot; and for each page a pair {addend,
+/// asleep}: what makes host addresses of its virtual ones, so that an access waits for nothing of its line's entry, and 0 if its
+/// tags count.
+///
+/// The entry of an access of `n` bytes at `va` is `(va >> 6) % ENTRIES`, the pair that of `(va >> 12) % PAGES`. A load hits if
+/// `entry >> TAG_SHIFT` equals `((va + n - 1) >> 6) + asleep`, a store if `entry >> (TAG_SHIFT - 1)` equals
+/// `((va + n - 1) >> 5 | 1) + asleep`. A hit stores the access's stamp at the slot of the entry's low 16 bits, and its byte is at `va +
+/// addend`. Where the arrays are in its memory: [`LineFilter::STAMP`] and so on.
+pub struct LineFilter {
+    /// The arrays.
+    entries: Entries<{ Self::ENTRIES }, { Self::WORDS }>,
+    /// Which page each pair is of. Only the core's own thread changes it, as the next.
+    pages: Box<[AtomicU64]>,
 }
 
 impl LineFilter {
@@ -51,50 +185,36 @@ impl LineFilter {
     pub const ENTRIES: usize = 1 << 16;
     /// Number of pairs; a power of two. Of two pages that want the same one only one has tags.
     pub const PAGES: usize = 1 << 14;
-    /// Byte offset of the array of read tags, 8 bytes each, from [`LineFilter::base_ptr`].
-    pub const READ: usize = 0;
-    /// Of the write tags.
-    pub const WRITE: usize = 8 * Self::ENTRIES;
-    /// Of the stamps.
-    pub const STAMP: usize = 2 * Self::WRITE;
+    /// Byte offset of the stamps, 8 bytes each, from [`LineFilter::base_ptr`], where the entries are.
+    pub const STAMP: usize = 8 * Self::ENTRIES;
     /// Of the pairs' first words: host address minus guest virtual address, wrapping. The other word is behind it.
-    pub const ADDEND: usize = 3 * Self::WRITE;
+    pub const ADDEND: usize = Self::STAMP + 8 * SLOTS;
     /// Of the pairs' second words.
     pub const ASLEEP: usize = Self::ADDEND + 8;
-    /// The tag that no access matches.
-    pub const NEVER: u64 = u64::MAX;
 
-    const WORDS: usize = 3 * Self::ENTRIES + 2 * Self::PAGES;
+    const WORDS: usize = Self::ENTRIES + SLOTS + 2 * Self::PAGES;
 
     /// An empty filter.
     #[must_use]
     #[allow(clippy::new_ret_no_self)] // it is always shared with the controller
     pub fn new() -> Arc<Self> {
-        let memory: Table<_, { Self::WORDS }> = Table::new(|| AtomicU64::new(Self::NEVER));
-        // Anything else than 0 or 1 could make a tag of NEVER.
-        for word in &memory[Self::ADDEND / 8..] {
-            word.store(0, Relaxed);
-        }
         Arc::new(Self {
-            words: memory,
-            pages: (0..Self::PAGES)
-                .map(|_| AtomicU64::new(Self::NEVER))
-                .collect(),
-            used: words(Self::ENTRIES),
+            entries: Entries::new(),
+            pages: (0..Self::PAGES).map(|_| AtomicU64::new(NO_PAGE)).collect(),
         })
     }
 
     /// Its memory, for translated code. Valid as long as the filter.
     #[must_use]
     pub fn base_ptr(&self) -> *const AtomicU64 {
-        self.words.as_ptr()
+        self.entries.words.as_ptr()
     }
 
     /// The index of the entry that `va` would be in.
     #[must_use]
     #[inline]
     pub fn index(va: Va) -> usize {
-        (va.0 >> LINE_SHIFT) as usize & (Self::ENTRIES - 1)
+        Entries::<{ Self::ENTRIES }, { Self::WORDS }>::index(va)
     }
 
     #[inline]
@@ -103,23 +223,13 @@ impl LineFilter {
     }
 
     #[inline]
-    fn read(&self, i: usize) -> &AtomicU64 {
-        &self.words[Self::READ / 8 + i]
-    }
-
-    #[inline]
-    fn write(&self, i: usize) -> &AtomicU64 {
-        &self.words[Self::WRITE / 8 + i]
-    }
-
-    #[inline]
     fn addend(&self, va: Va) -> &AtomicU64 {
-        &self.words[Self::ADDEND / 8 + 2 * Self::page_index(va)]
+        &self.entries.words[Self::ADDEND / 8 + 2 * Self::page_index(va)]
     }
 
     #[inline]
     fn asleep(&self, va: Va) -> &AtomicU64 {
-        &self.words[Self::ASLEEP / 8 + 2 * Self::page_index(va)]
+        &self.entries.words[Self::ASLEEP / 8 + 2 * Self::page_index(va)]
     }
 
     /// Whether the page of `va` is the one that has its pair.
@@ -128,48 +238,62 @@ impl LineFilter {
         self.pages[Self::page_index(va)].load(Relaxed) == va.page().0
     }
 
+    /// The slot and the host address of an access of `n` bytes (1 to 64) at `va`, if it would hit.
+    #[inline]
+    fn find(&self, va: Va, n: u64, write: bool) -> Option<(usize, NonNull<u8>)> {
+        let word = self.entries.word(Self::index(va)).load(Relaxed);
+        let last = va.0.wrapping_add(n.wrapping_sub(1));
+        let asleep = self.asleep(va).load(Relaxed);
+        let hit = if write {
+            word >> (TAG_SHIFT - 1) == (last >> (LINE_SHIFT - 1) | 1) + asleep
+        } else {
+            word >> TAG_SHIFT == line(last) + asleep
+        };
+        if !hit {
+            return None;
+        }
+        let addr = va.0.wrapping_add(self.addend(va).load(Relaxed));
+        let host = NonNull::new(std::ptr::with_exposed_provenance_mut(addr as usize))?;
+        Some(((word & SLOT) as usize, host))
+    }
+
     /// The host address of an access of `n` bytes (1 to 64) at `va`, if it would hit.
     #[must_use]
     #[inline]
     pub fn peek(&self, va: Va, n: u64, write: bool) -> Option<NonNull<u8>> {
-        let i = Self::index(va);
-        let tag = if write { self.write(i) } else { self.read(i) };
-        let last = va.0.wrapping_add(n.wrapping_sub(1));
-        let want = (last & !LINE_MASK).wrapping_add(self.asleep(va).load(Relaxed));
-        if tag.load(Relaxed) != want {
-            return None;
-        }
-        let addr = va.0.wrapping_add(self.addend(va).load(Relaxed));
-        NonNull::new(std::ptr::with_exposed_provenance_mut(addr as usize))
+        self.find(va, n, write).map(|(_, host)| host)
     }
 
-    /// Notes the use of a line that the filter has.
+    /// Notes the use of the line of `va`, which the filter has.
     #[inline]
     pub fn stamp_line(&self, va: Va, stamp: u64) {
-        self.words[Self::STAMP / 8 + Self::index(va)].store(stamp, Relaxed);
+        if let Some(slot) = self.entries.slot(Self::index(va)) {
+            self.entries.stamps()[slot].store(stamp, Relaxed);
+        }
     }
 
     /// The probe that translated code makes inline: [`LineFilter::peek`], and `stamp` noted, if it hits.
     #[must_use]
     #[inline]
     pub fn hit(&self, va: Va, n: u64, write: bool, stamp: u64) -> Option<NonNull<u8>> {
-        let host = self.peek(va, n, write)?;
-        self.stamp_line(va, stamp);
+        let (slot, host) = self.find(va, n, write)?;
+        self.entries.stamps()[slot].store(stamp, Relaxed);
         Some(host)
     }
 
-    /// Tags and stamps of the entries whose tags count, by index: (read, write, stamp).
-    pub fn entries(&self) -> impl Iterator<Item = (u64, u64, u64)> + '_ {
-        let all = (0..Self::ENTRIES).map(|i| {
-            let [read, write] = [self.read(i), self.write(i)].map(|w| w.load(Relaxed));
-            (read, write, self.stamp(i))
+    /// The lines whose tags count, by index: address, whether stores pass, stamp.
+    pub fn entries(&self) -> impl Iterator<Item = (Va, bool, u64)> + '_ {
+        let all = (0..Self::ENTRIES).filter_map(|i| {
+            let (va, slot) = (Va(self.entries.va(i)?), self.entries.slot(i)?);
+            let writes = self.entries.word(i).load(Relaxed) & WRITES != 0;
+            Some((va, writes, self.entries.stamps()[slot].load(Relaxed)))
         });
-        all.filter(|(read, ..)| *read != Self::NEVER && self.asleep(Va(*read)).load(Relaxed) == 0)
+        all.filter(|(va, ..)| self.asleep(*va).load(Relaxed) == 0)
     }
 
     /// Takes the tags of all lines of `va`'s 4 KiB page away, whether it sleeps or not: for whoever changes a translation.
     pub fn drop_va_page(&self, va: Va) {
-        self.each_of_page(va, |i| self.clear(i));
+        self.entries.each_of_page(va, |i| self.entries.clear(i));
     }
 
     /// The tags of `va`'s 4 KiB page do not count: its translation has left the L1 DTLB, and may come back as it is.
@@ -196,132 +320,68 @@ impl LineFilter {
         }
     }
 
-    /// Takes the write tags of all lines of `va`'s 4 KiB page away. By frame: `MemCtl::drop_line_writes`.
+    /// Lets no store to `va`'s 4 KiB page pass. By frame: `MemCtl::drop_line_writes`.
     pub fn drop_write_tags_of(&self, va: Va) {
-        self.each_of_page(va, |i| self.clear_write(i));
+        self.entries
+            .each_of_page(va, |i| self.entries.clear_write(i));
     }
 
     /// Takes all tags away.
     pub fn flush(&self) {
-        for (n, word) in self.used.iter().enumerate() {
-            each_bit(word.load(Relaxed), |i| self.clear(n * 64 + i));
-            word.store(0, Relaxed);
-        }
-    }
-
-    fn each_of_page(&self, va: Va, f: impl Fn(usize)) {
-        let page = va.page().0;
-        let first = Self::index(Va(page));
-        let word = &self.used[first / 64];
-        let mut left = word.load(Relaxed);
-        each_bit(left, |i| {
-            let tag = self.read(first + i);
-            // A write tag never is without a read tag.
-            if tag.load(Relaxed) == page + ((i as u64) << LINE_SHIFT) {
-                f(first + i);
-            }
-            if tag.load(Relaxed) == Self::NEVER {
-                left &= !(1 << i);
-            }
-        });
-        word.store(left, Relaxed);
+        self.entries.flush();
     }
 
     // ---- the controller's side ----
 
-    /// Takes the tags (or only the write tags) of lines in this range of host addresses away.
+    /// Takes the tags (or only the right to write) of lines in this range of host addresses away.
     pub(crate) fn drop_hosts(&self, hosts: &Range<u64>, writes_only: bool) {
-        for (n, word) in self.used.iter().enumerate() {
-            each_bit(word.load(Relaxed), |i| {
-                let i = n * 64 + i;
-                let line = self.read(i).load(Relaxed);
-                let host = line.wrapping_add(self.addend(Va(line)).load(Relaxed));
-                if hosts.contains(&host) {
-                    self.clear_write(i);
-                    if !writes_only {
-                        self.clear(i);
-                    }
+        self.entries.each(|i| {
+            let Some(va) = self.entries.va(i) else { return };
+            let host = va.wrapping_add(self.addend(Va(va)).load(Relaxed));
+            if hosts.contains(&host) {
+                if writes_only {
+                    self.entries.clear_write(i);
+                } else {
+                    self.entries.clear(i);
                 }
-            });
-        }
+            }
+        });
     }
 
-    /// Makes entry `i` the line's at `va`, with the host address of its first byte.
+    /// Makes entry `i` the line's at `va`, which is in `slot`, with the host address of its first byte.
     #[inline]
-    pub(super) fn set(&self, i: usize, va: u64, host: NonNull<u8>, write: bool, stamp: u64) {
+    pub(super) fn set(&self, i: usize, va: u64, slot: usize, host: NonNull<u8>, write: bool) {
         let host = host.as_ptr().expose_provenance() as u64;
         self.give_pair(Va(va), host.wrapping_sub(va));
-        let word = &self.used[i / 64];
-        word.store(word.load(Relaxed) | 1 << (i % 64), Relaxed);
-        self.words[Self::STAMP / 8 + i].store(stamp, Relaxed);
-        self.read(i).store(va, Relaxed);
-        let tag = if write { va } else { Self::NEVER };
-        self.write(i).store(tag, Relaxed);
+        self.entries.set(i, va, slot, write);
     }
 
     /// Gives `va`'s page its pair, awake.
     #[inline]
     fn give_pair(&self, va: Va, addend: u64) {
         if !self.has_pair(va) || self.addend(va).load(Relaxed) != addend {
-            // Tags of this page with another addend can be none but those that somebody will take away.
-            let (owner, page) = (&self.pages[Self::page_index(va)], va.page().0);
-            for gone in [owner.load(Relaxed), page] {
-                self.drop_va_page(Va(gone));
-            }
-            owner.store(page, Relaxed);
-            self.addend(va).store(addend, Relaxed);
+            self.take_pair(va, addend);
         }
         self.asleep(va).store(0, Relaxed);
     }
 
-    #[inline]
-    pub(super) fn at(&self, i: usize) -> *const AtomicU64 {
-        self.read(i)
-    }
-
-    #[inline]
-    pub(super) fn stamp(&self, i: usize) -> u64 {
-        self.words[Self::STAMP / 8 + i].load(Relaxed)
-    }
-
-    #[inline]
-    pub(super) fn clear(&self, i: usize) {
-        self.read(i).store(Self::NEVER, Relaxed);
-        self.clear_write(i);
-    }
-
-    #[inline]
-    pub(super) fn clear_write(&self, i: usize) {
-        self.write(i).store(Self::NEVER, Relaxed);
+    #[inline(never)]
+    fn take_pair(&self, va: Va, addend: u64) {
+        // Tags of this page with another addend can be none but those that somebody will take away.
+        let (owner, page) = (&self.pages[Self::page_index(va)], va.page().0);
+        for gone in [owner.load(Relaxed), page] {
+            self.drop_va_page(Va(gone));
+        }
+        owner.store(page, Relaxed);
+        self.addend(va).store(addend, Relaxed);
     }
 }
 
-/// An entry of the [`FetchFilter`]. Translated code reads it at these offsets: tag 0, stamp 8.
-#[repr(C, align(16))]
-pub struct FetchEntry {
-    /// Address of the line, or [`FetchEntry::NEVER`].
-    pub tag: AtomicU64,
-    /// Stamp of the line's last fetch.
-    pub stamp: AtomicU64,
-}
-
-const _: () = assert!(size_of::<FetchEntry>() == 16);
-const _: () = assert!(std::mem::offset_of!(FetchEntry, tag) == 0);
-const _: () = assert!(std::mem::offset_of!(FetchEntry, stamp) == 8);
-
-impl FetchEntry {
-    /// The tag that no fetch matches.
-    pub const NEVER: u64 = u64::MAX;
-    /// log2 of an entry's size.
-    pub const SIZE_SHIFT: u32 = 4;
-}
-
-/// A core's filter of instruction fetches: the line is in L1I and its translation in the L1 ITLB. The entry of a line is
-/// `(va >> 6) % ENTRIES`; a hit stores the fetch's stamp.
+/// A core's filter of instruction fetches: the line is in L1I and its translation in the L1 ITLB. [`FetchFilter::ENTRIES`] words,
+/// then the stamps by slot. The entry of a line is `(va >> 6) % ENTRIES`; a fetch hits if `entry >> TAG_SHIFT` equals `va >> 6`, and
+/// stores its stamp at the slot of the entry's low 16 bits.
 pub struct FetchFilter {
-    entries: Table<FetchEntry, { Self::ENTRIES }>,
-    /// As in [`LineFilter`].
-    used: Box<[AtomicU64]>,
+    entries: Entries<{ Self::ENTRIES }, { Self::WORDS }>,
     /// Host addresses of the lines: by which the controller finds those of a frame.
     hosts: Box<[AtomicU64]>,
 }
@@ -329,124 +389,124 @@ pub struct FetchFilter {
 impl FetchFilter {
     /// Number of entries; a power of two.
     pub const ENTRIES: usize = 1 << 14;
+    /// Byte offset of the stamps, 8 bytes each, from [`FetchFilter::base_ptr`], where the entries are.
+    pub const STAMP: usize = 8 * Self::ENTRIES;
+
+    const WORDS: usize = Self::ENTRIES + SLOTS;
 
     /// An empty filter.
     #[must_use]
     #[allow(clippy::new_ret_no_self)] // it is always shared with the controller
     pub fn new() -> Arc<Self> {
-        let none = || FetchEntry {
-            tag: AtomicU64::new(FetchEntry::NEVER),
-            stamp: AtomicU64::new(0),
-        };
         Arc::new(Self {
-            entries: Table::new(none),
-            used: words(Self::ENTRIES),
+            entries: Entries::new(),
             hosts: (0..Self::ENTRIES).map(|_| AtomicU64::new(0)).collect(),
         })
     }
 
-    /// The first entry, for translated code. Valid as long as the filter.
+    /// Its memory, for translated code. Valid as long as the filter.
     #[must_use]
-    pub fn base_ptr(&self) -> *const FetchEntry {
-        self.entries.as_ptr()
+    pub fn base_ptr(&self) -> *const AtomicU64 {
+        self.entries.words.as_ptr()
     }
 
     /// The index of the entry that `va` would be in.
     #[must_use]
     #[inline]
     pub fn index(va: Va) -> usize {
-        (va.0 >> LINE_SHIFT) as usize & (Self::ENTRIES - 1)
-    }
-
-    /// The entry that `va` would be in.
-    #[must_use]
-    #[inline]
-    pub fn entry(&self, va: Va) -> &FetchEntry {
-        &self.entries[Self::index(va)]
+        Entries::<{ Self::ENTRIES }, { Self::WORDS }>::index(va)
     }
 
     /// Whether the fetch of the line at `va` hits; its stamp is noted then.
     #[must_use]
     #[inline]
     pub fn hit(&self, va: Va, stamp: u64) -> bool {
-        let e = self.entry(va);
-        let hit = e.tag.load(Relaxed) == va.0 & !LINE_MASK;
+        let word = self.entries.word(Self::index(va)).load(Relaxed);
+        let hit = word >> TAG_SHIFT == line(va.0);
         if hit {
-            e.stamp.store(stamp, Relaxed);
+            self.entries.stamps()[(word & SLOT) as usize].store(stamp, Relaxed);
         }
         hit
     }
 
+    /// The lines that have tags, by index, and their stamps.
+    pub fn entries(&self) -> impl Iterator<Item = (Va, u64)> + '_ {
+        (0..Self::ENTRIES).filter_map(|i| {
+            let (va, slot) = (Va(self.entries.va(i)?), self.entries.slot(i)?);
+            Some((va, self.entries.stamps()[slot].load(Relaxed)))
+        })
+    }
+
     /// Takes the tags of all lines of `va`'s 4 KiB page away: for whoever removes a translation from the L1 ITLB.
     pub fn drop_va_page(&self, va: Va) {
-        let page = va.page();
-        let first = Self::index(page);
-        let word = &self.used[first / 64];
-        let mut left = word.load(Relaxed);
-        each_bit(left, |i| {
-            let e = &self.entries[first + i];
-            if Va(e.tag.load(Relaxed)).page() == page {
-                e.tag.store(FetchEntry::NEVER, Relaxed);
-            }
-            if e.tag.load(Relaxed) == FetchEntry::NEVER {
-                left &= !(1 << i);
-            }
-        });
-        word.store(left, Relaxed);
+        self.entries.each_of_page(va, |i| self.entries.clear(i));
     }
 
     /// Takes all tags away.
     pub fn flush(&self) {
-        for (word, entries) in self.used.iter().zip(self.entries.chunks(64)) {
-            each_bit(word.load(Relaxed), |i| {
-                entries[i].tag.store(FetchEntry::NEVER, Relaxed);
-            });
-            word.store(0, Relaxed);
-        }
+        self.entries.flush();
     }
 
     // ---- the controller's side ----
 
     /// Takes the tags of lines in this range of host addresses away.
     pub(crate) fn drop_hosts(&self, hosts: &Range<u64>) {
-        for (n, word) in self.used.iter().enumerate() {
-            each_bit(word.load(Relaxed), |i| {
-                let at = n * 64 + i;
-                if hosts.contains(&self.hosts[at].load(Relaxed)) {
-                    self.entries[at].tag.store(FetchEntry::NEVER, Relaxed);
-                }
-            });
-        }
+        self.entries.each(|i| {
+            if hosts.contains(&self.hosts[i].load(Relaxed)) {
+                self.entries.clear(i);
+            }
+        });
     }
 
     #[inline]
-    pub(super) fn set(&self, i: usize, va: u64, host: NonNull<u8>, stamp: u64) {
-        let word = &self.used[i / 64];
-        word.store(word.load(Relaxed) | 1 << (i % 64), Relaxed);
+    pub(super) fn set(&self, i: usize, va: u64, slot: usize, host: NonNull<u8>) {
         self.hosts[i].store(host.addr().get() as u64, Relaxed);
-        self.entries[i].stamp.store(stamp, Relaxed);
-        self.entries[i].tag.store(va, Relaxed);
-    }
-
-    #[inline]
-    pub(super) fn at(&self, i: usize) -> *const FetchEntry {
-        &raw const self.entries[i]
-    }
-
-    #[inline]
-    pub(super) fn stamp(&self, i: usize) -> u64 {
-        self.entries[i].stamp.load(Relaxed)
-    }
-
-    #[inline]
-    pub(super) fn clear(&self, i: usize) {
-        self.entries[i].tag.store(FetchEntry::NEVER, Relaxed);
+        self.entries.set(i, va, slot, false);
     }
 }
 
-fn words(entries: usize) -> Box<[AtomicU64]> {
-    (0..entries / 64).map(|_| AtomicU64::new(0)).collect()
+/// What both filters do for the first-level cache behind them.
+pub(super) trait Filter {
+    /// The last uses of the cache's lines, by slot.
+    fn stamps(&self) -> &[AtomicU64; SLOTS];
+    /// The slot that entry `i` names.
+    fn slot(&self, i: usize) -> Option<usize>;
+    /// Takes the tag of entry `i` away.
+    fn clear(&self, i: usize);
+    /// Lets no store pass through entry `i`.
+    fn clear_write(&self, i: usize);
+    /// Asks the host for entry `i`.
+    fn prefetch(&self, i: usize);
 }
+
+macro_rules! filters {
+    ($($filter:ty),*) => {$(
+        impl Filter for $filter {
+            #[inline]
+            fn stamps(&self) -> &[AtomicU64; SLOTS] {
+                self.entries.stamps()
+            }
+            #[inline]
+            fn slot(&self, i: usize) -> Option<usize> {
+                self.entries.slot(i)
+            }
+            #[inline]
+            fn clear(&self, i: usize) {
+                self.entries.clear(i);
+            }
+            #[inline]
+            fn clear_write(&self, i: usize) {
+                self.entries.clear_write(i);
+            }
+            #[inline]
+            fn prefetch(&self, i: usize) {
+                super::host::prefetch(&raw const *self.entries.word(i));
+            }
+        }
+    )*};
+}
+
+filters!(LineFilter, FetchFilter);
 
 fn each_bit(mut bits: u64, mut f: impl FnMut(usize)) {
     while bits != 0 {
@@ -459,15 +519,66 @@ fn each_bit(mut bits: u64, mut f: impl FnMut(usize)) {
 mod tests {
     use super::*;
 
+    const ADDRESSES: [u64; 10] = [
+        0,
+        0x16,
+        63,
+        64,
+        0x3f_ffc0,
+        0xffff_ffff_ffc0,
+        1 << 48,
+        1 << 63,
+        u64::MAX - 63,
+        u64::MAX,
+    ];
+
     #[test]
     fn an_empty_filter_has_no_line() {
-        let f = LineFilter::new();
-        for va in [0, 0x16, 63, 64, u64::MAX, u64::MAX - 63, 1 << 63] {
+        let (f, fetches) = (LineFilter::new(), FetchFilter::new());
+        for va in ADDRESSES.map(Va) {
+            assert!(!fetches.hit(va, 1), "{va}");
             for write in [false, true] {
-                assert_eq!(f.peek(Va(va), 1, write), None, "{va:#x}");
+                assert_eq!(f.peek(va, 1, write), None, "{va}");
             }
-            f.put_to_sleep(Va(va));
-            assert_eq!(f.peek(Va(va), 1, false), None, "{va:#x}, asleep");
+            f.put_to_sleep(va);
+            assert_eq!(f.peek(va, 1, false), None, "{va}, asleep");
         }
+    }
+
+    #[test]
+    fn a_line_has_its_own_bytes_and_no_others() {
+        let f = LineFilter::new();
+        let at = Va(0x7fff_ffff_f000 - 64);
+        let host = NonNull::<u8>::dangling();
+        f.set(LineFilter::index(at), at.0, 12, host, false);
+        assert_eq!(f.peek(at, 64, false), Some(host));
+        assert_eq!(f.peek(at, 8, true), None);
+        assert_eq!(
+            f.hit(at.plus(63), 1, false, 7),
+            NonNull::new(host.as_ptr().wrapping_add(63))
+        );
+        assert_eq!(f.entries().collect::<Vec<_>>(), [(at, false, 7)]);
+        for (va, n) in [
+            (at.plus(1), 64),
+            (at.plus(63), 2),
+            (Va(at.0 - 1), 2),
+            (Va(at.0 | 1 << 48), 1),
+            (Va(at.0 | 1 << 63), 1),
+        ] {
+            assert_eq!(f.peek(va, n, false), None, "{n} bytes at {va}");
+        }
+        f.set(LineFilter::index(at), at.0, 12, host, true);
+        assert_eq!(f.peek(at, 64, true), Some(host));
+        assert_eq!(f.peek(at.plus(1), 64, true), None);
+        f.put_to_sleep(at);
+        assert_eq!((f.peek(at, 8, true), f.peek(at, 8, false)), (None, None));
+        f.wake(at);
+        f.drop_write_tags_of(at);
+        assert_eq!(
+            (f.peek(at, 8, true), f.peek(at, 8, false)),
+            (None, Some(host))
+        );
+        f.drop_va_page(at);
+        assert_eq!(f.peek(at, 8, false), None);
     }
 }

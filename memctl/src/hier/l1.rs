@@ -1,73 +1,34 @@
 //! A first-level cache and the filter in front of it.
 //!
 //! Invariants:
-//! 1. `entry` and `owner` are inverse: slot s has filter entry i exactly if entry i is slot s's.
-//! 2. The last use of a line is its filter entry's stamp if it has an entry, else `stamps`, which is never newer than that. (LRU;
-//!    other orders use neither.)
-//! 3. A slot has an entry with a tag only while a hit on it would change nothing but the stamp.
+//! 1. If a filter entry names slot s, it is `entry[s]`. It may have lost its tag since, or have become another slot's.
+//! 2. The last use of a line is its slot's stamp: in the filter, where its hits write it, while there is one, else in `stamps`. (LRU;
+//!    other orders look at none.)
+//! 3. An entry names a slot only while a hit on it would change nothing but the stamp.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::cache::{Cache, Victim};
-use super::filter::{FetchFilter, LineFilter};
+use super::filter::{Filter, SLOTS};
 use crate::model;
 
-/// What both filters do for the controller.
-pub(super) trait Filter {
-    const ENTRIES: usize;
-    fn stamp(&self, i: usize) -> u64;
-    fn clear(&self, i: usize);
-    fn prefetch(&self, i: usize);
-}
-
-impl Filter for LineFilter {
-    const ENTRIES: usize = LineFilter::ENTRIES;
-    #[inline]
-    fn stamp(&self, i: usize) -> u64 {
-        LineFilter::stamp(self, i)
-    }
-    #[inline]
-    fn clear(&self, i: usize) {
-        LineFilter::clear(self, i);
-    }
-    #[inline]
-    fn prefetch(&self, i: usize) {
-        super::host::prefetch(LineFilter::at(self, i));
-    }
-}
-
-impl Filter for FetchFilter {
-    const ENTRIES: usize = FetchFilter::ENTRIES;
-    #[inline]
-    fn stamp(&self, i: usize) -> u64 {
-        FetchFilter::stamp(self, i)
-    }
-    #[inline]
-    fn clear(&self, i: usize) {
-        FetchFilter::clear(self, i);
-    }
-    #[inline]
-    fn prefetch(&self, i: usize) {
-        super::host::prefetch(FetchFilter::at(self, i));
-    }
-}
-
 const NO_ENTRY: u32 = u32::MAX;
-const NO_SLOT: u16 = u16::MAX;
 /// Ways that are looked at at a time: what sets are padded to.
 const WAYS: usize = super::cache::CHUNK;
+/// Where the way is below a stamp while they are compared.
+const KEY_SHIFT: u32 = WAYS.trailing_zeros();
 /// A stamp that is no line's, and newer than any.
-const PADDING: u64 = i64::MAX as u64;
+const PADDING: u64 = (i64::MAX >> KEY_SHIFT) as u64;
 /// Slots that a first-level cache may have.
-pub(super) const MOST_SLOTS: u64 = NO_SLOT as u64;
+pub(super) const MOST_SLOTS: u64 = SLOTS as u64;
 
 /// The cache.
 pub(super) struct L1<F> {
     pub cache: Cache,
     /// Last uses, as the owner's clock has them; compared as signed numbers, see [`L1::attach`].
-    stamps: Box<[u64]>,
+    stamps: Box<[AtomicU64]>,
     entry: Box<[u32]>,
-    owner: Box<[u16]>,
     filter: Option<Arc<F>>,
 }
 
@@ -76,9 +37,10 @@ impl<F: Filter> L1<F> {
         let cache = Cache::new(cfg, true, instance);
         let stamp = |slot| if cache.is_padding(slot) { PADDING } else { 0 };
         Self {
-            stamps: (0..cache.slots()).map(stamp).collect(),
+            stamps: (0..cache.slots())
+                .map(|slot| AtomicU64::new(stamp(slot)))
+                .collect(),
             entry: vec![NO_ENTRY; cache.slots()].into(),
-            owner: vec![NO_SLOT; F::ENTRIES].into(),
             filter: None,
             cache,
         }
@@ -87,12 +49,15 @@ impl<F: Filter> L1<F> {
     /// A filter without tags, for a core whose clock begins again: what the lines were used at moves before its zero.
     pub(super) fn attach(&mut self, filter: Arc<F>) {
         self.detach();
-        let (stamps, cache) = (&mut self.stamps, &self.cache);
-        let lines = stamps.iter_mut().enumerate();
-        let mut lines: Vec<_> = lines.filter(|(slot, _)| !cache.is_padding(*slot)).collect();
-        let newest = lines.iter().map(|(_, s)| **s as i64).max().unwrap_or(0);
-        for (_, s) in &mut lines {
-            **s = s.wrapping_sub(newest as u64).wrapping_sub(1);
+        let lines = || (0..self.entry.len()).filter(|slot| !self.cache.is_padding(*slot));
+        let stamp = |slot: usize| self.stamps[slot].load(Relaxed);
+        let newest = lines().map(|slot| stamp(slot) as i64).max().unwrap_or(0);
+        for slot in lines() {
+            let before = stamp(slot).wrapping_sub(newest as u64).wrapping_sub(1);
+            self.stamps[slot].store(before, Relaxed);
+        }
+        for (to, from) in filter.stamps().iter().zip(&self.stamps) {
+            to.store(from.load(Relaxed), Relaxed);
         }
         self.filter = Some(filter);
     }
@@ -101,60 +66,63 @@ impl<F: Filter> L1<F> {
         for slot in 0..self.entry.len() {
             self.forget(slot);
         }
-        self.filter = None;
+        if let Some(filter) = self.filter.take() {
+            for (to, from) in self.stamps.iter().zip(filter.stamps()) {
+                to.store(from.load(Relaxed), Relaxed);
+            }
+        }
     }
 
     pub(super) fn filter(&self) -> Option<&Arc<F>> {
         self.filter.as_ref()
     }
 
-    /// The filter entry of a slot.
     #[inline]
-    pub(super) fn entry(&self, slot: usize) -> Option<usize> {
-        let i = self.entry[slot];
-        (i != NO_ENTRY).then_some(i as usize)
+    fn stamps(&self) -> &[AtomicU64] {
+        match &self.filter {
+            Some(f) => f.stamps(),
+            None => &self.stamps,
+        }
     }
 
     /// Asks the host for what entry `i` will need.
     #[inline]
     pub(super) fn prefetch(&self, i: usize) {
-        super::host::prefetch(&raw const self.owner[i]);
         if let Some(f) = &self.filter {
             f.prefetch(i);
         }
     }
 
+    /// The entry that names the slot, of the filter.
+    #[inline]
+    fn named(&self, slot: usize) -> Option<(&F, usize)> {
+        let (f, i) = (self.filter.as_deref()?, self.entry[slot]);
+        (i != NO_ENTRY && f.slot(i as usize) == Some(slot)).then_some((f, i as usize))
+    }
+
     /// Takes the slot's filter entry away.
     #[inline]
     pub(super) fn forget(&mut self, slot: usize) {
-        let Some(i) = self.entry(slot) else { return };
-        if let Some(f) = &self.filter {
-            self.stamps[slot] = f.stamp(i);
+        if let Some((f, i)) = self.named(slot) {
             f.clear(i);
         }
         self.entry[slot] = NO_ENTRY;
-        self.owner[i] = NO_SLOT;
     }
 
-    /// Takes the slot's filter entry away from a line that was used just now.
-    #[inline]
-    pub(super) fn leave_filter(&mut self, slot: usize, stamp: u64) {
-        self.forget(slot);
-        self.stamps[slot] = stamp;
+    /// Lets no store to the slot's line pass the filter.
+    pub(super) fn forget_write(&self, slot: usize) {
+        if let Some((f, i)) = self.named(slot) {
+            f.clear_write(i);
+        }
     }
 
     /// Makes filter entry `i` the slot's. The caller writes it.
     #[inline]
     pub(super) fn claim(&mut self, slot: usize, i: usize) {
-        if self.owner[i] == slot as u16 {
-            return;
+        if self.entry[slot] != i as u32 {
+            self.forget(slot);
+            self.entry[slot] = i as u32;
         }
-        if self.owner[i] != NO_SLOT {
-            self.forget(usize::from(self.owner[i]));
-        }
-        self.forget(slot);
-        self.owner[i] = slot as u16;
-        self.entry[slot] = i as u32;
     }
 
     /// Notes a use of the line in `slot`, which may end what other lines of its set were entered for.
@@ -176,8 +144,7 @@ impl<F: Filter> L1<F> {
         if self.cache.touches_matter() {
             self.unsettle(line);
         }
-        // What is in the slot's entry, if it has one, is older: the caller writes it anew or takes it away.
-        self.stamps[slot] = stamp;
+        self.stamps()[slot].store(stamp, Relaxed);
     }
 
     fn unsettle(&mut self, line: u64) {
@@ -188,48 +155,22 @@ impl<F: Filter> L1<F> {
         }
     }
 
-    /// The lowest of 8 ways whose line was used longest ago, and when. A line's last use is in its filter entry, if it has one; what
-    /// `stamps` has of it is older, and is brought up to date only where it is the least: mostly that is the one.
+    /// The lowest of 8 ways whose line was used longest ago, behind when that was: [`KEY_SHIFT`] says where.
     #[inline]
-    fn oldest_of_8(
-        stamps: &mut [u64; WAYS],
-        entry: &[u32; WAYS],
-        filter: Option<&F>,
-    ) -> (usize, i64) {
-        loop {
-            let (mut way, mut least) = (0, i64::MAX);
-            for (w, used) in stamps.iter().enumerate() {
-                let older = (*used as i64) < least;
-                way = if older { w } else { way };
-                least = if older { *used as i64 } else { least };
-            }
-            let i = entry[way];
-            let Some(f) = filter.filter(|_| i != NO_ENTRY) else {
-                return (way, least);
-            };
-            let last = f.stamp(i as usize % F::ENTRIES);
-            if last as i64 == least {
-                return (way, least);
-            }
-            stamps[way] = last;
-        }
+    fn oldest_of_8(stamps: &[AtomicU64; WAYS]) -> i64 {
+        // Without branches: which way it is can't be foretold.
+        let key = |w: usize| (stamps[w].load(Relaxed) as i64) << KEY_SHIFT | w as i64;
+        let pair = |w| key(w).min(key(w + 1));
+        (pair(0).min(pair(2))).min(pair(4).min(pair(6)))
     }
 
     /// The same of a set of any number of ways.
-    fn oldest(
-        stamps: &mut [u64],
-        entry: &[u32],
-        filter: Option<&F>,
-        base: usize,
-        stride: usize,
-    ) -> usize {
-        let stamps = stamps[base..base + stride].as_chunks_mut::<WAYS>().0;
-        let entry = entry[base..base + stride].as_chunks::<WAYS>().0.iter();
+    fn oldest(stamps: &[AtomicU64]) -> usize {
         let (mut way, mut least) = (0, i64::MAX);
-        for (n, (stamps, entry)) in stamps.iter_mut().zip(entry).enumerate() {
-            let (w, used) = Self::oldest_of_8(stamps, entry, filter);
-            if used < least {
-                (way, least) = (n * WAYS + w, used);
+        for (n, stamps) in stamps.as_chunks::<WAYS>().0.iter().enumerate() {
+            let key = Self::oldest_of_8(stamps);
+            if key >> KEY_SHIFT < least >> KEY_SHIFT {
+                (way, least) = (n * WAYS + key as usize % WAYS, key);
             }
         }
         way
@@ -238,21 +179,23 @@ impl<F: Filter> L1<F> {
     /// A slot for the line; the victim has no filter entry any more.
     #[inline]
     pub(super) fn make_room(&mut self, line: u64) -> (usize, Option<Victim>) {
-        let (stamps, entry, filter) = (&mut self.stamps, &self.entry, self.filter.as_deref());
-        let oldest = |base, stride| Self::oldest(stamps, entry, filter, base, stride);
+        let stamps = match &self.filter {
+            Some(f) => f.stamps(),
+            None => &self.stamps[..],
+        };
+        let oldest = |base, stride| Self::oldest(&stamps[base..base + stride]);
         let (slot, victim) = self.cache.make_room(line, oldest);
         self.forget(slot);
         (slot, victim)
     }
 
-    /// What [`L1::make_room`] would say, with nothing changed that matters, of sets of 8 ways at most; `None` if only that can say it.
+    /// What [`L1::make_room`] would say, with nothing changed, of sets of 8 ways at most; `None` if only that can say it.
     #[inline]
-    pub(super) fn least_of_8(&mut self, line: u64) -> Option<(usize, Option<Victim>)> {
-        let (stamps, entry, filter) = (&mut self.stamps, &self.entry, self.filter.as_deref());
+    pub(super) fn least_of_8(&self, line: u64) -> Option<(usize, Option<Victim>)> {
         self.cache.room_of_8(line, |set| {
-            let stamps = &mut stamps.as_chunks_mut::<WAYS>().0[set];
-            let entry = &entry.as_chunks::<WAYS>().0[set];
-            Self::oldest_of_8(stamps, entry, filter).0
+            let sets = self.stamps().as_chunks::<WAYS>().0;
+            sets.get(set)
+                .map_or(0, |set| Self::oldest_of_8(set) as usize % WAYS)
         })
     }
 

@@ -37,7 +37,7 @@ use crate::error::Error;
 use crate::model::{Inclusion, Model};
 
 pub use counters::{CacheCounters, CountKind, HierCounters};
-pub use filter::{FetchEntry, FetchFilter, LineFilter};
+pub use filter::{FetchFilter, LineFilter, TAG_SHIFT};
 pub use near::Near;
 
 /// What is done to a line.

@@ -8,7 +8,8 @@ use super::access::{enter_data, enter_fetch};
 use super::cache::Cache;
 use super::counters::CountKind;
 use super::data::{Env, LINE_SHIFT};
-use super::l1::{Filter, L1};
+use super::filter::Filter;
+use super::l1::L1;
 use super::{Core, Hier, Inclusion, Line, LineKind};
 
 /// Who served it: L1, or L2.
