@@ -109,6 +109,12 @@ pub(super) fn each_page(page: u64, large: bool, f: impl FnMut(u64)) {
     (page..page + size).step_by(1 << 12).for_each(f);
 }
 
+/// The host address of `va`'s byte in the line at `host`.
+#[inline]
+fn at_byte(host: NonNull<u8>, va: u64) -> NonNull<u8> {
+    host.map_addr(|a| a.saturating_add((va & 63) as usize))
+}
+
 impl CoreModel {
     /// Counts what an access waited for that L2 served, of a core that waits for each.
     #[inline]
@@ -198,15 +204,61 @@ impl CoreModel {
 }
 
 impl Vcpu {
-    /// [`Vcpu::touch_data`] for a page that is known; `None`, with nothing done, if it is not, or if a store would be one into
-    /// decoded code.
+    /// [`Vcpu::touch_data`] for a page that is known and a line that the core's own caches have; `None`, with nothing done, if
+    /// it is not so, or if a store would be one into decoded code.
     #[inline(never)] // once for all, so that it stays in the host's caches
+    pub fn touch_near(&mut self, va: u64, access: Access, at: At) -> Option<NonNull<u8>> {
+        let line = self.known_line(va, access, at)?;
+        let m = self.model.as_deref_mut()?;
+        let host = match self.mem.near(m.core, &line)? {
+            Near::First(host) => host,
+            Near::Second(host) => {
+                m.wait_for_l2();
+                host
+            }
+            Near::Due(host) => {
+                let now = m.cycles_at(at.tally, self.state.fetched);
+                self.mem.prefetch_due(m.core, &Line { now, ..line });
+                m.wait_for_l2();
+                host
+            }
+        };
+        Some(at_byte(host, va))
+    }
+
+    /// The same whatever cache has the line, or none.
+    #[inline]
     pub fn touch_known(
         &mut self,
         va: u64,
         access: Access,
         at: At,
     ) -> Option<Result<NonNull<u8>, Stop>> {
+        match self.touch_near(va, access, at) {
+            Some(host) => Some(Ok(host)),
+            None => self.touch_far(va, access, at),
+        }
+    }
+
+    #[inline(never)]
+    pub(super) fn touch_far(
+        &mut self,
+        va: u64,
+        access: Access,
+        at: At,
+    ) -> Option<Result<NonNull<u8>, Stop>> {
+        let line = self.known_line(va, access, at)?;
+        let m = self.model.as_deref_mut()?;
+        let now = m.cycles_at(at.tally, self.state.fetched);
+        Some(match self.mem.line(m.core, &Line { now, ..line }) {
+            Ok(served) => Ok(at_byte(m.wait_for(&served), va)),
+            Err(e) => Err(Stop::Host(e)),
+        })
+    }
+
+    /// The access of `va`'s line, if its page is known.
+    #[inline(always)] // a page of arguments and results otherwise
+    fn known_line(&mut self, va: u64, access: Access, at: At) -> Option<Line> {
         if self.trace.is_some() || self.writes.is_some() {
             return None;
         }
@@ -226,7 +278,7 @@ impl Vcpu {
         if code && store {
             return None;
         }
-        let line = Line {
+        Some(Line {
             va: Va(va),
             spa,
             domain: p.domain,
@@ -241,23 +293,7 @@ impl Vcpu {
             },
             stamp,
             now: 0,
-        };
-        let host = match self.mem.near(m.core, &line) {
-            Some(Near::First(host)) => host,
-            Some(Near::Second(host)) => {
-                m.wait_for_l2();
-                host
-            }
-            None => {
-                let now = m.cycles_at(at.tally, self.state.fetched);
-                match self.mem.line(m.core, &Line { now, ..line }) {
-                    Ok(served) => m.wait_for(&served),
-                    Err(e) => return Some(Err(Stop::Host(e))),
-                }
-            }
-        };
-        let offset = (va & 63) as usize;
-        Some(Ok(host.map_addr(|a| a.saturating_add(offset))))
+        })
     }
 
     /// [`Vcpu::touch_fetch`] likewise.
@@ -283,7 +319,7 @@ impl Vcpu {
         };
         match self.mem.near(m.core, &line) {
             Some(Near::First(_)) => {}
-            Some(Near::Second(_)) => m.wait_for_l2(),
+            Some(Near::Second(_) | Near::Due(_)) => m.wait_for_l2(),
             None => {
                 let now = m.cycles_at(at.tally, self.state.fetched);
                 match self.mem.line(m.core, &Line { now, ..line }) {

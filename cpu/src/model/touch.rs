@@ -27,6 +27,7 @@ impl Vcpu {
     ///
     /// # Errors
     /// The translation faults; TLBs, caches and counters are then as before.
+    #[inline]
     pub fn touch_data(
         &mut self,
         va: u64,
@@ -38,6 +39,7 @@ impl Vcpu {
     }
 
     /// As [`Vcpu::touch_data`]; code in the frame may stay, for a store that is only announced.
+    #[inline]
     pub(crate) fn touch(
         &mut self,
         va: u64,
@@ -46,8 +48,24 @@ impl Vcpu {
         at: At,
         drops_code: bool,
     ) -> Result<NonNull<u8>, Stop> {
+        match self.touch_near(va, access, at) {
+            Some(host) => Ok(host),
+            None => self.touch_rest(va, n, access, at, drops_code),
+        }
+    }
+
+    /// The same of what is not near.
+    #[inline(never)]
+    fn touch_rest(
+        &mut self,
+        va: u64,
+        n: u64,
+        access: Access,
+        at: At,
+        drops_code: bool,
+    ) -> Result<NonNull<u8>, Stop> {
         debug_assert!(va & 63 <= 64 - n);
-        if let Some(done) = self.touch_known(va, access, at) {
+        if let Some(done) = self.touch_far(va, access, at) {
             return done;
         }
         self.start();

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use sevlab_arch::Spa;
 
+use super::access::Cause;
 use super::data::Env;
 use super::near::Near;
 use super::{Core, FetchFilter, Hier, HierCounters, Line, LineFilter, Served};
@@ -119,6 +120,19 @@ impl MemCtl {
         let hier = hier.as_mut()?;
         let at = hier.place(core).ok()?;
         hier.near(&self.env(keys), at, line)
+    }
+
+    /// What the access that [`MemCtl::near`] served last has left to do, with its [`Line::now`].
+    pub fn prefetch_due(&self, core: usize, line: &Line) {
+        let mut meta = self.lock();
+        let Meta { keys, hier, .. } = &mut *meta;
+        let Some(hier) = hier.as_mut() else { return };
+        if let Ok(at) = hier.place(core) {
+            let mut free = Cause::new(at, line.now);
+            let number = line.spa.0 >> super::data::LINE_SHIFT;
+            let due = hier.due;
+            hier.prefetch_stride(&self.env(keys), &mut free, number, due, line.domain);
+        }
     }
 
     /// Whether [`MemCtl::line`] would find the line in the core's first level, and change no more of it than its last use.

@@ -12,10 +12,18 @@ const VALID: u32 = 1;
 const DIRTY: u32 = 2;
 const TAG_SHIFT: u32 = 2;
 const PAD: u32 = u32::MAX;
-/// Ways that are compared at a time.
+/// Ways of a [`Ways`].
 pub(super) const CHUNK: usize = 8;
-/// Ranks that are aged at a time.
-const RANKS: usize = 16;
+
+/// Eight ways of a set, in one of the host's lines.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub(super) struct Ways {
+    /// What is in each: a tag, whether it is valid, and dirty.
+    words: [u32; CHUNK],
+    /// Under [`Order::Ranks`], a place in the order of the set each, 0 the newest; padding has 255.
+    ranks: [u8; CHUNK],
+}
 
 /// Tags are below this.
 pub(super) const TAGS: u64 = (1 << (32 - TAG_SHIFT)) - 1;
@@ -27,12 +35,8 @@ pub(super) const MOST_RANKS: u32 = 255;
 enum Order {
     /// Stamps that the owner of the array keeps.
     Stamps,
-    /// A permutation a set, 0 the newest; padded with 255. `on_hit`: LRU, else FIFO.
-    Ranks {
-        ranks: Box<[u8]>,
-        stride: usize,
-        on_hit: bool,
-    },
+    /// A permutation a set, in its [`Ways`]. `on_hit`: LRU, else FIFO.
+    Ranks { on_hit: bool },
     /// A bit a way, a word a set.
     Nru(Box<[u64]>),
     /// The inner nodes of a tree, a word a set; and for each way the nodes on its path, as a mask and as a touch leaves them.
@@ -53,9 +57,9 @@ pub(super) struct Victim {
 
 /// The array.
 pub(super) struct Cache {
-    tags: Box<[u32]>,
+    sets: Box<[Ways]>,
     ways: usize,
-    /// Ways and padding.
+    /// Ways and padding of a set: a multiple of [`CHUNK`].
     stride: usize,
     set_mask: u64,
     set_bits: u32,
@@ -67,28 +71,19 @@ impl Cache {
     pub(super) fn new(cfg: &model::Cache, stamps: bool, instance: u64) -> Self {
         let (ways, sets) = (cfg.ways as usize, cfg.sets() as usize);
         let stride = ways.next_multiple_of(CHUNK);
-        let mut tags = vec![0; sets * stride];
-        if stride != ways {
-            for set in tags.chunks_mut(stride) {
-                set[ways..].fill(PAD);
+        let chunk = |first: usize| {
+            let ways = |w: usize| (first + w < ways).then_some(first + w);
+            Ways {
+                words: std::array::from_fn(|w| ways(w).map_or(PAD, |_| 0)),
+                ranks: std::array::from_fn(|w| ways(w).map_or(u8::MAX, |w| w as u8)),
             }
-        }
+        };
+        let set: Vec<Ways> = (0..stride).step_by(CHUNK).map(chunk).collect();
         let order = match cfg.policy {
             Policy::Lru if stamps => Order::Stamps,
-            Policy::Lru | Policy::Fifo => {
-                let stride = ways.next_multiple_of(RANKS);
-                let mut ranks = vec![u8::MAX; sets * stride];
-                for set in ranks.chunks_mut(stride) {
-                    for (w, r) in set[..ways].iter_mut().enumerate() {
-                        *r = w as u8;
-                    }
-                }
-                Order::Ranks {
-                    ranks: ranks.into(),
-                    stride,
-                    on_hit: cfg.policy == Policy::Lru,
-                }
-            }
+            Policy::Lru | Policy::Fifo => Order::Ranks {
+                on_hit: cfg.policy == Policy::Lru,
+            },
             Policy::Nru => Order::Nru(vec![0; sets].into()),
             Policy::TreePlru => Order::Plru {
                 nodes: vec![0; sets].into(),
@@ -97,7 +92,7 @@ impl Cache {
             Policy::Random => Order::Random(0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(1 + instance)),
         };
         Self {
-            tags: tags.into(),
+            sets: set.repeat(sets).into(),
             ways,
             stride,
             set_mask: sets as u64 - 1,
@@ -123,7 +118,23 @@ impl Cache {
 
     /// Ways that a slot number may name, padding included.
     pub(super) fn slots(&self) -> usize {
-        self.tags.len()
+        self.sets.len() * CHUNK
+    }
+
+    #[inline]
+    fn slot(&self, slot: usize) -> &u32 {
+        &self.sets[slot / CHUNK].words[slot % CHUNK]
+    }
+
+    #[inline]
+    fn slot_mut(&mut self, slot: usize) -> &mut u32 {
+        &mut self.sets[slot / CHUNK].words[slot % CHUNK]
+    }
+
+    /// The ways of the set whose first slot is `base`.
+    #[inline]
+    fn chunks(&self, base: usize) -> &[Ways] {
+        &self.sets[base / CHUNK..][..self.stride / CHUNK]
     }
 
     /// The slots of a line's set.
@@ -140,28 +151,11 @@ impl Cache {
         self.scan(base, want, !DIRTY)
     }
 
-    /// The ways of a line's set, if there are 8 at most.
-    #[inline]
-    fn set_of_8(&self, line: u64) -> Option<&[u32; CHUNK]> {
-        if self.stride != CHUNK {
-            return None;
-        }
-        self.tags.as_chunks::<CHUNK>().0.get(self.set(line))
-    }
-
-    /// [`Cache::find`] in sets of 8 ways at most; nothing is found in others.
-    #[inline]
-    pub(super) fn find_in_8(&self, line: u64) -> Option<usize> {
-        let hit = super::host::matches(self.set_of_8(line)?, self.word(line), !DIRTY);
-        (hit != 0).then(|| self.set(line) * CHUNK + hit.trailing_zeros() as usize)
-    }
-
     /// The lowest slot of the set at `base` whose word equals `want` in the bits of `mask`.
     #[inline]
     fn scan(&self, base: usize, want: u32, mask: u32) -> Option<usize> {
-        let set = &self.tags[base..base + self.stride];
-        for (n, chunk) in set.as_chunks::<CHUNK>().0.iter().enumerate() {
-            let hit = super::host::matches(chunk, want, mask);
+        for (n, chunk) in self.chunks(base).iter().enumerate() {
+            let hit = super::host::matches(&chunk.words, want, mask);
             if hit != 0 {
                 return Some(base + n * CHUNK + hit.trailing_zeros() as usize);
             }
@@ -169,25 +163,53 @@ impl Cache {
         None
     }
 
+    /// The set of a line and the word that its way has (and may be dirty).
+    #[inline]
+    pub(super) fn at(&self, line: u64) -> (usize, u32) {
+        (self.set(line), self.word(line))
+    }
+
+    /// The ways of a set; for a cache of 8 ways at most.
+    #[inline]
+    pub(super) fn ways(&self, set: usize) -> &Ways {
+        &self.sets[set]
+    }
+
+    /// Whether a set is one [`Ways`].
+    pub(super) fn is_of_8(&self) -> bool {
+        self.stride == CHUNK
+    }
+
+    /// Whether the owner of the array keeps its order, as stamps.
+    pub(super) fn has_stamps(&self) -> bool {
+        matches!(self.order, Order::Stamps)
+    }
+
+    /// What is in a way of `set` whose word is this, if anything.
+    #[inline]
+    pub(super) fn resident(&self, word: u32, set: usize) -> Option<Victim> {
+        (word & VALID != 0).then(|| self.victim_of(word, set as u64))
+    }
+
     /// Whether a slot's line is dirty.
     #[inline]
     pub(super) fn dirty(&self, slot: usize) -> bool {
-        self.tags[slot] & DIRTY != 0
+        self.slot(slot) & DIRTY != 0
     }
 
     #[inline]
     pub(super) fn set_dirty(&mut self, slot: usize, dirty: bool) {
         if dirty {
-            self.tags[slot] |= DIRTY;
+            *self.slot_mut(slot) |= DIRTY;
         } else {
-            self.tags[slot] &= !DIRTY;
+            *self.slot_mut(slot) &= !DIRTY;
         }
     }
 
     /// Takes a slot's line out.
     #[inline]
     pub(super) fn clear(&mut self, slot: usize) {
-        self.tags[slot] = 0;
+        *self.slot_mut(slot) = 0;
     }
 
     /// Takes the line out, if it is there; the result says whether it was, and dirty.
@@ -214,39 +236,22 @@ impl Cache {
         let way = self.victim(self.set(line), base, oldest);
         let slot = base + way;
         let victim = self.in_slot(slot, line);
-        self.tags[slot] = 0;
+        *self.slot_mut(slot) = 0;
         (slot, Some(victim))
     }
 
     /// What is in a slot of `line`'s set.
     #[inline]
     fn in_slot(&self, slot: usize, line: u64) -> Victim {
-        let word = self.tags[slot];
+        self.victim_of(*self.slot(slot), line)
+    }
+
+    #[inline]
+    fn victim_of(&self, word: u32, line: u64) -> Victim {
         Victim {
             line: u64::from(word >> TAG_SHIFT) << self.set_bits | line & self.set_mask,
             dirty: word & DIRTY != 0,
         }
-    }
-
-    /// What [`Cache::make_room`] would say, with nothing changed, of an array whose order is the owner's and whose sets have 8 ways
-    /// at most; `None` of another. `oldest` is given the set's number.
-    #[inline]
-    pub(super) fn room_of_8(
-        &self,
-        line: u64,
-        oldest: impl FnOnce(usize) -> usize,
-    ) -> Option<(usize, Option<Victim>)> {
-        if !matches!(self.order, Order::Stamps) {
-            return None;
-        }
-        let set = self.set(line);
-        let words = self.set_of_8(line)?;
-        let free = super::host::matches(words, 0, VALID);
-        if free != 0 {
-            return Some((set * CHUNK + free.trailing_zeros() as usize, None));
-        }
-        let slot = set * CHUNK + oldest(set) % CHUNK;
-        Some((slot, Some(self.in_slot(slot, line))))
     }
 
     /// Which slots are there only to fill a chunk.
@@ -264,16 +269,12 @@ impl Cache {
         let ways = self.ways;
         match &mut self.order {
             Order::Stamps => oldest(base, self.stride),
-            Order::Ranks { ranks, stride, .. } => {
-                let ranks = &ranks[set * *stride..][..*stride];
+            Order::Ranks { .. } => {
                 let last = (ways - 1) as u8;
-                let mut chunks = ranks.as_chunks::<RANKS>().0.iter().enumerate();
-                let found = chunks.find_map(|(n, chunk)| {
-                    let hit = super::host::matches_bytes(chunk, last);
-                    (hit != 0).then(|| n * RANKS + hit.trailing_zeros() as usize)
-                });
                 // Padding is 255: with 256 ways it would be a rank, and there are fewer.
-                found.unwrap_or(0)
+                let ranks = self.sets[base / CHUNK..][..self.stride / CHUNK].iter();
+                let mut ranks = ranks.flat_map(|c| c.ranks);
+                ranks.position(|r| r == last).unwrap_or(0)
             }
             Order::Nru(bits) => match bits[set].trailing_ones() as usize {
                 w if w < ways => w,
@@ -301,8 +302,8 @@ impl Cache {
     /// Puts the line into a free slot.
     #[inline]
     pub(super) fn insert(&mut self, slot: usize, line: u64, dirty: bool) {
-        debug_assert!(self.tags[slot] & VALID == 0, "a slot that is free");
-        self.tags[slot] = self.word(line) | if dirty { DIRTY } else { 0 };
+        debug_assert!(self.slot(slot) & VALID == 0, "a slot that is free");
+        *self.slot_mut(slot) = self.word(line) | if dirty { DIRTY } else { 0 };
         self.touch(slot, line, true);
     }
 
@@ -318,22 +319,15 @@ impl Cache {
         let ways = self.ways as u32;
         match &mut self.order {
             Order::Stamps | Order::Random(_) => {}
-            Order::Ranks {
-                ranks,
-                stride,
-                on_hit,
-            } => {
+            Order::Ranks { on_hit } => {
                 if fill || *on_hit {
-                    let set = &mut ranks[set * *stride..][..*stride];
-                    let mine = set[way];
-                    if mine != 0 {
-                        for chunk in set.as_chunks_mut::<RANKS>().0 {
-                            for r in chunk {
-                                *r += u8::from(*r < mine);
-                            }
-                        }
-                        set[way] = 0;
+                    let first = slot / CHUNK - way / CHUNK;
+                    let set = &mut self.sets[first..][..self.stride / CHUNK];
+                    let mine = set[way / CHUNK].ranks[way % CHUNK];
+                    for chunk in &mut *set {
+                        chunk.age(mine);
                     }
+                    set[way / CHUNK].ranks[way % CHUNK] = 0;
                 }
             }
             Order::Nru(bits) => {
@@ -362,11 +356,7 @@ impl Cache {
         let (set, way) = (self.set(line), slot - self.base(line));
         match &self.order {
             Order::Stamps | Order::Random(_) => true,
-            Order::Ranks {
-                ranks,
-                stride,
-                on_hit,
-            } => !on_hit || ranks[set * stride + way] == 0,
+            Order::Ranks { on_hit } => !on_hit || self.sets[slot / CHUNK].ranks[slot % CHUNK] == 0,
             Order::Nru(bits) => bits[set] >> way & 1 != 0,
             Order::Plru { nodes, paths } => {
                 let (mask, value) = paths[way];
@@ -378,22 +368,48 @@ impl Cache {
     /// Asks the host for what a look-up of the line reads.
     #[inline]
     pub(super) fn prefetch(&self, line: u64) {
-        let base = self.base(line);
-        super::host::prefetch(&raw const self.tags[base]);
-        if let Order::Ranks { ranks, stride, .. } = &self.order {
-            super::host::prefetch(&raw const ranks[self.set(line) * stride]);
+        for chunk in self.chunks(self.base(line)) {
+            super::host::prefetch(&raw const *chunk);
         }
     }
 
     /// The lines that are there, with their dirtiness.
     pub(super) fn lines(&self) -> impl Iterator<Item = (u64, bool)> + '_ {
-        self.tags.iter().enumerate().filter_map(|(slot, &t)| {
+        let words = self.sets.iter().flat_map(|c| c.words);
+        words.enumerate().filter_map(|(slot, t)| {
             let set = (slot / self.stride) as u64;
             (t & VALID != 0 && slot % self.stride < self.ways).then_some((
                 u64::from(t >> TAG_SHIFT) << self.set_bits | set,
                 t & DIRTY != 0,
             ))
         })
+    }
+}
+
+impl Ways {
+    /// Which of them have the line of this word, as bits: one or none.
+    #[inline]
+    pub(super) fn find(&self, word: u32) -> u32 {
+        super::host::matches(&self.words, word, !DIRTY)
+    }
+
+    /// Which of them are free.
+    #[inline]
+    pub(super) fn free(&self) -> u32 {
+        super::host::matches(&self.words, 0, VALID)
+    }
+
+    #[inline]
+    pub(super) fn word(&self, way: usize) -> u32 {
+        self.words[way % CHUNK]
+    }
+
+    /// Those that are newer than rank `mine` become one older.
+    #[inline]
+    fn age(&mut self, mine: u8) {
+        for r in &mut self.ranks {
+            *r += u8::from(*r < mine);
+        }
     }
 }
 

@@ -45,9 +45,9 @@ const ASLEEP: u64 = 1 << 60;
 /// No page.
 const NO_PAGE: u64 = u64::MAX;
 
-/// The entry at `i` that no access matches: its line's index is another.
+/// The entry at `i` that no access matches: its line's index is neither `i` nor the next, where an access that crosses ends.
 const fn never(i: usize) -> u64 {
-    (i as u64 ^ 1) << TAG_SHIFT
+    (i as u64 ^ 2) << TAG_SHIFT
 }
 
 const fn line(va: u64) -> u64 {
@@ -537,11 +537,13 @@ mod tests {
         let (f, fetches) = (LineFilter::new(), FetchFilter::new());
         for va in ADDRESSES.map(Va) {
             assert!(!fetches.hit(va, 1), "{va}");
-            for write in [false, true] {
-                assert_eq!(f.peek(va, 1, write), None, "{va}");
+            for n in [1, 2, 63, 64] {
+                for write in [false, true] {
+                    assert_eq!(f.peek(va, n, write), None, "{n} bytes at {va}");
+                }
+                f.put_to_sleep(va);
+                assert_eq!(f.peek(va, n, false), None, "{va}, asleep");
             }
-            f.put_to_sleep(va);
-            assert_eq!(f.peek(va, 1, false), None, "{va}, asleep");
         }
     }
 

@@ -27,27 +27,6 @@ pub(super) fn matches(words: &[u32; 8], want: u32, mask: u32) -> u32 {
     }
 }
 
-/// A bit for each byte that equals `want`.
-#[inline]
-pub(super) fn matches_bytes(bytes: &[u8; 16], want: u8) -> u32 {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{
-            _mm_cmpeq_epi8, _mm_loadu_si128, _mm_movemask_epi8, _mm_set1_epi8,
-        };
-        // SAFETY: SSE2 is part of the target; the load is inside the array, and needs no alignment.
-        unsafe {
-            let have = _mm_loadu_si128(bytes.as_ptr().cast());
-            _mm_movemask_epi8(_mm_cmpeq_epi8(have, _mm_set1_epi8(want as i8))) as u32
-        }
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    {
-        let hit = bytes.iter().enumerate();
-        hit.fold(0, |bits, (i, b)| bits | u32::from(*b == want) << i)
-    }
-}
-
 /// Asks for the line at `p`; any address will do.
 #[inline]
 pub(super) fn prefetch<T>(p: *const T) {

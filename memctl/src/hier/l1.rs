@@ -189,14 +189,11 @@ impl<F: Filter> L1<F> {
         (slot, victim)
     }
 
-    /// What [`L1::make_room`] would say, with nothing changed, of sets of 8 ways at most; `None` if only that can say it.
+    /// The way of a set of 8 that [`L1::make_room`] would choose, if it has none that is free.
     #[inline]
-    pub(super) fn least_of_8(&self, line: u64) -> Option<(usize, Option<Victim>)> {
-        self.cache.room_of_8(line, |set| {
-            let sets = self.stamps().as_chunks::<WAYS>().0;
-            sets.get(set)
-                .map_or(0, |set| Self::oldest_of_8(set) as usize % WAYS)
-        })
+    pub(super) fn oldest_way(&self, set: usize) -> usize {
+        let sets = self.stamps().as_chunks::<WAYS>().0;
+        Self::oldest_of_8(&sets[set]) as usize % WAYS
     }
 
     /// Takes the line in a slot out, with its filter entry.

@@ -156,6 +156,8 @@ struct Core {
     strides: Strides,
     busy: Busy,
     counters: HierCounters,
+    /// [`near`] may serve it.
+    near: bool,
 }
 
 impl Core {
@@ -171,14 +173,17 @@ impl Core {
     }
 
     fn new(m: &Model, dram: &DramTimes) -> Self {
-        Self {
+        let mut core = Self {
             l1i: L1::new(&m.l1i, 0),
             l1d: L1::new(&m.l1d, 1),
             l2: m.l2.as_ref().map(|l2| Cache::new(l2, false, 2)),
             strides: Strides::new(),
             busy: dram.busy(),
             counters: HierCounters::default(),
-        }
+            near: false,
+        };
+        core.near = core.is_near();
+        core
     }
 }
 
@@ -199,6 +204,8 @@ pub(crate) struct Hier {
     next_line: bool,
     /// Of the stride prefetcher; 0: there is none.
     degree: i64,
+    /// What [`near`] has left to it.
+    due: i64,
     l2_cycles: u32,
     llc_cycles: u32,
     remote_cycles: u32,
@@ -230,6 +237,7 @@ impl Hier {
             prefetches: m.prefetch.next_line || degree > 0,
             next_line: m.prefetch.next_line,
             degree,
+            due: 0,
             l2_cycles: m.latency.l2_cycles,
             llc_cycles: m.latency.llc_cycles,
             remote_cycles: m.latency.remote_cycles,

@@ -5,7 +5,7 @@
 use std::ptr::NonNull;
 
 use super::access::{enter_data, enter_fetch};
-use super::cache::Cache;
+use super::cache::{CHUNK, Cache};
 use super::counters::CountKind;
 use super::data::{Env, LINE_SHIFT};
 use super::filter::Filter;
@@ -19,38 +19,72 @@ pub enum Near {
     First(NonNull<u8>),
     /// L2.
     Second(NonNull<u8>),
+    /// L2, and the stride prefetcher has work to do: [`MemCtl::prefetch_due`](crate::MemCtl::prefetch_due).
+    Due(NonNull<u8>),
 }
 
-/// What bringing a line from L2 into an L1 comes to.
-struct Exchange {
-    slot: usize,
-    /// Where L2 has the line.
-    at: usize,
-    /// Where L2 has a dirty victim.
-    below: Option<usize>,
+/// The same without the address; the stride of what is due.
+enum By {
+    First,
+    Second,
+    Due(i64),
 }
 
-/// Finds out what there is to do, and does nothing; `None` if it is more than L1 and L2.
+/// The slot of the one bit's way.
+#[inline]
+fn slot(set: usize, hit: u32) -> usize {
+    set * CHUNK + hit.trailing_zeros() as usize % CHUNK
+}
+
+/// Brings a line from L2 into an L1 that does not have it, and says in which slot it is, and whether a dirty victim went; `None`, with nothing
+/// done, if it is more than L1 and L2.
 #[inline(always)] // twice, for L1I and L1D
 fn exchange<F: Filter>(
     l1: &mut L1<F>,
-    l2: &Cache,
+    l2: &mut Cache,
     line: u64,
+    (set, write, stamp): (usize, bool, u64),
     clean_may_go: bool,
-) -> Option<Exchange> {
-    let at = l2.find_in_8(line)?;
-    let (slot, victim) = l1.least_of_8(line)?;
-    let below = match victim {
-        None => None,
-        Some(v) => match l2.find_in_8(v.line) {
-            None if v.dirty || !clean_may_go => return None,
-            below => below.filter(|_| v.dirty),
-        },
+) -> Option<(usize, bool)> {
+    let (below, word) = l2.at(line);
+    let hit = l2.ways(below).find(word);
+    if hit == 0 {
+        return None;
+    }
+    let ways = l1.cache.ways(set);
+    let way = match ways.free() {
+        0 => l1.oldest_way(set),
+        free => free.trailing_zeros() as usize,
     };
-    Some(Exchange { slot, at, below })
+    let mut dirty = false;
+    if let Some(victim) = l1.cache.resident(ways.word(way), set) {
+        let (set, word) = l2.at(victim.line);
+        dirty = victim.dirty;
+        if dirty || !clean_may_go {
+            let hit = l2.ways(set).find(word);
+            if hit == 0 {
+                return None;
+            }
+            if dirty {
+                l2.set_dirty(slot(set, hit), true);
+            }
+        }
+    }
+    l2.hit(slot(below, hit), line);
+    let to = set * CHUNK + way;
+    l1.empty(to);
+    l1.insert(to, line, write, stamp);
+    Some((to, dirty))
 }
 
 impl Core {
+    /// Whether it has the geometry that the short way is for.
+    pub(super) fn is_near(&self) -> bool {
+        let firsts = [&self.l1d.cache, &self.l1i.cache];
+        let first = firsts.iter().all(|c| c.is_of_8() && c.has_stamps());
+        first && self.l2.as_ref().is_some_and(Cache::is_of_8)
+    }
+
     #[inline]
     fn near_data(
         &mut self,
@@ -59,61 +93,53 @@ impl Core {
         a: &Line,
         clean_may_go: bool,
         trains: bool,
-    ) -> Option<bool> {
+    ) -> Option<By> {
         let write = a.kind == LineKind::Store;
-        if let Some(slot) = self.l1d.cache.find_in_8(line) {
+        let (set, word) = self.l1d.cache.at(line);
+        let hit = self.l1d.cache.ways(set).find(word);
+        if hit != 0 {
+            let slot = slot(set, hit);
             if write {
                 self.l1d.cache.set_dirty(slot, true);
             }
             self.l1d.hit(slot, line, a.stamp);
             enter_data(env, &mut self.l1d, slot, line, a);
-            return Some(false);
+            return Some(By::First);
         }
         let l2 = self.l2.as_mut()?;
-        if trains && self.strides.would_fetch(line) {
-            return None;
-        }
-        let x = exchange(&mut self.l1d, l2, line, clean_may_go)?;
-        if trains {
-            self.strides.train(line);
-        }
+        let how = (set, write, a.stamp);
+        let (slot, wrote) = exchange(&mut self.l1d, l2, line, how, clean_may_go)?;
         let kind = CountKind::of(a.kind) as usize;
         let n = &mut self.counters;
         n.l1d.misses[kind] += 1;
         n.l2.hits[kind] += 1;
-        if let Some(below) = x.below {
-            n.l1d.write_backs += 1;
-            l2.set_dirty(below, true);
-        }
-        l2.hit(x.at, line);
-        self.l1d.empty(x.slot);
-        self.l1d.insert(x.slot, line, write, a.stamp);
-        enter_data(env, &mut self.l1d, x.slot, line, a);
-        Some(true)
+        n.l1d.write_backs += u64::from(wrote);
+        enter_data(env, &mut self.l1d, slot, line, a);
+        let due = if trains {
+            self.strides.train(line)
+        } else {
+            None
+        };
+        Some(due.map_or(By::Second, By::Due))
     }
 
     #[inline]
-    fn near_fetch(
-        &mut self,
-        env: &Env<'_>,
-        line: u64,
-        a: &Line,
-        clean_may_go: bool,
-    ) -> Option<bool> {
-        if let Some(slot) = self.l1i.cache.find_in_8(line) {
+    fn near_fetch(&mut self, env: &Env<'_>, line: u64, a: &Line, clean_may_go: bool) -> Option<By> {
+        let (set, word) = self.l1i.cache.at(line);
+        let hit = self.l1i.cache.ways(set).find(word);
+        if hit != 0 {
+            let slot = slot(set, hit);
             self.l1i.hit(slot, line, a.stamp);
             enter_fetch(env, &mut self.l1i, slot, line, a);
-            return Some(false);
+            return Some(By::First);
         }
         let l2 = self.l2.as_mut()?;
-        let x = exchange(&mut self.l1i, l2, line, clean_may_go)?;
+        let how = (set, false, a.stamp);
+        let (slot, _) = exchange(&mut self.l1i, l2, line, how, clean_may_go)?;
         self.counters.l1i.misses[CountKind::Fetch as usize] += 1;
         self.counters.l2.hits[CountKind::Fetch as usize] += 1;
-        l2.hit(x.at, line);
-        self.l1i.empty(x.slot);
-        self.l1i.insert(x.slot, line, false, a.stamp);
-        enter_fetch(env, &mut self.l1i, x.slot, line, a);
-        Some(true)
+        enter_fetch(env, &mut self.l1i, slot, line, a);
+        Some(By::Second)
     }
 }
 
@@ -130,7 +156,10 @@ impl Hier {
         }
         let clean_may_go = self.inclusion == Inclusion::Inclusive;
         let c = &mut self.cores[core];
-        let second = match a.kind {
+        if !c.near {
+            return None;
+        }
+        let by = match a.kind {
             LineKind::Load | LineKind::Store if !self.next_line => {
                 c.near_data(env, line, a, clean_may_go, self.degree > 0)?
             }
@@ -138,10 +167,13 @@ impl Hier {
             _ => return None,
         };
         let host = env.host(line, a.domain);
-        Some(if second {
-            Near::Second(host)
-        } else {
-            Near::First(host)
+        Some(match by {
+            By::First => Near::First(host),
+            By::Second => Near::Second(host),
+            By::Due(stride) => {
+                self.due = stride;
+                Near::Due(host)
+            }
         })
     }
 }

@@ -33,14 +33,6 @@ impl Strides {
         )
     }
 
-    /// Whether [`Strides::train`] would say a distance.
-    #[inline]
-    pub(super) fn would_fetch(&self, line: u64) -> bool {
-        let (page, at) = (line >> PAGE_LINES_SHIFT, (line & 63) as i64);
-        let s = &self.0[(page % PAGES) as usize];
-        s.page == page && at != s.last && at - s.last == s.stride
-    }
-
     /// A miss; the distance at which the next ones are expected.
     #[inline]
     pub(super) fn train(&mut self, line: u64) -> Option<i64> {
@@ -78,13 +70,26 @@ impl Hier {
         if self.degree > 0
             && let Some(stride) = self.cores[cause.core].strides.train(line)
         {
-            for n in 1..=self.degree {
-                let to = at + stride * n;
-                if !(0..=LAST).contains(&to) {
-                    break;
-                }
-                self.prefetch(env, &mut free, line & !63 | to as u64, d);
+            self.prefetch_stride(env, &mut free, line, stride, d);
+        }
+    }
+
+    /// Brings in what lies at that distance from a line of its page, and so on.
+    pub(super) fn prefetch_stride(
+        &mut self,
+        env: &Env<'_>,
+        free: &mut Cause,
+        line: u64,
+        stride: i64,
+        d: Domain,
+    ) {
+        let at = (line & 63) as i64;
+        for n in 1..=self.degree {
+            let to = at + stride * n;
+            if !(0..=LAST).contains(&to) {
+                break;
             }
+            self.prefetch(env, free, line & !63 | to as u64, d);
         }
     }
 
