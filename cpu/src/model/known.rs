@@ -41,8 +41,16 @@ struct Page {
     store: bool,
 }
 
+impl Page {
+    /// Whether an access may go by it while the RMP is at `epoch`.
+    #[inline]
+    fn serves(&self, store: bool, epoch: u64) -> bool {
+        self.epoch == epoch && (self.store || !store)
+    }
+}
+
 /// `PAGES` pages that a TLB has for one kind of access; direct-mapped.
-pub(super) struct Known<const PAGES: usize>(Box<[Page]>);
+pub(super) struct Known<const PAGES: usize>(Box<[Page; PAGES]>);
 
 impl<const PAGES: usize> Known<PAGES> {
     pub(super) fn new() -> Self {
@@ -54,7 +62,12 @@ impl<const PAGES: usize> Known<PAGES> {
             at: 0,
             store: false,
         };
-        Self(vec![none; PAGES].into())
+        let pages: Box<[Page]> = vec![none; PAGES].into();
+        Self(
+            pages
+                .try_into()
+                .unwrap_or_else(|_| unreachable!("as many pages")),
+        )
     }
 
     #[inline]
@@ -63,9 +76,9 @@ impl<const PAGES: usize> Known<PAGES> {
     }
 
     #[inline]
-    fn get(&self, va: u64, user: bool) -> Option<Page> {
+    fn get(&self, va: u64, user: bool) -> Option<&Page> {
         let p = &self.0[Self::index(va)];
-        (p.tag == va & !(PAGE_SIZE - 1) | u64::from(user)).then_some(*p)
+        (p.tag == va & !(PAGE_SIZE - 1) | u64::from(user)).then_some(p)
     }
 
     /// Notes the entry of `va`'s page, for the RMP as it was at `epoch`; of the second level, where it is.
@@ -116,30 +129,43 @@ fn at_byte(host: NonNull<u8>, va: u64) -> NonNull<u8> {
 }
 
 impl CoreModel {
-    /// Counts what an access waited for that L2 served, of a core that waits for each.
+    /// Counts what an access waited for that the cache below the first level served, of a core that waits for each.
     #[inline]
-    fn wait_for_l2(&mut self) {
-        let cycles = u64::from(self.model.latency.l2_cycles);
-        self.counters.stalls.l2 += cycles;
-        self.waited += cycles;
+    fn wait_for_second(&mut self) {
+        let latency = &self.model.latency;
+        let (cycles, of) = if self.model.l2.is_some() {
+            (latency.l2_cycles, &mut self.counters.stalls.l2)
+        } else {
+            (latency.llc_cycles, &mut self.counters.stalls.llc)
+        };
+        *of += u64::from(cycles);
+        self.waited += u64::from(cycles);
     }
 
     /// What is known of a data page, which is in the first-level TLB afterwards: it comes from the second where only that has it.
-    #[inline]
-    fn known_page(&mut self, va: u64, user: bool, store: bool, epoch: u64) -> Option<Page> {
-        let usable = |p: &Page| p.epoch == epoch && (p.store || !store);
-        match self.known_data.get(va, user) {
-            Some(p) => Some(p).filter(usable),
-            None => self
-                .known_below(va, user)
-                .filter(usable)
-                .inspect(|p| self.raise(va, *p)),
+    #[inline(always)] // a page of arguments and results otherwise
+    fn known_page(&mut self, va: u64, user: bool, store: bool, epoch: u64) -> Option<&Page> {
+        if self.known_data.get(va, user).is_none() {
+            self.lift(va, user, store, epoch)?;
         }
+        let p = self.known_data.get(va, user)?;
+        p.serves(store, epoch).then_some(p)
+    }
+
+    /// Brings a page that only the second-level TLB has into the first.
+    #[inline(never)]
+    fn lift(&mut self, va: u64, user: bool, store: bool, epoch: u64) -> Option<()> {
+        let p = self.known_below(va, user)?;
+        if !p.serves(store, epoch) {
+            return None;
+        }
+        self.raise(va, p);
+        Some(())
     }
 
     #[inline]
     fn known_below(&self, va: u64, user: bool) -> Option<Page> {
-        let p = self.known_second.get(va, user)?;
+        let p = *self.known_second.get(va, user)?;
         self.tlbs.data.lookup(va).is_none().then_some(p)
     }
 
@@ -213,13 +239,13 @@ impl Vcpu {
         let host = match self.mem.near(m.core, &line)? {
             Near::First(host) => host,
             Near::Second(host) => {
-                m.wait_for_l2();
+                m.wait_for_second();
                 host
             }
             Near::Due(host) => {
                 let now = m.cycles_at(at.tally, self.state.fetched);
                 self.mem.prefetch_due(m.core, &Line { now, ..line });
-                m.wait_for_l2();
+                m.wait_for_second();
                 host
             }
         };
@@ -319,7 +345,7 @@ impl Vcpu {
         };
         match self.mem.near(m.core, &line) {
             Some(Near::First(_)) => {}
-            Some(Near::Second(_) | Near::Due(_)) => m.wait_for_l2(),
+            Some(Near::Second(_) | Near::Due(_)) => m.wait_for_second(),
             None => {
                 let now = m.cycles_at(at.tally, self.state.fetched);
                 match self.mem.line(m.core, &Line { now, ..line }) {

@@ -3,6 +3,8 @@
 //! The order is the model's definition (docs/model.md): look-ups from the first level down, each touching what it hits; then other
 //! cores; then the fills from the LLC up, each with its victim's handling before the line goes in; then prefetches.
 
+use std::ptr::NonNull;
+
 use sevlab_arch::Asid;
 
 use super::counters::CountKind;
@@ -107,7 +109,7 @@ impl Hier {
         }
         let l1d = &mut self.cores[core].l1d;
         l1d.hit(slot, line, a.stamp);
-        enter_data(env, l1d, slot, line, a);
+        enter_data(l1d, slot, env.host(line, a.domain), a);
         Level::L1
     }
 
@@ -137,7 +139,7 @@ impl Hier {
         self.pages.note_core(line, core);
         let l1d = &mut self.cores[core].l1d;
         l1d.insert(slot, line, write, a.stamp);
-        enter_data(env, l1d, slot, line, a);
+        enter_data(l1d, slot, env.host(line, a.domain), a);
         self.in_flight = [NOTHING; 3];
         self.pages.decrypt(env, line, cause.owed.take());
         if self.prefetches {
@@ -151,7 +153,7 @@ impl Hier {
         if let Some(slot) = self.cores[core].l1i.cache.find(line) {
             let l1i = &mut self.cores[core].l1i;
             l1i.hit(slot, line, a.stamp);
-            enter_fetch(env, l1i, slot, line, a);
+            enter_fetch(l1i, slot, env.host(line, a.domain), a);
             return Level::L1;
         }
         self.cores[core].counters.l1i.misses[CountKind::Fetch as usize] += 1;
@@ -163,7 +165,7 @@ impl Hier {
         self.pages.note_core(line, core);
         let l1i = &mut self.cores[core].l1i;
         l1i.insert(slot, line, false, a.stamp);
-        enter_fetch(env, l1i, slot, line, a);
+        enter_fetch(l1i, slot, env.host(line, a.domain), a);
         self.in_flight = [NOTHING; 3];
         level
     }
@@ -287,34 +289,22 @@ impl Hier {
 
 // ---- the filters' entries ----
 
-/// Makes the line in `slot` the filter's.
+/// Makes the line in `slot`, whose bytes are at `host`, the filter's.
 #[inline]
-pub(super) fn enter_fetch(
-    env: &Env<'_>,
-    l1i: &mut L1<FetchFilter>,
-    slot: usize,
-    line: u64,
-    a: &Line,
-) {
+pub(super) fn enter_fetch(l1i: &mut L1<FetchFilter>, slot: usize, host: NonNull<u8>, a: &Line) {
     if !has_tag(a.va) {
         return l1i.forget(slot);
     }
     let i = FetchFilter::index(a.va);
     l1i.claim(slot, i);
     if let Some(f) = l1i.filter() {
-        f.set(i, a.va.0 & !63, slot, env.host(line, a.domain));
+        f.set(i, a.va.0 & !63, slot, host);
     }
 }
 
-/// Makes the line in `slot` the filter's, with the rights that the access was granted.
+/// Makes the line in `slot`, whose bytes are at `host`, the filter's, with the rights that the access was granted.
 #[inline]
-pub(super) fn enter_data(
-    env: &Env<'_>,
-    l1d: &mut L1<LineFilter>,
-    slot: usize,
-    line: u64,
-    a: &Line,
-) {
+pub(super) fn enter_data(l1d: &mut L1<LineFilter>, slot: usize, host: NonNull<u8>, a: &Line) {
     if !a.grant.read || !has_tag(a.va) {
         return l1d.forget(slot);
     }
@@ -322,7 +312,7 @@ pub(super) fn enter_data(
     let i = LineFilter::index(a.va);
     l1d.claim(slot, i);
     if let Some(f) = l1d.filter() {
-        f.set(i, a.va.0 & !63, slot, env.host(line, a.domain), write);
+        f.set(i, a.va.0 & !63, slot, host, write);
     }
 }
 

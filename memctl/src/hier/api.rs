@@ -31,8 +31,10 @@ impl MemCtl {
             Some(at) => at as usize,
             None => {
                 *place = Some(hier.cores.len() as u32);
-                hier.cores.push(Core::new(&hier.model, &hier.dram));
-                hier.cores.len() - 1
+                let next = hier.cores.len();
+                let core = Core::new(&hier.model, &hier.dram, &hier.llc, next);
+                hier.cores.push(core);
+                next
             }
         };
         let c = &mut hier.cores[at];

@@ -31,6 +31,24 @@ pub(super) const TAGS: u64 = (1 << (32 - TAG_SHIFT)) - 1;
 pub(super) const MOST_BITS: u32 = 64;
 pub(super) const MOST_RANKS: u32 = 255;
 
+/// Whether a way with this word has a line.
+#[inline]
+pub(super) const fn is_valid(word: u32) -> bool {
+    word & VALID != 0
+}
+
+/// Whether it has a dirty one.
+#[inline]
+pub(super) const fn is_dirty(word: u32) -> bool {
+    word & DIRTY != 0
+}
+
+/// The word of a clean line, or of the same line dirty.
+#[inline]
+pub(super) const fn with_dirty(word: u32, dirty: bool) -> u32 {
+    word | if dirty { DIRTY } else { 0 }
+}
+
 /// What a set's ways are ordered by.
 enum Order {
     /// Stamps that the owner of the array keeps.
@@ -185,10 +203,16 @@ impl Cache {
         matches!(self.order, Order::Stamps)
     }
 
-    /// What is in a way of `set` whose word is this, if anything.
+    /// The line of a way of `set` whose word is this.
     #[inline]
-    pub(super) fn resident(&self, word: u32, set: usize) -> Option<Victim> {
-        (word & VALID != 0).then(|| self.victim_of(word, set as u64))
+    pub(super) fn line_of(&self, word: u32, set: usize) -> u64 {
+        u64::from(word >> TAG_SHIFT) << self.set_bits | set as u64
+    }
+
+    /// Puts another word into a slot, as [`Cache::insert`] does where the order is the owner's.
+    #[inline]
+    pub(super) fn replace(&mut self, slot: usize, word: u32) {
+        *self.slot_mut(slot) = word;
     }
 
     /// Whether a slot's line is dirty.
@@ -243,14 +267,10 @@ impl Cache {
     /// What is in a slot of `line`'s set.
     #[inline]
     fn in_slot(&self, slot: usize, line: u64) -> Victim {
-        self.victim_of(*self.slot(slot), line)
-    }
-
-    #[inline]
-    fn victim_of(&self, word: u32, line: u64) -> Victim {
+        let word = *self.slot(slot);
         Victim {
-            line: u64::from(word >> TAG_SHIFT) << self.set_bits | line & self.set_mask,
-            dirty: word & DIRTY != 0,
+            line: self.line_of(word, self.set(line)),
+            dirty: is_dirty(word),
         }
     }
 

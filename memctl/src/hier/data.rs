@@ -119,10 +119,10 @@ impl Page {
         self.who & core_bit(core) != 0
     }
 
-    /// Whether it is `d`'s, and no core's private caches but this one's may have lines of it.
+    /// Whether it is `d`'s, and no core's private caches but those of the one with this bit may have lines of it.
     #[inline]
-    pub(super) fn is_only(self, core: usize, d: Domain) -> bool {
-        self.who == domain_bits(d) | core_bit(core) && core < CORE_BITS as usize
+    pub(super) fn is_only(self, core: u64, d: Domain) -> bool {
+        self.who == domain_bits(d) | core
     }
 
     /// Whether any other core's may.
@@ -131,6 +131,11 @@ impl Page {
         // More cores than bits share them.
         self.who & CORES & !core_bit(core) != 0 || core >= CORE_BITS as usize
     }
+}
+
+/// The bit of a core that it shares with no other, if there is one.
+pub(super) fn own_bit(core: usize) -> Option<u64> {
+    (core < CORE_BITS as usize).then(|| core_bit(core))
 }
 
 #[inline]

@@ -132,6 +132,20 @@ impl<F: Filter> L1<F> {
         self.used(slot, line, stamp);
     }
 
+    /// The same where stamps are the order.
+    #[inline]
+    pub(super) fn stamp(&self, slot: usize, stamp: u64) {
+        self.stamps()[slot].store(stamp, Relaxed);
+    }
+
+    /// Puts a line, by its word, into a slot that another may be in, where stamps are the order.
+    #[inline]
+    pub(super) fn replace(&mut self, slot: usize, word: u32, stamp: u64) {
+        self.forget(slot);
+        self.cache.replace(slot, word);
+        self.stamp(slot, stamp);
+    }
+
     /// Puts the line into a free slot.
     #[inline]
     pub(super) fn insert(&mut self, slot: usize, line: u64, dirty: bool, stamp: u64) {
@@ -194,13 +208,6 @@ impl<F: Filter> L1<F> {
     pub(super) fn oldest_way(&self, set: usize) -> usize {
         let sets = self.stamps().as_chunks::<WAYS>().0;
         Self::oldest_of_8(&sets[set]) as usize % WAYS
-    }
-
-    /// Takes the line in a slot out, with its filter entry.
-    #[inline]
-    pub(super) fn empty(&mut self, slot: usize) {
-        self.forget(slot);
-        self.cache.clear(slot);
     }
 
     /// Takes the line out, if it is there; the result says whether it was, and dirty.

@@ -158,6 +158,8 @@ struct Core {
     counters: HierCounters,
     /// [`near`] may serve it.
     near: bool,
+    /// Its bit among those that may have a page, if it is its own.
+    bit: u64,
 }
 
 impl Core {
@@ -172,7 +174,8 @@ impl Core {
         }
     }
 
-    fn new(m: &Model, dram: &DramTimes) -> Self {
+    /// The core that is the next of those ever attached: `at` is how many there are.
+    fn new(m: &Model, dram: &DramTimes, llc: &Cache, at: usize) -> Self {
         let mut core = Self {
             l1i: L1::new(&m.l1i, 0),
             l1d: L1::new(&m.l1d, 1),
@@ -181,8 +184,9 @@ impl Core {
             busy: dram.busy(),
             counters: HierCounters::default(),
             near: false,
+            bit: data::own_bit(at).unwrap_or(0),
         };
-        core.near = core.is_near();
+        core.near = core.bit != 0 && core.is_near(core.l2.as_ref().unwrap_or(llc));
         core
     }
 }

@@ -1,11 +1,11 @@
-//! The short way of an access that the core's own caches serve: L1, or L2 with an L1 victim that L2 has too. It does what
+//! The short way of an access that L1 serves, or L2 with an L1 victim that L2 has too; where there is no L2, the LLC likewise. It does what
 //! [`super::access`] does, in few words, for sets of up to 8 ways; whatever is not so simple is left to that, before anything
 //! has changed.
 
 use std::ptr::NonNull;
 
 use super::access::{enter_data, enter_fetch};
-use super::cache::{CHUNK, Cache};
+use super::cache::{self, CHUNK, Cache};
 use super::counters::CountKind;
 use super::data::{Env, LINE_SHIFT};
 use super::filter::Filter;
@@ -17,17 +17,10 @@ use super::{Core, Hier, Inclusion, Line, LineKind};
 pub enum Near {
     /// L1.
     First(NonNull<u8>),
-    /// L2.
+    /// L2, or the LLC where there is none.
     Second(NonNull<u8>),
-    /// L2, and the stride prefetcher has work to do: [`MemCtl::prefetch_due`](crate::MemCtl::prefetch_due).
+    /// The same, and the stride prefetcher has work to do: [`MemCtl::prefetch_due`](crate::MemCtl::prefetch_due).
     Due(NonNull<u8>),
-}
-
-/// The same without the address; the stride of what is due.
-enum By {
-    First,
-    Second,
-    Due(i64),
 }
 
 /// The slot of the one bit's way.
@@ -36,110 +29,70 @@ fn slot(set: usize, hit: u32) -> usize {
     set * CHUNK + hit.trailing_zeros() as usize % CHUNK
 }
 
-/// Brings a line from L2 into an L1 that does not have it, and says in which slot it is, and whether a dirty victim went; `None`, with nothing
-/// done, if it is more than L1 and L2.
-#[inline(always)] // twice, for L1I and L1D
-fn exchange<F: Filter>(
-    l1: &mut L1<F>,
-    l2: &mut Cache,
+/// What is to be done with a line.
+#[derive(Clone, Copy)]
+struct Wanted {
     line: u64,
-    (set, write, stamp): (usize, bool, u64),
+    write: bool,
+    stamp: u64,
+    /// A clean victim of L1 may be the last copy.
     clean_may_go: bool,
-) -> Option<(usize, bool)> {
-    let (below, word) = l2.at(line);
-    let hit = l2.ways(below).find(word);
+}
+
+/// Where a line is after a look at L1 and what is below it.
+enum Found {
+    /// In this slot of L1.
+    Here(usize),
+    /// It has come there from below; whether a dirty victim went.
+    Brought(usize, bool),
+}
+
+/// Brings a line into an L1, if it is not there and what is below has it; `None`, with nothing done, if it is more than these two.
+#[inline(always)] // twice, for L1I and L1D
+fn exchange<F: Filter>(l1: &mut L1<F>, below: &mut Cache, w: Wanted) -> Option<Found> {
+    let (set, word) = l1.cache.at(w.line);
+    let ways = l1.cache.ways(set);
+    let hit = ways.find(word);
+    if hit != 0 {
+        let slot = slot(set, hit);
+        if w.write {
+            l1.cache.set_dirty(slot, true);
+        }
+        l1.stamp(slot, w.stamp);
+        return Some(Found::Here(slot));
+    }
+    let (from, want) = below.at(w.line);
+    let hit = below.ways(from).find(want);
     if hit == 0 {
         return None;
     }
-    let ways = l1.cache.ways(set);
     let way = match ways.free() {
         0 => l1.oldest_way(set),
         free => free.trailing_zeros() as usize,
     };
-    let mut dirty = false;
-    if let Some(victim) = l1.cache.resident(ways.word(way), set) {
-        let (set, word) = l2.at(victim.line);
-        dirty = victim.dirty;
-        if dirty || !clean_may_go {
-            let hit = l2.ways(set).find(word);
-            if hit == 0 {
-                return None;
-            }
-            if dirty {
-                l2.set_dirty(slot(set, hit), true);
-            }
+    let victim = ways.word(way);
+    let dirty = cache::is_dirty(victim);
+    if dirty || !w.clean_may_go && cache::is_valid(victim) {
+        let (set, want) = below.at(l1.cache.line_of(victim, set));
+        let hit = below.ways(set).find(want);
+        if hit == 0 {
+            return None;
+        }
+        if dirty {
+            below.set_dirty(slot(set, hit), true);
         }
     }
-    l2.hit(slot(below, hit), line);
+    below.hit(slot(from, hit), w.line);
     let to = set * CHUNK + way;
-    l1.empty(to);
-    l1.insert(to, line, write, stamp);
-    Some((to, dirty))
+    l1.replace(to, cache::with_dirty(word, w.write), w.stamp);
+    Some(Found::Brought(to, dirty))
 }
 
 impl Core {
-    /// Whether it has the geometry that the short way is for.
-    pub(super) fn is_near(&self) -> bool {
+    /// Whether it has the geometry that the short way is for, as `below` must have.
+    pub(super) fn is_near(&self, below: &Cache) -> bool {
         let firsts = [&self.l1d.cache, &self.l1i.cache];
-        let first = firsts.iter().all(|c| c.is_of_8() && c.has_stamps());
-        first && self.l2.as_ref().is_some_and(Cache::is_of_8)
-    }
-
-    #[inline]
-    fn near_data(
-        &mut self,
-        env: &Env<'_>,
-        line: u64,
-        a: &Line,
-        clean_may_go: bool,
-        trains: bool,
-    ) -> Option<By> {
-        let write = a.kind == LineKind::Store;
-        let (set, word) = self.l1d.cache.at(line);
-        let hit = self.l1d.cache.ways(set).find(word);
-        if hit != 0 {
-            let slot = slot(set, hit);
-            if write {
-                self.l1d.cache.set_dirty(slot, true);
-            }
-            self.l1d.hit(slot, line, a.stamp);
-            enter_data(env, &mut self.l1d, slot, line, a);
-            return Some(By::First);
-        }
-        let l2 = self.l2.as_mut()?;
-        let how = (set, write, a.stamp);
-        let (slot, wrote) = exchange(&mut self.l1d, l2, line, how, clean_may_go)?;
-        let kind = CountKind::of(a.kind) as usize;
-        let n = &mut self.counters;
-        n.l1d.misses[kind] += 1;
-        n.l2.hits[kind] += 1;
-        n.l1d.write_backs += u64::from(wrote);
-        enter_data(env, &mut self.l1d, slot, line, a);
-        let due = if trains {
-            self.strides.train(line)
-        } else {
-            None
-        };
-        Some(due.map_or(By::Second, By::Due))
-    }
-
-    #[inline]
-    fn near_fetch(&mut self, env: &Env<'_>, line: u64, a: &Line, clean_may_go: bool) -> Option<By> {
-        let (set, word) = self.l1i.cache.at(line);
-        let hit = self.l1i.cache.ways(set).find(word);
-        if hit != 0 {
-            let slot = slot(set, hit);
-            self.l1i.hit(slot, line, a.stamp);
-            enter_fetch(env, &mut self.l1i, slot, line, a);
-            return Some(By::First);
-        }
-        let l2 = self.l2.as_mut()?;
-        let how = (set, false, a.stamp);
-        let (slot, _) = exchange(&mut self.l1i, l2, line, how, clean_may_go)?;
-        self.counters.l1i.misses[CountKind::Fetch as usize] += 1;
-        self.counters.l2.hits[CountKind::Fetch as usize] += 1;
-        enter_fetch(env, &mut self.l1i, slot, line, a);
-        Some(By::Second)
+        below.is_of_8() && firsts.iter().all(|c| c.is_of_8() && c.has_stamps())
     }
 }
 
@@ -150,29 +103,62 @@ impl Hier {
     pub(super) fn near(&mut self, env: &Env<'_>, core: usize, a: &Line) -> Option<Near> {
         let line = a.spa.0 >> LINE_SHIFT;
         let page = self.pages.of(line);
-        // Nobody else has the page: a store claims nothing, and no copy is dirty elsewhere.
-        if !page.has(line) || !page.is_only(core, a.domain) {
-            return None;
-        }
-        let clean_may_go = self.inclusion == Inclusion::Inclusive;
         let c = &mut self.cores[core];
-        if !c.near {
+        // Nobody else has the page: a store claims nothing, and no copy is dirty elsewhere.
+        if !c.near || !page.has(line) || !page.is_only(c.bit, a.domain) {
             return None;
         }
-        let by = match a.kind {
-            LineKind::Load | LineKind::Store if !self.next_line => {
-                c.near_data(env, line, a, clean_may_go, self.degree > 0)?
-            }
-            LineKind::Fetch => c.near_fetch(env, line, a, clean_may_go)?,
-            _ => return None,
+        let (below, counters) = match &mut c.l2 {
+            Some(l2) => (l2, &mut c.counters.l2),
+            None => (&mut self.llc, &mut c.counters.llc),
+        };
+        let wanted = Wanted {
+            line,
+            write: a.kind == LineKind::Store,
+            stamp: a.stamp,
+            clean_may_go: self.inclusion == Inclusion::Inclusive,
         };
         let host = env.host(line, a.domain);
-        Some(match by {
-            By::First => Near::First(host),
-            By::Second => Near::Second(host),
-            By::Due(stride) => {
-                self.due = stride;
-                Near::Due(host)
+        if a.kind == LineKind::Fetch {
+            let found = exchange(&mut c.l1i, below, wanted)?;
+            return Some(match found {
+                Found::Here(slot) => {
+                    enter_fetch(&mut c.l1i, slot, host, a);
+                    Near::First(host)
+                }
+                Found::Brought(slot, _) => {
+                    c.counters.l1i.misses[CountKind::Fetch as usize] += 1;
+                    counters.hits[CountKind::Fetch as usize] += 1;
+                    enter_fetch(&mut c.l1i, slot, host, a);
+                    Near::Second(host)
+                }
+            });
+        }
+        if self.next_line {
+            return None;
+        }
+        Some(match exchange(&mut c.l1d, below, wanted)? {
+            Found::Here(slot) => {
+                enter_data(&mut c.l1d, slot, host, a);
+                Near::First(host)
+            }
+            Found::Brought(slot, wrote) => {
+                let kind = if wanted.write {
+                    CountKind::Write
+                } else {
+                    CountKind::Read
+                };
+                c.counters.l1d.misses[kind as usize] += 1;
+                c.counters.l1d.write_backs += u64::from(wrote);
+                counters.hits[kind as usize] += 1;
+                enter_data(&mut c.l1d, slot, host, a);
+                if self.degree > 0
+                    && let Some(stride) = c.strides.train(line)
+                {
+                    self.due = stride;
+                    return Some(Near::Due(host));
+                }
+                Near::Second(host)
             }
         })
     }
