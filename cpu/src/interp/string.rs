@@ -282,9 +282,9 @@ impl Interp<'_> {
             return NOTHING;
         };
         if p.uses_source() {
-            self.v.stamp_line(src, before + done);
+            self.v.stamp_line(src, false, before + done);
         }
-        self.v.stamp_line(dst, before + done);
+        self.v.stamp_line(dst, !p.compares(), before + done);
         self.advance(p, done * size);
         (done, compared)
     }

@@ -135,9 +135,9 @@ impl Vcpu {
 
     /// What a hit of the filter does, for the last of several accesses to a line that it has.
     #[inline]
-    pub(crate) fn stamp_line(&self, va: u64, stamp: u64) {
+    pub(crate) fn stamp_line(&self, va: u64, write: bool, stamp: u64) {
         if let Some(m) = &self.model {
-            m.lines.stamp_line(Va(va), stamp);
+            m.lines.stamp_line(Va(va), write, stamp);
         }
     }
 

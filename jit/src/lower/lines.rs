@@ -562,9 +562,18 @@ impl Lower<'_, '_> {
         self.fb.ins().store(state_flags(), stamp, at, stamps as i32);
     }
 
-    fn store_line_stamp(&mut self, entry: Value) {
+    /// The same of the filter of data, and that it was a store.
+    fn store_line_stamp(&mut self, entry: Value, why: For) {
         let base = self.tlb();
         self.store_stamp(base, entry, LineFilter::STAMP);
+        if why == For::Store {
+            let slot = self.fb.ins().ireduce(types::I16, entry);
+            let slot = self.fb.ins().uextend(types::I64, slot);
+            let at = self.fb.ins().iadd(base, slot);
+            let one = self.fb.ins().iconst(types::I8, 1);
+            let wrote = LineFilter::WROTE as i32;
+            self.fb.ins().store(state_flags(), one, at, wrote);
+        }
     }
 
     /// The host address of `bytes` bytes at `va`, touched for a load (of a copy, if they cross a line) or a
@@ -589,7 +598,7 @@ impl Lower<'_, '_> {
             .brif(got, merge, &[BlockArg::Value(got)], leave, &[]);
         self.leave_in(leave);
         self.fb.switch_to_block(fast);
-        self.store_line_stamp(entry);
+        self.store_line_stamp(entry, why);
         self.fb.ins().jump(merge, &[BlockArg::Value(host)]);
         self.fb.switch_to_block(merge);
         result
@@ -622,7 +631,7 @@ impl Lower<'_, '_> {
         self.fb.ins().brif(ok, merge, &[], leave, &[]);
         self.leave_in(leave);
         self.fb.switch_to_block(fast);
-        self.store_line_stamp(entry);
+        self.store_line_stamp(entry, For::Store);
         let flags = self.guest_flags();
         self.fb.ins().store(flags, low, host, 0);
         if let Some(high) = high {

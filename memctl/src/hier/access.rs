@@ -103,13 +103,14 @@ impl Hier {
         let Some(slot) = self.cores[core].l1d.cache.find(line) else {
             return self.data_miss(env, cause, line, a, write);
         };
-        if write && !self.cores[core].l1d.cache.dirty(slot) {
+        if write && !self.cores[core].l1d.dirty(slot) {
             self.claim_line(cause, line);
             self.cores[core].l1d.cache.set_dirty(slot, true);
         }
+        let alone = self.is_alone(core, line, a);
         let l1d = &mut self.cores[core].l1d;
         l1d.hit(slot, line, a.stamp);
-        enter_data(l1d, slot, env.host(line, a.domain), a);
+        enter_data(l1d, slot, env.host(line, a.domain), a, alone);
         Level::L1
     }
 
@@ -136,16 +137,24 @@ impl Hier {
         if let Some(v) = victim {
             self.l1_victim(env, cause, v);
         }
-        self.pages.note_core(line, core);
+        self.note_core(line, core);
+        let alone = self.is_alone(core, line, a);
         let l1d = &mut self.cores[core].l1d;
         l1d.insert(slot, line, write, a.stamp);
-        enter_data(l1d, slot, env.host(line, a.domain), a);
+        enter_data(l1d, slot, env.host(line, a.domain), a, alone);
         self.in_flight = [NOTHING; 3];
         self.pages.decrypt(env, line, cause.owed.take());
         if self.prefetches {
             self.after_miss(env, cause, line, a.domain);
         }
         level
+    }
+
+    /// Whether stores to the line may pass the core's filter while it is clean: nobody else has a copy to lose.
+    #[inline]
+    fn is_alone(&self, core: usize, line: u64, a: &Line) -> bool {
+        let c = &self.cores[core];
+        c.stores_pass && self.pages.of(line).is_only(c.bit, a.domain)
     }
 
     fn fetch(&mut self, env: &Env<'_>, cause: &mut Cause, line: u64, a: &Line) -> Level {
@@ -162,7 +171,7 @@ impl Hier {
         if let Some(v) = victim {
             self.l1_victim(env, cause, v);
         }
-        self.pages.note_core(line, core);
+        self.note_core(line, core);
         let l1i = &mut self.cores[core].l1i;
         l1i.insert(slot, line, false, a.stamp);
         enter_fetch(l1i, slot, env.host(line, a.domain), a);
@@ -302,13 +311,20 @@ pub(super) fn enter_fetch(l1i: &mut L1<FetchFilter>, slot: usize, host: NonNull<
     }
 }
 
-/// Makes the line in `slot`, whose bytes are at `host`, the filter's, with the rights that the access was granted.
+/// Makes the line in `slot`, whose bytes are at `host`, the filter's, with the rights that the access was granted; `alone`: stores
+/// pass even if it is clean.
 #[inline]
-pub(super) fn enter_data(l1d: &mut L1<LineFilter>, slot: usize, host: NonNull<u8>, a: &Line) {
+pub(super) fn enter_data(
+    l1d: &mut L1<LineFilter>,
+    slot: usize,
+    host: NonNull<u8>,
+    a: &Line,
+    alone: bool,
+) {
     if !a.grant.read || !has_tag(a.va) {
         return l1d.forget(slot);
     }
-    let write = a.grant.write && l1d.cache.dirty(slot);
+    let write = a.grant.write && (alone || l1d.dirty(slot));
     let i = LineFilter::index(a.va);
     l1d.claim(slot, i);
     if let Some(f) = l1d.filter() {

@@ -192,10 +192,11 @@ impl MemCtl {
         let Some(hier) = &meta.hier else {
             return Vec::new();
         };
-        let mut all: Vec<(u64, bool)> = hier.llc.lines().collect();
+        let line = |(_, line, dirty)| (line, dirty);
+        let mut all: Vec<(u64, bool)> = hier.llc.lines().map(line).collect();
         for c in &hier.cores {
-            all.extend(c.l1d.cache.lines().chain(c.l1i.cache.lines()));
-            all.extend(c.l2.iter().flat_map(|l2| l2.lines()));
+            all.extend(c.l1d.lines().chain(c.l1i.lines()));
+            all.extend(c.l2.iter().flat_map(|l2| l2.lines()).map(line));
         }
         all.sort_unstable();
         all.dedup_by(|next, first| {

@@ -393,15 +393,13 @@ impl Cache {
         }
     }
 
-    /// The lines that are there, with their dirtiness.
-    pub(super) fn lines(&self) -> impl Iterator<Item = (u64, bool)> + '_ {
+    /// The slots that have lines, with these and their dirtiness.
+    pub(super) fn lines(&self) -> impl Iterator<Item = (usize, u64, bool)> + '_ {
         let words = self.sets.iter().flat_map(|c| c.words);
         words.enumerate().filter_map(|(slot, t)| {
             let set = (slot / self.stride) as u64;
-            (t & VALID != 0 && slot % self.stride < self.ways).then_some((
-                u64::from(t >> TAG_SHIFT) << self.set_bits | set,
-                t & DIRTY != 0,
-            ))
+            let line = u64::from(t >> TAG_SHIFT) << self.set_bits | set;
+            (is_valid(t) && slot % self.stride < self.ways).then_some((slot, line, is_dirty(t)))
         })
     }
 }

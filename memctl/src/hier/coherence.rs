@@ -33,6 +33,30 @@ impl Hier {
         }
     }
 
+    /// The core's private caches have a line of the page from now on.
+    #[inline]
+    pub(super) fn note_core(&mut self, line: u64, core: usize) {
+        let page = self.pages.of(line);
+        if !page.may_have(core) && page.others(core) {
+            self.share(line >> PAGE_LINES_SHIFT);
+        }
+        self.pages.note_core(line, core);
+    }
+
+    /// More than one core will have the page: stores to its clean lines pass no filter any more.
+    #[inline(never)]
+    fn share(&mut self, pfn: u64) {
+        let page = self.pages.page(pfn);
+        let owners = self.cores.iter_mut().enumerate();
+        for (_, c) in owners.filter(|(i, _)| page.may_have(*i)) {
+            each_line(pfn, page.cached, |line| {
+                if let Some(slot) = c.l1d.cache.find(line).filter(|&s| !c.l1d.dirty(s)) {
+                    c.l1d.forget_write(slot);
+                }
+            });
+        }
+    }
+
     /// Makes a line that another core holds dirty clean there; whether there was one.
     pub(super) fn clean_others(&mut self, core: usize, line: u64) -> bool {
         let page = self.pages.of(line);
@@ -41,7 +65,7 @@ impl Hier {
             if i == core || !page.may_have(i) {
                 continue;
             }
-            if let Some(slot) = c.l1d.cache.find(line).filter(|&s| c.l1d.cache.dirty(s)) {
+            if let Some(slot) = c.l1d.cache.find(line).filter(|&s| c.l1d.take_dirty(s)) {
                 c.l1d.cache.set_dirty(slot, false);
                 c.l1d.forget_write(slot);
                 was_dirty = true;
@@ -63,7 +87,7 @@ impl Hier {
             && self.cores.iter().enumerate().any(|(i, c)| {
                 i != core
                     && page.may_have(i)
-                    && (c.l1d.cache.find(line).is_some_and(|s| c.l1d.cache.dirty(s))
+                    && (c.l1d.cache.find(line).is_some_and(|s| c.l1d.dirty(s))
                         || c.l2
                             .as_ref()
                             .is_some_and(|l2| l2.find(line).is_some_and(|s| l2.dirty(s))))
@@ -130,6 +154,14 @@ impl Hier {
             out(self, line, dirty);
             self.pages.leave(env, line);
         }
+    }
+}
+
+/// Calls `f` with each of a page's lines whose bit is set.
+fn each_line(pfn: u64, mut bits: u64, mut f: impl FnMut(u64)) {
+    while bits != 0 {
+        f(pfn << PAGE_LINES_SHIFT | u64::from(bits.trailing_zeros()));
+        bits &= bits - 1;
     }
 }
 

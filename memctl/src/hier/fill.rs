@@ -46,7 +46,7 @@ impl Hier {
                 self.dropped_clean(env, core, v.line);
             }
         }
-        self.pages.note_core(line, core);
+        self.note_core(line, core);
         if let Some(l2) = &mut self.cores[core].l2 {
             l2.insert(slot, line, dirty);
         }

@@ -12,12 +12,14 @@
 //! 1. A tag is the number of a line, one below 2^42, whose index is the entry's own; or the entry is [`never`]'s, which no access
 //!    matches. It counts while its page is awake: for one that sleeps, all that is missing is the page in the L1 TLB, to which the
 //!    second level may bring it back.
-//! 2. A tag means: line in that slot of L1, page in the L1 TLB with that right; the bit for writes: line dirty in L1D too, page
-//!    writable and dirty, frame without decoded code.
+//! 2. A tag means: line in that slot of L1, page in the L1 TLB with that right; the bit for writes: line dirty in L1D, or its
+//!    page no other core's (see 6), page writable and dirty, frame without decoded code.
 //! 3. Tags are set by the controller alone, in a call of the core that the filter belongs to, and woken by that core. Anybody may
 //!    take them away.
 //! 4. A line with a tag is of the page that its place among the pages is of: who gives the place to another takes the tags away.
 //! 5. A slot's stamp is the last use of its line, whether an entry names the slot or none.
+//! 6. A store that passes notes so in its slot's byte of `wrote`. The first level takes the line for dirty then, as if it had seen
+//!    the store: a clean line may let stores pass as long as nobody else has a copy.
 
 use std::ops::Range;
 use std::ptr::NonNull;
@@ -170,8 +172,8 @@ pub(super) fn has_tag(va: Va) -> bool {
 ///
 /// The entry of an access of `n` bytes at `va` is `(va >> 6) % ENTRIES`, the pair that of `(va >> 12) % PAGES`. A load hits if
 /// `entry >> TAG_SHIFT` equals `((va + n - 1) >> 6) + asleep`, a store if `entry >> (TAG_SHIFT - 1)` equals
-/// `((va + n - 1) >> 5 | 1) + asleep`. A hit stores the access's stamp at the slot of the entry's low 16 bits, and its byte is at `va +
-/// addend`. Where the arrays are in its memory: [`LineFilter::STAMP`] and so on.
+/// `((va + n - 1) >> 5 | 1) + asleep`. A hit stores the access's stamp at the slot of the entry's low 16 bits, a store also 1 in the slot's byte of
+/// `wrote`, and its byte is at `va + addend`. Where the arrays are in its memory: [`LineFilter::STAMP`] and so on.
 pub struct LineFilter {
     /// The arrays.
     entries: Entries<{ Self::ENTRIES }, { Self::WORDS }>,
@@ -191,8 +193,10 @@ impl LineFilter {
     pub const ADDEND: usize = Self::STAMP + 8 * SLOTS;
     /// Of the pairs' second words.
     pub const ASLEEP: usize = Self::ADDEND + 8;
+    /// Of a byte a slot, 1 where a store has passed.
+    pub const WROTE: usize = Self::ADDEND + 16 * Self::PAGES;
 
-    const WORDS: usize = Self::ENTRIES + SLOTS + 2 * Self::PAGES;
+    const WORDS: usize = Self::WROTE / 8 + SLOTS / 8;
 
     /// An empty filter.
     #[must_use]
@@ -264,12 +268,29 @@ impl LineFilter {
         self.find(va, n, write).map(|(_, host)| host)
     }
 
-    /// Notes the use of the line of `va`, which the filter has.
+    /// Notes the use of the line of `va`, which the filter has for it.
     #[inline]
-    pub fn stamp_line(&self, va: Va, stamp: u64) {
+    pub fn stamp_line(&self, va: Va, write: bool, stamp: u64) {
         if let Some(slot) = self.entries.slot(Self::index(va)) {
-            self.entries.stamps()[slot].store(stamp, Relaxed);
+            self.use_slot(slot, write, stamp);
         }
+    }
+
+    #[inline]
+    fn use_slot(&self, slot: usize, write: bool, stamp: u64) {
+        self.entries.stamps()[slot].store(stamp, Relaxed);
+        let (word, bit) = self.wrote_word(slot);
+        let before = word.load(Relaxed);
+        if write && before & bit == 0 {
+            word.store(before | bit, Relaxed);
+        }
+    }
+
+    /// Where a slot's byte of `wrote` is: its word, and its 1 there.
+    #[inline]
+    fn wrote_word(&self, slot: usize) -> (&AtomicU64, u64) {
+        let word = &self.entries.words[Self::WROTE / 8 + slot % SLOTS / 8];
+        (word, 1 << (slot % 8 * 8))
     }
 
     /// The probe that translated code makes inline: [`LineFilter::peek`], and `stamp` noted, if it hits.
@@ -277,7 +298,7 @@ impl LineFilter {
     #[inline]
     pub fn hit(&self, va: Va, n: u64, write: bool, stamp: u64) -> Option<NonNull<u8>> {
         let (slot, host) = self.find(va, n, write)?;
-        self.entries.stamps()[slot].store(stamp, Relaxed);
+        self.use_slot(slot, write, stamp);
         Some(host)
     }
 
@@ -475,8 +496,36 @@ pub(super) trait Filter {
     fn clear(&self, i: usize);
     /// Lets no store pass through entry `i`.
     fn clear_write(&self, i: usize);
+    /// Whether a store has passed to the slot's line, and nobody has asked since.
+    fn wrote(&self, slot: usize) -> bool;
+    /// It has been asked.
+    fn clear_wrote(&self, slot: usize);
     /// Asks the host for entry `i`.
     fn prefetch(&self, i: usize);
+}
+
+impl LineFilter {
+    #[inline]
+    fn has_wrote(&self, slot: usize) -> bool {
+        let (word, bit) = self.wrote_word(slot);
+        word.load(Relaxed) & bit != 0
+    }
+
+    #[inline]
+    fn forget_wrote(&self, slot: usize) {
+        let (word, bit) = self.wrote_word(slot);
+        word.store(word.load(Relaxed) & !bit, Relaxed);
+    }
+}
+
+impl FetchFilter {
+    #[expect(clippy::unused_self, reason = "as LineFilter's")]
+    const fn has_wrote(&self, _: usize) -> bool {
+        false
+    }
+
+    #[expect(clippy::unused_self, reason = "as LineFilter's")]
+    const fn forget_wrote(&self, _: usize) {}
 }
 
 macro_rules! filters {
@@ -497,6 +546,14 @@ macro_rules! filters {
             #[inline]
             fn clear_write(&self, i: usize) {
                 self.entries.clear_write(i);
+            }
+            #[inline]
+            fn wrote(&self, slot: usize) -> bool {
+                self.has_wrote(slot)
+            }
+            #[inline]
+            fn clear_wrote(&self, slot: usize) {
+                self.forget_wrote(slot);
             }
             #[inline]
             fn prefetch(&self, i: usize) {

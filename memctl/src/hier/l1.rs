@@ -4,7 +4,8 @@
 //! 1. If a filter entry names slot s, it is `entry[s]`. It may have lost its tag since, or have become another slot's.
 //! 2. The last use of a line is its slot's stamp: in the filter, where its hits write it, while there is one, else in `stamps`. (LRU;
 //!    other orders look at none.)
-//! 3. An entry names a slot only while a hit on it would change nothing but the stamp.
+//! 3. A line is dirty if the cache says so, or the filter has noted a store to it.
+//! 4. An entry names a slot only while a hit on it would change nothing but the stamp.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -56,14 +57,17 @@ impl<F: Filter> L1<F> {
             let before = stamp(slot).wrapping_sub(newest as u64).wrapping_sub(1);
             self.stamps[slot].store(before, Relaxed);
         }
-        for (to, from) in filter.stamps().iter().zip(&self.stamps) {
-            to.store(from.load(Relaxed), Relaxed);
+        for (slot, from) in self.stamps.iter().enumerate() {
+            filter.stamps()[slot].store(from.load(Relaxed), Relaxed);
+            filter.clear_wrote(slot);
         }
         self.filter = Some(filter);
     }
 
     pub(super) fn detach(&mut self) {
         for slot in 0..self.entry.len() {
+            let dirty = self.take_dirty(slot);
+            self.cache.set_dirty(slot, dirty);
             self.forget(slot);
         }
         if let Some(filter) = self.filter.take() {
@@ -83,6 +87,29 @@ impl<F: Filter> L1<F> {
             Some(f) => f.stamps(),
             None => &self.stamps,
         }
+    }
+
+    /// Whether a slot's line is dirty.
+    #[inline]
+    pub(super) fn dirty(&self, slot: usize) -> bool {
+        self.cache.dirty(slot) || self.filter.as_deref().is_some_and(|f| f.wrote(slot))
+    }
+
+    /// The same of a line that leaves the slot, or becomes clean.
+    #[inline]
+    pub(super) fn take_dirty(&self, slot: usize) -> bool {
+        let wrote = self.filter.as_deref().filter(|f| f.wrote(slot));
+        if let Some(f) = wrote {
+            f.clear_wrote(slot);
+        }
+        wrote.is_some() || self.cache.dirty(slot)
+    }
+
+    /// The lines that are there, with their dirtiness.
+    pub(super) fn lines(&self) -> impl Iterator<Item = (u64, bool)> + '_ {
+        let wrote = |slot| self.filter.as_deref().is_some_and(|f| f.wrote(slot));
+        let lines = self.cache.lines();
+        lines.map(move |(slot, line, dirty)| (line, dirty || wrote(slot)))
     }
 
     /// Asks the host for what entry `i` will need.
@@ -141,6 +168,7 @@ impl<F: Filter> L1<F> {
     /// Puts a line, by its word, into a slot that another may be in, where stamps are the order.
     #[inline]
     pub(super) fn replace(&mut self, slot: usize, word: u32, stamp: u64) {
+        self.take_dirty(slot);
         self.forget(slot);
         self.cache.replace(slot, word);
         self.stamp(slot, stamp);
@@ -198,7 +226,11 @@ impl<F: Filter> L1<F> {
             None => &self.stamps[..],
         };
         let oldest = |base, stride| Self::oldest(&stamps[base..base + stride]);
-        let (slot, victim) = self.cache.make_room(line, oldest);
+        let (slot, mut victim) = self.cache.make_room(line, oldest);
+        let wrote = self.take_dirty(slot);
+        if let Some(v) = &mut victim {
+            v.dirty |= wrote;
+        }
         self.forget(slot);
         (slot, victim)
     }
@@ -215,7 +247,7 @@ impl<F: Filter> L1<F> {
     pub(super) fn remove(&mut self, line: u64) -> Option<bool> {
         let slot = self.cache.find(line)?;
         self.forget(slot);
-        let dirty = self.cache.dirty(slot);
+        let dirty = self.take_dirty(slot);
         self.cache.clear(slot);
         Some(dirty)
     }

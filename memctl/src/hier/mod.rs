@@ -34,7 +34,7 @@ use prefetch::Strides;
 
 use crate::ctl::Domain;
 use crate::error::Error;
-use crate::model::{Inclusion, Model};
+use crate::model::{CoreModel, Inclusion, Model};
 
 pub use counters::{CacheCounters, CountKind, HierCounters};
 pub use filter::{FetchFilter, LineFilter, TAG_SHIFT};
@@ -158,6 +158,9 @@ struct Core {
     counters: HierCounters,
     /// [`near`] may serve it.
     near: bool,
+    /// Stores to clean lines that nobody else has pass its filter. Not where they would tell a core that lets misses overlap when
+    /// they are made.
+    stores_pass: bool,
     /// Its bit among those that may have a page, if it is its own.
     bit: u64,
 }
@@ -165,10 +168,10 @@ struct Core {
 impl Core {
     /// Whether an access hits the first level and changes no more of it than the line's last use.
     fn has(&self, line: u64, kind: LineKind) -> bool {
-        let data = &self.l1d.cache;
+        let data = &self.l1d;
         match kind {
-            LineKind::Load => data.find(line).is_some(),
-            LineKind::Store => data.find(line).is_some_and(|slot| data.dirty(slot)),
+            LineKind::Load => data.cache.find(line).is_some(),
+            LineKind::Store => data.cache.find(line).is_some_and(|slot| data.dirty(slot)),
             LineKind::Fetch => self.l1i.cache.find(line).is_some(),
             LineKind::Walk | LineKind::WalkWrite | LineKind::Rmp => false,
         }
@@ -184,6 +187,7 @@ impl Core {
             busy: dram.busy(),
             counters: HierCounters::default(),
             near: false,
+            stores_pass: m.core.model == CoreModel::Simple,
             bit: data::own_bit(at).unwrap_or(0),
         };
         core.near = core.bit != 0 && core.is_near(core.l2.as_ref().unwrap_or(llc));

@@ -70,8 +70,8 @@ fn exchange<F: Filter>(l1: &mut L1<F>, below: &mut Cache, w: Wanted) -> Option<F
         0 => l1.oldest_way(set),
         free => free.trailing_zeros() as usize,
     };
-    let victim = ways.word(way);
-    let dirty = cache::is_dirty(victim);
+    let (victim, to) = (ways.word(way), set * CHUNK + way);
+    let dirty = l1.dirty(to);
     if dirty || !w.clean_may_go && cache::is_valid(victim) {
         let (set, want) = below.at(l1.cache.line_of(victim, set));
         let hit = below.ways(set).find(want);
@@ -83,7 +83,6 @@ fn exchange<F: Filter>(l1: &mut L1<F>, below: &mut Cache, w: Wanted) -> Option<F
         }
     }
     below.hit(slot(from, hit), w.line);
-    let to = set * CHUNK + way;
     l1.replace(to, cache::with_dirty(word, w.write), w.stamp);
     Some(Found::Brought(to, dirty))
 }
@@ -137,9 +136,10 @@ impl Hier {
         if self.next_line {
             return None;
         }
+        let alone = c.stores_pass;
         Some(match exchange(&mut c.l1d, below, wanted)? {
             Found::Here(slot) => {
-                enter_data(&mut c.l1d, slot, host, a);
+                enter_data(&mut c.l1d, slot, host, a, alone);
                 Near::First(host)
             }
             Found::Brought(slot, wrote) => {
@@ -151,7 +151,7 @@ impl Hier {
                 c.counters.l1d.misses[kind as usize] += 1;
                 c.counters.l1d.write_backs += u64::from(wrote);
                 counters.hits[kind as usize] += 1;
-                enter_data(&mut c.l1d, slot, host, a);
+                enter_data(&mut c.l1d, slot, host, a, alone);
                 if self.degree > 0
                     && let Some(stride) = c.strides.train(line)
                 {
