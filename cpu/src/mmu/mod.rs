@@ -15,6 +15,7 @@
 //! 4. Whoever changes nested tables, or the RMP entry of a page-table page, calls
 //!    [`Vcpu::flush_nested`].
 
+mod again;
 mod cache;
 mod nested;
 pub mod npf;
@@ -29,6 +30,8 @@ use sevlab_memctl::{Domain, Perms};
 use crate::model::WalkLog;
 use crate::stop::Stop;
 use crate::vcpu::Vcpu;
+use again::Memo;
+pub(crate) use again::{Seen, Steps};
 use cache::{NestedCache, PageCache, WalkCache};
 
 /// Most pages that the view is opened for beside the one that is filled.
@@ -74,6 +77,7 @@ pub(crate) struct Paging {
     pub(crate) nested: NestedCache,
     pub(crate) walk: WalkCache,
     pub(crate) pages: PageCache,
+    memo: Memo,
     /// Where the next fill is expected if they follow each other, and how many pages it opens the view for.
     ahead: (u64, u64),
     /// Of the walk under way, if it notes what it reads: it uses no cache then.
@@ -89,6 +93,7 @@ impl Paging {
             nested: NestedCache::new(),
             walk: WalkCache::new(),
             pages: PageCache::new(),
+            memo: Memo::new(),
             ahead: (0, 1),
             log: None,
         }
