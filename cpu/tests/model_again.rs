@@ -75,9 +75,11 @@ fn step(rig: &mut Rig, r: u64) -> String {
             }
         }
         16 | 17 if rig.v.mode == SevMode::Snp => {
-            let e = rig.v.mem.read_u64(private, rig.entry_of(n, 1)).unwrap();
-            let gpa = e & 0xf_ffff_f000;
-            let (asid, spa) = (rig.v.asid, Spa(gpa + MOVED));
+            // The page's frame, or that of a table.
+            let at = rig.entry_of(n, 1);
+            let e = rig.v.mem.read_u64(private, at).unwrap();
+            let frame = [(e & 0xf_ffff_f000) + MOVED, at.page().0][(r >> 40) as usize & 1];
+            let (asid, spa, gpa) = (rig.v.asid, Spa(frame), frame - MOVED);
             let rmp = rig.v.mem.rmp();
             let valid = r & 1 != 0;
             let done = rmp.pvalidate(asid, Gpa(gpa), spa, PageSize::Size4K, valid);

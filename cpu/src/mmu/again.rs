@@ -16,7 +16,7 @@
 //! 5. The MMU's own caches get what the full walk would have entered.
 
 use sevlab_arch::{Asid, Spa};
-use sevlab_memctl::{MemCtl, PageSize};
+use sevlab_memctl::{Domain, MemCtl, PageSize};
 
 use super::cache::{NestedCache, Rights, Table};
 use super::nested::Nested;
@@ -279,8 +279,8 @@ fn region<'a>(
     bits: Bits,
     gpa: u64,
 ) -> Option<&'a Region> {
-    let count = all.len() as u64;
-    let r = all.get_mut((gpa >> 21).checked_rem(count)? as usize)?;
+    // A power of two of places.
+    let r = all.get_mut((gpa >> 21) as usize & all.len().wrapping_sub(1))?;
     if r.looked != walk {
         if r.tag != gpa >> 21 || !r.unchanged(mem) {
             r.tag = EMPTY;
@@ -412,10 +412,12 @@ impl Vcpu {
             None => return Err(seen),
         };
         steps[4].gpa = gpa;
-        mem.ask_for(domain, nested.spa);
+        // The access itself comes a good while later.
+        let private = entry & bits.c_mask != 0;
+        mem.ask_for(if private { domain } else { Domain::Shared }, nested.spa);
         let leaf = Leaf {
             gpa,
-            private: entry & bits.c_mask != 0,
+            private,
             rights,
             dirty: entry & pte::D != 0,
         };
