@@ -12,7 +12,9 @@
 //!    to do: the write tag means the dirty bit is set and the frame holds no decoded code.
 //! 3. The walk caches hold only upper levels whose accessed bits are set. They may go stale exactly
 //!    where hardware's may; a fault found through one is confirmed by a full walk before it counts.
-//! 4. Whoever changes nested tables, or the RMP entry of a page-table page, calls
+//! 4. A walk for a model goes past these caches. Where it has been before it is made again in fewer steps ([`again`](self)), with
+//!    the result of a full one.
+//! 5. Whoever changes nested tables, or the RMP entry of a page-table page, calls
 //!    [`Vcpu::flush_nested`].
 
 mod again;

@@ -1,7 +1,7 @@
 //! What a TLB miss reads: the two-dimensional walk's memory references.
 //!
 //! The walk itself is the MMU's ([`crate::mmu`]), which is asked to go all the way from CR3, past its own caches, and to note
-//! every table entry that it reads. From these the model's walk caches take away what hardware would not read:
+//! every table entry that it reads ([`WalkLog`]; [`Steps`] where it has been before, and no bit is to be set). From these the model's walk caches take away what hardware would not read:
 //! - the guest walk cache: by level 4, 3 and 2, the table that an entry of that level points to, by the linear address bits
 //!   that lead to it. The deepest known table is where the walk begins.
 //! - the nested cache: guest physical pages whose nested translation is known. Only pages that hold guest page tables enter
