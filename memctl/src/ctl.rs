@@ -24,7 +24,7 @@ use crate::keys::KeySlots;
 use crate::lock::{Guard, Hold, Lock};
 use crate::model::Model;
 use crate::place::{PageCopy, read_at, word, write_at};
-use crate::residency::{Residency, States};
+use crate::residency::{PageState, Residency, States};
 use crate::rmp::Rmp;
 use crate::stats::{Counters, MemStats};
 use crate::tlb::{FastTlb, FrozenTlbs, Perms, TlbSet};
@@ -377,9 +377,33 @@ impl MemCtl {
                 }
             }
         }
+        if let Domain::Private(asid) = d
+            && self.cfg.cache == CacheMode::Hierarchy
+            && a.0.is_multiple_of(8)
+            && let Some(v) = self.cached_word(asid, a)
+        {
+            return Ok(v);
+        }
         let mut b = [0; 8];
         self.read(d, a, &mut b)?;
         Ok(u64::from_le_bytes(b))
+    }
+
+    /// [`MemCtl::read_u64`] of shared memory where that is one load; `None`, with nothing done, elsewhere: a page whose plaintext is
+    /// kept, an odd address.
+    #[must_use]
+    #[inline]
+    pub fn load_shared(&self, a: Spa) -> Option<u64> {
+        let at_home = |s: PageState| s.owner().is_none() && self.is_home(a.pfn());
+        let before = self.states.get(a.pfn()).filter(|s| at_home(*s))?;
+        if !a.0.is_multiple_of(8) {
+            return None;
+        }
+        let v = self.dram.raw.load(a.0);
+        self.states
+            .get(a.pfn())
+            .filter(|s| *s == before && at_home(*s))
+            .map(|_| v)
     }
 
     /// Writes a little-endian 64-bit number; if aligned, at once for other threads.

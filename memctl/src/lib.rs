@@ -48,7 +48,7 @@ pub use hier::{
 pub use key::{KeyError, MemoryKey};
 pub use keys::MAX_ASID;
 pub use lock::Hold;
-pub use rmp::{PageSize, Pvalidate, Rmp, RmpAccess, RmpAdjust, RmpFault, RmpReason};
+pub use rmp::{Grants, PageSize, Pvalidate, Rmp, RmpAccess, RmpAdjust, RmpFault, RmpReason};
 pub use sevlab_arch::rmp::{RmpEntry, RmpStatus, RmpUpdate, VmplPerms};
 pub use stats::MemStats;
 pub use tlb::{Access, FastTlb, Granule, Perms, TlbEntry};

@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicU64;
 
-use sevlab_arch::{PAGE_SHIFT, PAGE_SIZE, Spa, Va};
+use sevlab_arch::{Asid, PAGE_SHIFT, PAGE_SIZE, Spa, Va};
 
 use crate::cipher::PAGE;
 use crate::ctl::{Domain, Fill, MemCtl, Meta};
@@ -94,6 +94,38 @@ impl MemCtl {
             Some(view) => view.rights(&self.lock().slots, va),
             None => (false, false),
         }
+    }
+
+    /// Asks the host for a line that is about to be accessed: a matter of speed alone.
+    #[inline]
+    pub fn ask_for(&self, d: Domain, a: Spa) {
+        let region = match (d, self.dram.plain_of()) {
+            (Domain::Private(_), Some(plain)) => plain,
+            _ => &self.dram.raw,
+        };
+        if a.0 >= self.size() {
+            return;
+        }
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a prefetch never faults and changes nothing that a program could see.
+        unsafe {
+            use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
+            _mm_prefetch::<_MM_HINT_ET0>(region.ptr(a.0).as_ptr().cast());
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = region;
+    }
+
+    /// An aligned word of a private line that is in a simulated cache; `None`, with nothing done, of another.
+    pub(crate) fn cached_word(&self, asid: Asid, a: Spa) -> Option<u64> {
+        let before = self.states.get(a.pfn())?;
+        // The owner is the cached lines', and a page without any has none.
+        if before.owner() != Some(asid) || !self.is_line_cached(a) {
+            return None;
+        }
+        let v = self.dram.plain().load(a.0);
+        // Still the same stay.
+        (self.states.get(a.pfn()) == Some(before)).then_some(v)
     }
 
     /// Whether the page has a place in the sense of [`crate::view`].

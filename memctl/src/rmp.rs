@@ -95,6 +95,19 @@ impl RmpAccess {
     }
 }
 
+/// What a privilege level may do with a page that is the guest's.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Grants(VmplPerms);
+
+impl Grants {
+    /// Whether the access is one of it.
+    #[must_use]
+    #[inline]
+    pub const fn allow(self, access: RmpAccess) -> bool {
+        self.0.contains(access.needs())
+    }
+}
+
 /// Which rule of the RMP an access breaks.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum RmpReason {
@@ -516,6 +529,34 @@ impl Rmp {
         }
     }
 
+    /// What private accesses to the page may do by privilege level `vmpl`: [`Rmp::check_guest_sized`] for all of them at once, or
+    /// [`Rmp::check_guest`] without a size.
+    ///
+    /// # Errors
+    /// The fault of any access.
+    pub fn grants(
+        &self,
+        asid: Asid,
+        gpa: Gpa,
+        spa: Spa,
+        vmpl: u8,
+        nested: Option<PageSize>,
+    ) -> Result<Grants, RmpFault> {
+        if !self.enabled {
+            return Ok(Grants(VmplPerms::FULL));
+        }
+        let e = self.owned(asid, gpa, spa, |e| {
+            nested.is_none_or(|n| n == PageSize::of(e))
+        })?;
+        if !e.validated() {
+            return Err(RmpFault {
+                spa: spa.page(),
+                reason: RmpReason::NotValidated,
+            });
+        }
+        Ok(Grants(VmplPerms::from_bits_truncate(e.perms(vmpl))))
+    }
+
     fn check(
         &self,
         asid: Asid,
@@ -525,25 +566,13 @@ impl Rmp {
         vmpl: u8,
         nested: Option<PageSize>,
     ) -> Result<(), RmpFault> {
-        if !self.enabled {
+        if self.grants(asid, gpa, spa, vmpl, nested)?.allow(access) {
             return Ok(());
         }
-        let fault = |reason| {
-            Err(RmpFault {
-                spa: spa.page(),
-                reason,
-            })
-        };
-        let e = self.owned(asid, gpa, spa, |e| {
-            nested.is_none_or(|n| n == PageSize::of(e))
-        })?;
-        if !e.validated() {
-            return fault(RmpReason::NotValidated);
-        }
-        if !VmplPerms::from_bits_truncate(e.perms(vmpl)).contains(access.needs()) {
-            return fault(RmpReason::Vmpl);
-        }
-        Ok(())
+        Err(RmpFault {
+            spa: spa.page(),
+            reason: RmpReason::Vmpl,
+        })
     }
 
     /// The entry that speaks for `spa`, if the page is the guest's at `gpa`; the checks in the hardware's order.

@@ -3,7 +3,7 @@
 use sevlab_arch::{PAGE_SHIFT, PAGE_SIZE, Spa};
 use sevlab_memctl::PageSize;
 
-use super::{Access, Translation};
+use super::{Access, Translation, pte};
 
 /// No region has this tag.
 const EMPTY: u64 = u64::MAX;
@@ -76,6 +76,17 @@ pub(crate) struct Rights {
     pub(crate) write: bool,
     pub(crate) user: bool,
     pub(crate) exec: bool,
+}
+
+impl Rights {
+    /// What is left of them below an entry.
+    pub(crate) const fn and(self, entry: u64) -> Self {
+        Self {
+            write: self.write && entry & pte::W != 0,
+            user: self.user && entry & pte::U != 0,
+            exec: self.exec && entry & pte::NX == 0,
+        }
+    }
 }
 
 /// A guest table reached by a walk: where the next step begins.

@@ -12,9 +12,12 @@
 //!    to do: the write tag means the dirty bit is set and the frame holds no decoded code.
 //! 3. The walk caches hold only upper levels whose accessed bits are set. They may go stale exactly
 //!    where hardware's may; a fault found through one is confirmed by a full walk before it counts.
-//! 4. Whoever changes nested tables, or the RMP entry of a page-table page, calls
+//! 4. A walk for a model goes past these caches. Where it has been before it is made again in fewer steps ([`again`](self)), with
+//!    the result of a full one.
+//! 5. Whoever changes nested tables, or the RMP entry of a page-table page, calls
 //!    [`Vcpu::flush_nested`].
 
+mod again;
 mod cache;
 mod nested;
 pub mod npf;
@@ -29,6 +32,8 @@ use sevlab_memctl::{Domain, Perms};
 use crate::model::WalkLog;
 use crate::stop::Stop;
 use crate::vcpu::Vcpu;
+use again::Memo;
+pub(crate) use again::{Seen, Steps};
 use cache::{NestedCache, PageCache, WalkCache};
 
 /// Most pages that the view is opened for beside the one that is filled.
@@ -74,6 +79,7 @@ pub(crate) struct Paging {
     pub(crate) nested: NestedCache,
     pub(crate) walk: WalkCache,
     pub(crate) pages: PageCache,
+    memo: Memo,
     /// Where the next fill is expected if they follow each other, and how many pages it opens the view for.
     ahead: (u64, u64),
     /// Of the walk under way, if it notes what it reads: it uses no cache then.
@@ -89,6 +95,7 @@ impl Paging {
             nested: NestedCache::new(),
             walk: WalkCache::new(),
             pages: PageCache::new(),
+            memo: Memo::new(),
             ahead: (0, 1),
             log: None,
         }

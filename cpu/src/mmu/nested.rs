@@ -1,7 +1,7 @@
 //! The second dimension: nested page tables and the RMP (APM vol. 2, 15.25 and 15.36.10).
 
 use sevlab_arch::{Gpa, Spa};
-use sevlab_memctl::{Domain, PageSize, RmpAccess};
+use sevlab_memctl::{Domain, Grants, PageSize, RmpAccess};
 
 use super::{Access, npf, pte};
 use crate::stop::Stop;
@@ -19,6 +19,16 @@ pub(super) struct Nested {
 }
 
 impl Nested {
+    /// Without nested paging.
+    pub(super) const fn same(gpa: u64) -> Self {
+        Self {
+            spa: Spa(gpa),
+            size: None,
+            writable: true,
+            executable: true,
+        }
+    }
+
     /// Address and size, for [`Vcpu::check_rmp`].
     pub(super) fn at(&self) -> (Spa, Option<PageSize>) {
         (self.spa, self.size)
@@ -58,12 +68,7 @@ impl Vcpu {
             if gpa >= self.mem.size() {
                 return Err(fault(0));
             }
-            return Ok(Nested {
-                spa: Spa(gpa),
-                size: None,
-                writable: true,
-                executable: true,
-            });
+            return Ok(Nested::same(gpa));
         };
         if gpa >> 48 != 0 {
             return Err(fault(0));
@@ -178,6 +183,23 @@ impl Vcpu {
         }
     }
 
+    /// What private accesses the RMP lets through (SNP only), without a fault's story.
+    #[inline]
+    pub(super) fn rmp_grants(&self, gpa: Gpa, nested: &Nested) -> Option<Grants> {
+        let (gpa, spa) = (gpa.page(), nested.spa.page());
+        let rmp = self.mem.rmp();
+        rmp.grants(self.asid, gpa, spa, self.vmpl, nested.size).ok()
+    }
+
+    pub(super) fn rmp_access(&self, access: Access) -> RmpAccess {
+        match access {
+            Access::Read => RmpAccess::Read,
+            Access::Write => RmpAccess::Write,
+            Access::Exec if self.state.cpl == 3 => RmpAccess::ExecUser,
+            Access::Exec => RmpAccess::ExecSupervisor,
+        }
+    }
+
     /// The RMP's word on a guest access (SNP only). A private access needs the frame to be this
     /// guest's, at this address, validated, with VMPL permission; a shared write must not hit a frame
     /// that is assigned to a guest.
@@ -195,12 +217,7 @@ impl Vcpu {
         let rmp = self.mem.rmp();
         let (gpa_page, page) = (gpa.page(), spa.page());
         let result = if private {
-            let access = match access {
-                Access::Read => RmpAccess::Read,
-                Access::Write => RmpAccess::Write,
-                Access::Exec if self.state.cpl == 3 => RmpAccess::ExecUser,
-                Access::Exec => RmpAccess::ExecSupervisor,
-            };
+            let access = self.rmp_access(access);
             match size {
                 Some(size) => {
                     rmp.check_guest_sized(self.asid, gpa_page, page, access, self.vmpl, size)

@@ -3,13 +3,15 @@
 use sevlab_arch::paging::{Cr0, Cr4};
 use sevlab_arch::{Gpa, Spa, Va};
 
-use sevlab_memctl::PageSize;
+use sevlab_memctl::{Domain, PageSize};
 
+use super::again::Seen;
 use super::cache::{Rights, Table};
+use super::nested::Nested;
 use super::{Access, Translation, npf, pte};
 use crate::model::{Entry, WalkLog};
 use crate::stop::{Exception, Stop};
-use crate::vcpu::Vcpu;
+use crate::vcpu::{SevMode, Vcpu};
 
 const CR0_WP: u64 = Cr0::WP.bits();
 const CR0_PG: u64 = Cr0::PG.bits();
@@ -42,19 +44,20 @@ impl From<Stop> for Miss {
 }
 
 /// The leaf of a guest walk.
-struct Leaf {
-    gpa: u64,
-    private: bool,
-    rights: Rights,
-    dirty: bool,
+pub(super) struct Leaf {
+    pub(super) gpa: u64,
+    /// The C-bit.
+    pub(super) private: bool,
+    pub(super) rights: Rights,
+    pub(super) dirty: bool,
 }
 
 /// The rules of the moment, read once per walk.
 #[derive(Clone, Copy)]
-struct Rules {
+pub(super) struct Rules {
     user: bool,
     wp: bool,
-    nxe: bool,
+    pub(super) nxe: bool,
     smep: bool,
     smap: bool,
 }
@@ -75,7 +78,7 @@ impl Rules {
                 !(self.smep && r.user)
             }
     }
-    fn allows(self, access: Access, r: Rights) -> bool {
+    pub(super) fn allows(self, access: Access, r: Rights) -> bool {
         match access {
             Access::Read => {
                 if self.user {
@@ -100,7 +103,7 @@ impl Rules {
 }
 
 impl Vcpu {
-    fn rules(&self) -> Rules {
+    pub(super) fn rules(&self) -> Rules {
         let s = &self.state;
         Rules {
             user: s.cpl == 3,
@@ -119,7 +122,7 @@ impl Vcpu {
         commit: bool,
     ) -> Result<Translation, Stop> {
         let rules = self.rules();
-        let leaf = if self.state.sys.cr0 & CR0_PG == 0 {
+        let leaf = if self.unpaged() {
             // Unpaged: identity, and private in an encrypted guest (APM vol. 2, 15.34.5).
             Leaf {
                 gpa: va & ((1 << 52) - 1) & !self.paging.c_mask,
@@ -138,10 +141,7 @@ impl Vcpu {
             self.guest_walk(va, access, rules, commit)?
         };
         let encrypted = self.mode.encrypted();
-        let private = leaf.private && encrypted;
-        let fetch = access == Access::Exec;
-        let effective = private || (fetch && encrypted);
-        let gpa = Gpa(leaf.gpa);
+        let effective = encrypted && (leaf.private || access == Access::Exec);
         if let Some(log) = &mut self.paging.log {
             log.guest = 0;
         }
@@ -149,21 +149,45 @@ impl Vcpu {
         if let Some(log) = &mut self.paging.log {
             log.nested = nested.size;
         }
-        self.check_rmp(gpa, nested.at(), access, effective, npf::FINAL)?;
-        let unpaged = self.state.sys.cr0 & CR0_PG == 0;
+        self.permit(&leaf, &nested, access, rules)
+    }
+
+    /// What a guest leaf and the nested page behind it come to, with the RMP's checks.
+    pub(super) fn permit(
+        &self,
+        leaf: &Leaf,
+        nested: &Nested,
+        access: Access,
+        rules: Rules,
+    ) -> Result<Translation, Stop> {
+        let encrypted = self.mode.encrypted();
+        let private = leaf.private && encrypted;
+        let fetch = access == Access::Exec;
+        let effective = private || (fetch && encrypted);
+        let gpa = Gpa(leaf.gpa);
+        // One look at a private page's entry answers for all kinds of access.
+        let grants = match effective && self.mode == SevMode::Snp {
+            true => self.rmp_grants(gpa, nested),
+            false => None,
+        };
+        let allows = |a: Access| match grants {
+            Some(g) => g.allow(self.rmp_access(a)),
+            None => self
+                .check_rmp(gpa, nested.at(), a, effective, npf::FINAL)
+                .is_ok(),
+        };
+        if grants.is_none_or(|g| !g.allow(self.rmp_access(access))) {
+            self.check_rmp(gpa, nested.at(), access, effective, npf::FINAL)?;
+        }
+        let unpaged = self.unpaged();
         let mut writable =
             leaf.dirty && nested.writable && (unpaged || rules.may_write(leaf.rights));
         if writable && access != Access::Write {
-            writable = self
-                .check_rmp(gpa, nested.at(), Access::Write, effective, npf::FINAL)
-                .is_ok();
+            writable = allows(Access::Write);
         }
         let mut executable = nested.executable && (unpaged || rules.may_exec(leaf.rights));
         if executable && !fetch {
-            executable = effective == encrypted
-                && self
-                    .check_rmp(gpa, nested.at(), Access::Exec, encrypted, npf::FINAL)
-                    .is_ok();
+            executable = effective == encrypted && allows(Access::Exec);
         }
         Ok(Translation {
             gpa,
@@ -176,13 +200,27 @@ impl Vcpu {
         })
     }
 
-    /// A walk from CR3 that uses no cache and notes what it reads, for a model's TLB.
-    pub(crate) fn model_walk(&mut self, va: u64, access: Access) -> Result<(Entry, WalkLog), Stop> {
-        self.paging.log = Some(Box::default());
+    /// A walk from CR3 that uses no cache and notes what it reads, for a model's TLB. `seen`: what was read already.
+    pub(crate) fn model_walk(
+        &mut self,
+        va: u64,
+        access: Access,
+        seen: Seen,
+    ) -> Result<(Entry, WalkLog), Stop> {
+        let epoch = self.mem.rmp().epoch();
+        self.paging.log = Some(Box::new(WalkLog {
+            seen,
+            ..WalkLog::default()
+        }));
         let walked = self.walk(va, access, true);
         let log = *self.paging.log.take().unwrap_or_default();
-        let t = walked?;
-        let large = log.leaf != 1 && log.nested != Some(PageSize::Size4K);
+        let e = self.entry_of(&walked?, log.leaf, log.nested);
+        self.remember_walk(va, &log, epoch);
+        Ok((e, log))
+    }
+
+    /// A TLB entry for what a walk to a leaf of that level has found.
+    pub(super) fn entry_of(&self, t: &Translation, leaf: u8, nested: Option<PageSize>) -> Entry {
         let e = Entry {
             gpa: 0,
             spa: 0,
@@ -190,15 +228,18 @@ impl Vcpu {
             writable: t.writable,
             executable: t.executable,
             user: self.state.cpl == 3,
-            large,
-            nested: log.nested,
+            large: leaf != 1 && nested != Some(PageSize::Size4K),
+            nested,
         };
-        let e = Entry {
+        Entry {
             gpa: t.gpa.0 & !e.mask(),
             spa: t.spa.0 & !e.mask(),
             ..e
-        };
-        Ok((e, log))
+        }
+    }
+
+    pub(super) fn unpaged(&self) -> bool {
+        self.state.sys.cr0 & CR0_PG == 0
     }
 
     /// Whether the RMP lets an access through that a TLB entry allows.
@@ -275,10 +316,7 @@ impl Vcpu {
                 true,
                 npf::TABLE,
             )?;
-            let entry = self
-                .mem
-                .read_u64(domain, Spa(entry_spa))
-                .map_err(Stop::Host)?;
+            let entry = self.read_entry(domain, entry_spa).map_err(Stop::Host)?;
             if let Some(log) = &mut self.paging.log {
                 log.note(0, table.gpa + at, entry_spa, false);
             }
@@ -300,11 +338,7 @@ impl Vcpu {
             if entry & reserved != 0 {
                 return Err(Miss::Fault(pf::P | pf::RSVD));
             }
-            let rights = Rights {
-                write: table.rights.write && entry & pte::W != 0,
-                user: table.rights.user && entry & pte::U != 0,
-                exec: table.rights.exec && entry & pte::NX == 0,
-            };
+            let rights = table.rights.and(entry);
             if !is_leaf {
                 passed[level as usize - 1] = (entry_spa, entry);
                 level -= 1;
@@ -360,8 +394,21 @@ impl Vcpu {
         }
     }
 
+    /// A guest entry, which a walk that notes what it reads may have read before.
+    fn read_entry(&mut self, domain: Domain, spa: u64) -> Result<u64, sevlab_memctl::Error> {
+        let Some(log) = &mut self.paging.log else {
+            return self.mem.read_u64(domain, Spa(spa));
+        };
+        if let Some(value) = log.seen.value(spa) {
+            return Ok(value);
+        }
+        let value = self.mem.read_u64(domain, Spa(spa))?;
+        log.seen.note(spa, value);
+        Ok(value)
+    }
+
     /// Sets bits of an entry, atomically against the walks of other vCPUs.
-    fn set_bits(&mut self, spa: u64, bits: u64, domain: sevlab_memctl::Domain) -> Result<(), Stop> {
+    fn set_bits(&mut self, spa: u64, bits: u64, domain: Domain) -> Result<(), Stop> {
         if let Some(log) = &mut self.paging.log {
             log.changed(spa);
         }

@@ -123,6 +123,8 @@ pub(crate) struct Tlb {
     filled: Box<[u32]>,
     ways: usize,
     sets: u64,
+    /// Logarithms of both, where they are powers of two: dividing takes the host long.
+    shifts: Option<(u32, u32)>,
     policy: Policy,
     random: u64,
     /// Where keys are: chains of entries by hash.
@@ -156,6 +158,8 @@ impl Tlb {
             filled: vec![0; sets].into(),
             ways,
             sets: sets as u64,
+            shifts: (ways.is_power_of_two() && sets.is_power_of_two())
+                .then(|| (ways.trailing_zeros(), sets.trailing_zeros())),
             policy: c.policy,
             random: seed,
             heads: vec![NOBODY; (2 * n).next_power_of_two()].into(),
@@ -182,8 +186,21 @@ impl Tlb {
     }
 
     /// Index of the first way of a key's set.
+    #[inline]
     fn first(&self, key: u64) -> usize {
-        ((key >> 1) % self.sets) as usize * self.ways
+        match self.shifts {
+            Some((ways, sets)) => ((key >> 1 & ((1 << sets) - 1)) as usize) << ways,
+            None => ((key >> 1) % self.sets) as usize * self.ways,
+        }
+    }
+
+    /// The set of a place.
+    #[inline]
+    fn set_of(&self, at: usize) -> usize {
+        match self.shifts {
+            Some((ways, _)) => at >> ways,
+            None => at / self.ways,
+        }
     }
 
     /// The entry of `va`'s page, and where it is.
@@ -206,14 +223,14 @@ impl Tlb {
     pub(crate) fn touch(&mut self, at: usize) {
         match self.policy {
             Policy::Lru => {
-                let set = at / self.ways;
+                let set = self.set_of(at);
                 if self.queues.ends[set][1] != at as u32 {
                     self.queues.take_out(set, at);
                     self.queues.append(set, at);
                 }
             }
             Policy::Nru => {
-                let first = at / self.ways * self.ways;
+                let first = self.set_of(at) * self.ways;
                 let bits = &mut self.used[first..first + self.ways];
                 bits[at - first] = true;
                 if bits.iter().all(|b| *b) {
@@ -222,7 +239,8 @@ impl Tlb {
                 }
             }
             Policy::TreePlru => {
-                let (set, way) = (at / self.ways, at % self.ways);
+                let set = self.set_of(at);
+                let way = at - set * self.ways;
                 let tree = &mut self.trees[set];
                 let (mut node, mut half) = (1, self.ways / 2);
                 while half > 0 {
@@ -241,7 +259,7 @@ impl Tlb {
     }
 
     fn victim(&mut self, first: usize) -> usize {
-        let (ways, set) = (first..first + self.ways, first / self.ways);
+        let (ways, set) = (first..first + self.ways, self.set_of(first));
         if (self.filled[set] as usize) < self.ways {
             let free = self.keys[ways].iter().position(|k| *k == EMPTY);
             return first + free.unwrap_or(0);
@@ -252,7 +270,7 @@ impl Tlb {
                 Policy::Nru => self.used[ways].iter().position(|b| !*b).unwrap_or(0),
                 Policy::Random => (next_random(&mut self.random) % self.ways as u64) as usize,
                 Policy::TreePlru => {
-                    let tree = self.trees[first / self.ways];
+                    let tree = self.trees[set];
                     let mut node = 1;
                     while node < self.ways {
                         node = 2 * node + (tree >> node & 1) as usize;
@@ -291,7 +309,7 @@ impl Tlb {
         self.keys[at] = key;
         self.entries[at] = e;
         self.large += usize::from(e.large);
-        let (set, bucket) = (at / self.ways, self.bucket(key));
+        let (set, bucket) = (self.set_of(at), self.bucket(key));
         self.filled[set] += 1;
         self.next[at] = std::mem::replace(&mut self.heads[bucket], at as u32);
         match self.policy {
@@ -305,7 +323,7 @@ impl Tlb {
         let (page, large) = page_of(key);
         self.large -= usize::from(large);
         self.used[at] = false;
-        let (set, bucket) = (at / self.ways, self.bucket(key));
+        let (set, bucket) = (self.set_of(at), self.bucket(key));
         self.filled[set] -= 1;
         if matches!(self.policy, Policy::Lru | Policy::Fifo) {
             self.queues.take_out(set, at);
@@ -341,26 +359,52 @@ impl Tlb {
 
 /// A small fully associative LRU cache of keys.
 pub(crate) struct Lru {
-    keys: Vec<(u64, u64)>,
+    keys: Vec<u64>,
+    /// When each was used last.
+    times: Vec<u64>,
     size: usize,
     time: u64,
+    /// By hash: how many keys have it, and where one of these is, or was.
+    buckets: Box<[(u32, u32)]>,
 }
 
 impl Lru {
     pub(crate) fn new(size: u32) -> Self {
+        let size = size as usize;
         Self {
             keys: Vec::new(),
-            size: size as usize,
+            times: Vec::new(),
+            size,
             time: 0,
+            buckets: vec![(0, 0); (8 * size).next_power_of_two()].into(),
         }
+    }
+
+    fn bucket(&self, key: u64) -> usize {
+        (key ^ key >> 9) as usize & (self.buckets.len() - 1)
+    }
+
+    /// Where `key` is.
+    fn find(&mut self, key: u64) -> Option<usize> {
+        let bucket = self.bucket(key);
+        let (count, hint) = self.buckets[bucket];
+        if count == 0 {
+            return None;
+        }
+        if self.keys.get(hint as usize) == Some(&key) {
+            return Some(hint as usize);
+        }
+        let at = self.keys.iter().position(|k| *k == key)?;
+        self.buckets[bucket].1 = at as u32;
+        Some(at)
     }
 
     /// Whether it holds `key`, which has been used now then.
     pub(crate) fn hit(&mut self, key: u64) -> bool {
         self.time += 1;
-        match self.keys.iter_mut().find(|(k, _)| *k == key) {
-            Some((_, t)) => {
-                *t = self.time;
+        match self.find(key) {
+            Some(at) => {
+                self.times[at] = self.time;
                 true
             }
             None => false,
@@ -372,15 +416,29 @@ impl Lru {
         if self.size == 0 || self.hit(key) {
             return;
         }
-        if self.keys.len() < self.size {
-            self.keys.push((key, self.time));
-        } else if let Some(oldest) = self.keys.iter_mut().min_by_key(|(_, t)| *t) {
-            *oldest = (key, self.time);
+        let mut at = self.keys.len();
+        if at < self.size {
+            self.keys.push(key);
+            self.times.push(self.time);
+        } else {
+            let all = self.times.iter().enumerate();
+            at = all.min_by_key(|(_, t)| **t).map_or(0, |(at, _)| at);
+            let old = self.bucket(self.keys[at]);
+            self.buckets[old].0 -= 1;
+            (self.keys[at], self.times[at]) = (key, self.time);
         }
+        let bucket = self.bucket(key);
+        self.buckets[bucket].0 += 1;
+        self.buckets[bucket].1 = at as u32;
     }
 
     pub(crate) fn flush(&mut self) {
+        if self.keys.is_empty() {
+            return;
+        }
         self.keys.clear();
+        self.times.clear();
+        self.buckets.fill((0, 0));
     }
 }
 

@@ -4,22 +4,48 @@ use core::ptr::NonNull;
 
 use sevlab_arch::rmp::BOOKKEEPING_SIZE;
 use sevlab_arch::{Gpa, Spa, Va};
-use sevlab_memctl::{Domain, Grant, Line, LineKind, PageSize};
+use sevlab_memctl::{Domain, Grant, Line, LineKind, PageSize, Stalls};
 
 use super::known::each_page;
 use super::overlap::Code;
 use super::tlb::Entry;
 use super::trace::{Touch, TraceEvent};
 use super::uses::Uses;
-use super::walk::WalkLog;
 use super::{At, CoreModel, StallCycles};
 use crate::decode::{self, MAX_LEN};
-use crate::mmu::Access;
+use crate::mmu::{Access, Seen, Steps};
 use crate::stop::Stop;
 use crate::vcpu::{SevMode, Vcpu};
 
 /// Bytes of an RMP entry.
 const RMP_ENTRY: u64 = 16;
+
+/// Table entries that a walk really reads: where they are, with what else is to know in bits that their addresses do not have.
+#[derive(Default)]
+struct Reads {
+    list: [u64; 24],
+    len: usize,
+}
+
+impl Reads {
+    const NESTED: u64 = 1;
+    /// The walk sets bits in it.
+    const CHANGES: u64 = 2;
+    const BITS: u64 = 7;
+
+    fn push(&mut self, spa: u64, nested: bool, changes: bool) {
+        if let Some(to) = self.list.get_mut(self.len) {
+            let nested = if nested { Self::NESTED } else { 0 };
+            let changes = if changes { Self::CHANGES } else { 0 };
+            *to = spa | nested | changes;
+            self.len += 1;
+        }
+    }
+
+    fn list(&self) -> &[u64] {
+        &self.list[..self.len]
+    }
+}
 
 impl Vcpu {
     /// An access of `n` bytes at `va` inside one line by the instruction at `at`, through TLB and caches. Returns the host
@@ -299,11 +325,7 @@ impl Vcpu {
                 e
             }
             None => {
-                let (e, log) = self.model_walk(va, access)?;
-                if self.model.as_ref().is_some_and(|m| m.tlbs.modelled()) {
-                    self.begin(at, fetch);
-                    self.traffic(va, access, log, &e, at)?;
-                }
+                let e = self.walk_and_wait(va, access, at)?;
                 if let Some(m) = &mut self.model {
                     m.fill_second(va, e, fetch);
                 }
@@ -331,76 +353,100 @@ impl Vcpu {
         Ok(e)
     }
 
-    /// A walk's memory references, and the RMP's.
-    fn traffic(
-        &mut self,
-        va: u64,
-        access: Access,
-        mut log: WalkLog,
-        e: &Entry,
-        at: At,
-    ) -> Result<(), Stop> {
-        let stamp = self.stamp(at);
-        let guest = self.domain(true);
+    /// What a walk finds. Its memory references are made, and the RMP's.
+    fn walk_and_wait(&mut self, va: u64, access: Access, at: At) -> Result<Entry, Stop> {
+        let fetch = access == Access::Exec;
+        let mut steps = Steps::default();
+        let again = match self.trace {
+            Some(_) => Err(Seen::default()),
+            None => self.walk_again(va, access, &mut steps),
+        };
+        let (e, log) = match again {
+            Ok(e) => (e, None),
+            Err(seen) => {
+                let (e, log) = self.model_walk(va, access, seen)?;
+                (e, Some(log))
+            }
+        };
+        if !self.model.as_ref().is_some_and(|m| m.tlbs.modelled()) {
+            return Ok(e);
+        }
+        self.begin(at, fetch);
         let rmp = (self.mode == SevMode::Snp).then(|| {
             // The nested page's size is the entry's, or the check would have failed.
             let pages = e.nested.map_or(1, PageSize::pages);
             let frame = (e.spa | va & e.mask()) >> 12 & !(pages - 1);
             Spa(self.mem.rmp().base().0 + BOOKKEEPING_SIZE + frame * RMP_ENTRY)
         });
+        let guest = self.domain(true);
         let Some(m) = &mut self.model else {
             return Err(no_model());
         };
-        if let Some(trace) = &mut self.trace {
-            trace(&TraceEvent::Walk {
-                core: m.core,
-                va: Va(va),
-                access,
-                refs: &log.refs,
-                guest,
-                leaf: log.leaf,
-                rmp,
-            });
-        }
-        m.tlb_counters(access == Access::Exec).walks += 1;
+        m.tlb_counters(fetch).walks += 1;
         m.pending.walk += u64::from(m.model.latency.walk_cycles);
-        m.caches.filter(va, &mut log);
-        let line = |spa, domain, kind| Line {
+        let mut reads = Reads::default();
+        if let Some(mut log) = log {
+            if let Some(trace) = &mut self.trace {
+                trace(&TraceEvent::Walk {
+                    core: m.core,
+                    va: Va(va),
+                    access,
+                    refs: &log.refs,
+                    guest,
+                    leaf: log.leaf,
+                    rmp,
+                });
+            }
+            m.caches.filter(va, &mut log);
+            for r in &log.refs {
+                reads.push(r.spa.0, r.nested != 0, r.changes);
+            }
+        } else {
+            let caches = &mut m.caches;
+            caches.filter_again(va, &steps, |spa, nested| reads.push(spa, nested, false));
+        }
+        self.references(&reads, rmp, at)?;
+        Ok(e)
+    }
+
+    /// A walk's memory references, and the RMP's.
+    fn references(&mut self, reads: &Reads, rmp: Option<Spa>, at: At) -> Result<(), Stop> {
+        let (stamp, guest) = (self.stamp(at), self.domain(true));
+        let Some(m) = &mut self.model else {
+            return Err(no_model());
+        };
+        let mut line = Line {
             va: Va(0),
-            spa,
-            domain,
-            kind,
+            spa: Spa(0),
+            domain: Domain::Shared,
+            kind: LineKind::Walk,
             grant: Grant::default(),
             stamp,
-            now: 0,
+            now: m.issue + m.pending.total(),
         };
-        for r in &log.refs {
-            let domain = if r.nested == 0 { guest } else { Domain::Shared };
-            let kind = if r.changes {
+        let reads = reads.list();
+        for r in reads {
+            let (nested, changes) = (r & Reads::NESTED != 0, r & Reads::CHANGES != 0);
+            line.spa = Spa(r & !Reads::BITS);
+            line.domain = if nested { Domain::Shared } else { guest };
+            line.kind = if changes {
                 LineKind::WalkWrite
             } else {
                 LineKind::Walk
             };
-            let now = m.issue + m.pending.total();
-            let line = Line {
-                now,
-                ..line(r.spa, domain, kind)
-            };
             let s = self.mem.line(m.core, &line).map_err(Stop::Host)?.stalls;
-            m.counters.walk_reads += 1;
-            m.counters.walk_writes += u64::from(r.changes);
+            let all = total(&s);
+            m.counters.walk_writes += u64::from(changes);
             m.pending.aes += u64::from(s.aes);
-            m.pending.walk += s.total() - u64::from(s.aes);
+            m.pending.walk += all - u64::from(s.aes);
+            line.now += all;
         }
+        m.counters.walk_reads += reads.len() as u64;
         if let Some(spa) = rmp {
-            let now = m.issue + m.pending.total();
-            let line = Line {
-                now,
-                ..line(spa, Domain::Shared, LineKind::Rmp)
-            };
+            (line.spa, line.domain, line.kind) = (spa, Domain::Shared, LineKind::Rmp);
             let s = self.mem.line(m.core, &line).map_err(Stop::Host)?.stalls;
             m.counters.rmp_reads += 1;
-            m.pending.rmp += s.total() + u64::from(m.model.latency.rmp_cycles);
+            m.pending.rmp += total(&s) + u64::from(m.model.latency.rmp_cycles);
         }
         Ok(())
     }
@@ -422,6 +468,13 @@ impl Code for Vcpu {
     fn epoch(&self) -> u64 {
         self.code_epoch
     }
+}
+
+/// [`Stalls::total`], in place.
+#[inline]
+fn total(s: &Stalls) -> u64 {
+    let own = u64::from(s.cache) + u64::from(s.dram) + u64::from(s.aes);
+    own + u64::from(s.write_back) + u64::from(s.upgrade)
 }
 
 #[cold]

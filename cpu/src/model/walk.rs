@@ -1,7 +1,7 @@
 //! What a TLB miss reads: the two-dimensional walk's memory references.
 //!
 //! The walk itself is the MMU's ([`crate::mmu`]), which is asked to go all the way from CR3, past its own caches, and to note
-//! every table entry that it reads. From these the model's walk caches take away what hardware would not read:
+//! every table entry that it reads ([`WalkLog`]; [`Steps`] where it has been before, and no bit is to be set). From these the model's walk caches take away what hardware would not read:
 //! - the guest walk cache: by level 4, 3 and 2, the table that an entry of that level points to, by the linear address bits
 //!   that lead to it. The deepest known table is where the walk begins.
 //! - the nested cache: guest physical pages whose nested translation is known. Only pages that hold guest page tables enter
@@ -14,6 +14,7 @@ use sevlab_arch::Spa;
 use sevlab_memctl::PageSize;
 
 use super::tlb::Lru;
+use crate::mmu::{Seen, Steps};
 
 /// A table entry that a walk from CR3 reads.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -40,6 +41,8 @@ pub(crate) struct WalkLog {
     pub(crate) leaf: u8,
     /// Size of the nested page of the final address.
     pub(crate) nested: Option<PageSize>,
+    /// Guest entries as they were read.
+    pub(crate) seen: Seen,
 }
 
 impl WalkLog {
@@ -88,17 +91,16 @@ impl WalkCaches {
         self.nested.flush();
     }
 
+    /// The guest level that a walk for `va` begins at.
+    fn start(&mut self, va: u64) -> usize {
+        (2..=4)
+            .find(|level| self.guest[level - 2].hit(prefix(va, *level)))
+            .map_or(4, |level| level - 1)
+    }
+
     /// Keeps of a walk for `va` what is really read, in `log`.
     pub(crate) fn filter(&mut self, va: u64, log: &mut WalkLog) {
-        // Of a level: the bits of the address that choose an entry of it.
-        let prefix = |level: usize| va >> (12 + 9 * (level - 1));
-        let mut start = 4;
-        for level in 2..=4 {
-            if self.guest[level - 2].hit(prefix(level)) {
-                start = level - 1;
-                break;
-            }
-        }
+        let start = self.start(va);
         // Whether the nested entries for the guest level in hand are skipped.
         let mut known = None;
         let leaf = log.leaf;
@@ -123,11 +125,35 @@ impl WalkCaches {
                 return r.changes || !skip;
             }
             if r.guest != leaf && level >= 2 {
-                guest[level - 2].put(prefix(level));
+                guest[level - 2].put(prefix(va, level));
             }
             true
         });
     }
+
+    /// The same of a walk made again: calls `read` with what is really read, and whether that is a nested entry.
+    pub(crate) fn filter_again(&mut self, va: u64, steps: &Steps, mut read: impl FnMut(u64, bool)) {
+        let start = self.start(va);
+        let [tables @ .., page] = steps;
+        for (step, level) in tables.iter().zip([4, 3, 2, 1]).skip(4 - start) {
+            if !step.nested().is_empty() && !self.nested.hit(step.gpa >> 12) {
+                self.nested.put(step.gpa >> 12);
+                step.nested().iter().for_each(|spa| read(*spa, true));
+            }
+            if level >= 2 {
+                self.guest[level - 2].put(prefix(va, level));
+            }
+            read(step.entry, false);
+        }
+        if !page.nested().is_empty() && !self.nested.hit(page.gpa >> 12) {
+            page.nested().iter().for_each(|spa| read(*spa, true));
+        }
+    }
+}
+
+/// Of a level: the bits of an address that choose an entry of it.
+const fn prefix(va: u64, level: usize) -> u64 {
+    va >> (12 + 9 * (level - 1))
 }
 
 #[cfg(test)]
