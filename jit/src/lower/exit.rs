@@ -91,7 +91,7 @@ impl Lower<'_, '_> {
         self.fb.ins().store(state_flags(), v, p, layout::RIP);
     }
 
-    fn ret(&mut self, code: i64) {
+    pub(super) fn ret(&mut self, code: i64) {
         let v = self.iconst(types::I64, code as u64);
         self.fb.ins().return_(&[v]);
     }
@@ -131,9 +131,15 @@ impl Lower<'_, '_> {
         });
     }
 
-    /// Fills `b` by `leave`, which ends it.
-    fn fill_way_out(&mut self, b: ClifBlock, leave: impl FnOnce(&mut Self)) {
+    /// Goes on in a block to which nothing leads that has not been emitted.
+    pub(super) fn enter_block(&mut self, b: ClifBlock) {
         self.fb.switch_to_block(b);
+        self.fb.seal_block(b);
+    }
+
+    /// Fills `b` by `leave`, which ends it.
+    pub(super) fn fill_way_out(&mut self, b: ClifBlock, leave: impl FnOnce(&mut Self)) {
+        self.enter_block(b);
         let (gprs, vecs, flags) = (self.gprs, self.vecs, self.flags.clone());
         leave(self);
         // Values made in the cold block do not dominate what follows.
@@ -147,7 +153,7 @@ impl Lower<'_, '_> {
         let go = self.fb.create_block();
         self.fb.ins().brif(c, leave, &[], go, &[]);
         self.leave_in(leave);
-        self.fb.switch_to_block(go);
+        self.enter_block(go);
     }
 
     /// Leaves if somebody asked for it; nothing of the block has run.
@@ -185,7 +191,7 @@ impl Lower<'_, '_> {
             }
             l.leave_with(code);
         });
-        self.fb.switch_to_block(go);
+        self.enter_block(go);
     }
 
     /// Leaves for the guest address `target` through a new exit slot. Ends the CLIF block.
@@ -232,21 +238,21 @@ impl Lower<'_, '_> {
             let (go, miss) = (self.fb.create_block(), self.fb.create_block());
             self.fb.set_cold_block(miss);
             self.fb.ins().brif(hit, go, &[], miss, &[]);
-            self.fb.switch_to_block(go);
+            self.enter_block(go);
             let code = self.fb.ins().load(types::I64, state_flags(), entry, 8);
             self.fb
                 .ins()
                 .return_call_indirect(self.sig_region, code, &[target]);
-            self.fb.switch_to_block(miss);
+            self.enter_block(miss);
         }
         if matches!(self.insn.op, Op::JmpInd | Op::Ret) {
             let bad = self.not_canonical(target);
             let (undo, go) = (self.fb.create_block(), self.fb.create_block());
             self.fb.set_cold_block(undo);
             self.fb.ins().brif(bad, undo, &[], go, &[]);
-            self.fb.switch_to_block(undo);
+            self.enter_block(undo);
             self.undo_branch();
-            self.fb.switch_to_block(go);
+            self.enter_block(go);
         }
         let p = self.pinned();
         self.fb.ins().store(state_flags(), target, p, layout::RIP);
@@ -316,11 +322,11 @@ impl Lower<'_, '_> {
         let (leave, go) = (self.fb.create_block(), self.fb.create_block());
         self.fb.set_cold_block(leave);
         self.fb.ins().brif(ok, go, &[], leave, &[]);
-        self.fb.switch_to_block(leave);
+        self.enter_block(leave);
         let p = self.pinned();
         self.store_retired(p);
         self.ret(exit::LEAVE);
-        self.fb.switch_to_block(go);
+        self.enter_block(go);
         self.now_in_memory(writes);
     }
 
@@ -344,9 +350,9 @@ impl Lower<'_, '_> {
         let (leave, go) = (self.fb.create_block(), self.fb.create_block());
         self.fb.set_cold_block(leave);
         self.fb.ins().brif(ok, go, &[], leave, &[]);
-        self.fb.switch_to_block(leave);
+        self.enter_block(leave);
         self.ret(exit::LEAVE);
-        self.fb.switch_to_block(go);
+        self.enter_block(go);
         if let Some(before) = before {
             let p = self.pinned();
             self.add_repeats(p, before);
@@ -400,8 +406,8 @@ impl Lower<'_, '_> {
         let leave = self.leave_block();
         let go = self.fb.create_block();
         self.fb.ins().brif(ok, go, &[], leave, &[]);
-        self.leave_in(leave);
-        self.fb.switch_to_block(go);
+        self.leave_unserved_in(leave);
+        self.enter_block(go);
         if !partial {
             self.now_in_memory(uses);
         }

@@ -83,6 +83,10 @@ pub(super) struct Lines<'a> {
     at: Option<u64>,
     /// The current instruction's second line has been fetched.
     straddles: bool,
+    /// Clock and tally as the last helper was told.
+    told: Option<(Value, Value)>,
+    /// Where all ways out of instructions that a helper could not serve end: what they share of it, once for the region.
+    out: Option<ClifBlock>,
 }
 
 impl<'a> Lines<'a> {
@@ -100,6 +104,8 @@ impl<'a> Lines<'a> {
             tallied: 0,
             at: None,
             straddles: false,
+            told: None,
+            out: None,
         }
     }
 
@@ -203,7 +209,7 @@ impl Lower<'_, '_> {
         let same = self.fb.ins().icmp(IntCC::Equal, last, here);
         let other = self.fb.create_block();
         self.fb.ins().brif(same, first, &[], other, &[]);
-        self.fb.switch_to_block(other);
+        self.enter_block(other);
         self.fetch(line(entry));
         self.fb.ins().jump(first, &[]);
     }
@@ -328,19 +334,19 @@ impl Lower<'_, '_> {
         let hit = self.fb.ins().icmp(IntCC::Equal, tag, here);
         let (fast, merge, cold) = self.fast_merge_cold();
         self.fb.ins().brif(hit, fast, &[], cold, &[]);
-        self.fb.switch_to_block(cold);
+        self.enter_block(cold);
         let va = self.iconst(types::I64, which << SHIFT);
         let ok = self.call_line_helper(layout::H_LINE_FETCH, [va, va, va]);
         let leave = self.leave_block();
         self.fb.ins().brif(ok, merge, &[], leave, &[]);
-        self.leave_in(leave);
-        self.fb.switch_to_block(fast);
+        self.leave_unserved_in(leave);
+        self.enter_block(fast);
         self.store_stamp(base, entry, FetchFilter::STAMP);
         let p = self.pinned();
         self.add_to_state(p, layout::FETCHED, 1);
         self.store_fetch_line(p, which);
         self.fb.ins().jump(merge, &[]);
-        self.fb.switch_to_block(merge);
+        self.enter_block(merge);
         if let Some(l) = &mut self.lines {
             l.at = Some(which);
         }
@@ -411,6 +417,16 @@ impl Lower<'_, '_> {
     /// Brings the state's counts up to the current instruction (or the block's end).
     pub(super) fn store_position(&mut self, p: Value) {
         let clock = self.retired_so_far();
+        self.store_clock(p, clock);
+        if let Some(more) = self.tally_so_far() {
+            self.add_tally(p, more);
+        }
+        if self.lines.as_ref().is_some_and(|l| l.straddles) {
+            self.unfetch(p);
+        }
+    }
+
+    fn store_clock(&mut self, p: Value, clock: Value) {
         let repeats = self
             .fb
             .ins()
@@ -419,17 +435,15 @@ impl Lower<'_, '_> {
         self.fb
             .ins()
             .store(state_flags(), retired, p, layout::RETIRED);
-        if let Some(more) = self.tally_so_far() {
-            let old = self
-                .fb
-                .ins()
-                .load(types::I64, state_flags(), p, layout::TALLY);
-            let new = self.fb.ins().iadd(old, more);
-            self.fb.ins().store(state_flags(), new, p, layout::TALLY);
-        }
-        if self.lines.as_ref().is_some_and(|l| l.straddles) {
-            self.unfetch(p);
-        }
+    }
+
+    fn add_tally(&mut self, p: Value, more: Value) {
+        let old = self
+            .fb
+            .ins()
+            .load(types::I64, state_flags(), p, layout::TALLY);
+        let new = self.fb.ins().iadd(old, more);
+        self.fb.ins().store(state_flags(), new, p, layout::TALLY);
     }
 
     /// As [`Self::store_position`], after which the tally begins anew: the interpreter is to run the current instruction.
@@ -465,6 +479,52 @@ impl Lower<'_, '_> {
 
 /// Accesses.
 impl Lower<'_, '_> {
+    /// As [`Self::leave_in`], behind a helper that could not serve the current instruction.
+    pub(super) fn leave_unserved_in(&mut self, b: ClifBlock) {
+        let Some(l) = &mut self.lines else {
+            return self.leave_in(b);
+        };
+        let (clock, tally) = l.told.expect("a helper was called");
+        let straddles = l.straddles;
+        let out = match l.out {
+            Some(out) => out,
+            None => {
+                let out = self.leave_block();
+                (0..3).for_each(|_| _ = self.fb.append_block_param(out, types::I64));
+                if let Some(l) = &mut self.lines {
+                    l.out = Some(out);
+                }
+                out
+            }
+        };
+        self.fill_way_out(b, |l| {
+            let p = l.pinned();
+            l.write_back_registers(p);
+            if straddles {
+                l.unfetch(p);
+            }
+            let rip = l.iconst(types::I64, l.insn.rip);
+            let place = [clock, tally, rip].map(BlockArg::Value);
+            l.fb.ins().jump(out, &place);
+        });
+    }
+
+    /// Fills the block where these ways out end.
+    pub(super) fn finish_lines(&mut self) {
+        let Some(out) = self.lines.as_ref().and_then(|l| l.out) else {
+            return;
+        };
+        self.enter_block(out);
+        let &[clock, tally, rip] = self.fb.block_params(out) else {
+            return;
+        };
+        let p = self.pinned();
+        self.store_clock(p, clock);
+        self.add_tally(p, tally);
+        self.fb.ins().store(state_flags(), rip, p, layout::RIP);
+        self.ret(exit::INTERPRET);
+    }
+
     fn fast_merge_cold(&mut self) -> (ClifBlock, ClifBlock, ClifBlock) {
         let (fast, merge, cold) = (
             self.fb.create_block(),
@@ -486,6 +546,9 @@ impl Lower<'_, '_> {
         self.fb
             .ins()
             .call_indirect(sig, f, &[a, b, c, clock, tally]);
+        if let Some(l) = &mut self.lines {
+            l.told = Some((clock, tally));
+        }
         let p = self.pinned();
         self.fb
             .ins()
@@ -584,7 +647,7 @@ impl Lower<'_, '_> {
         let (fast, merge, cold) = self.fast_merge_cold();
         let result = self.fb.append_block_param(merge, types::I64);
         self.fb.ins().brif(hit, fast, &[], cold, &[]);
-        self.fb.switch_to_block(cold);
+        self.enter_block(cold);
         let n = self.iconst(types::I64, u64::from(bytes));
         let helper = if rmw {
             layout::H_LINE_RMW
@@ -596,11 +659,11 @@ impl Lower<'_, '_> {
         self.fb
             .ins()
             .brif(got, merge, &[BlockArg::Value(got)], leave, &[]);
-        self.leave_in(leave);
-        self.fb.switch_to_block(fast);
+        self.leave_unserved_in(leave);
+        self.enter_block(fast);
         self.store_line_stamp(entry, why);
         self.fb.ins().jump(merge, &[BlockArg::Value(host)]);
-        self.fb.switch_to_block(merge);
+        self.enter_block(merge);
         result
     }
 
@@ -611,7 +674,7 @@ impl Lower<'_, '_> {
         let (hit, entry, host) = self.line_probe(va, bytes, For::Store);
         let (fast, merge, cold) = self.fast_merge_cold();
         self.fb.ins().brif(hit, fast, &[], cold, &[]);
-        self.fb.switch_to_block(cold);
+        self.enter_block(cold);
         let n = self.iconst(types::I64, u64::from(bytes));
         let ok = if bytes >= 16 {
             let p = self.pinned();
@@ -629,8 +692,8 @@ impl Lower<'_, '_> {
         };
         let leave = self.leave_block();
         self.fb.ins().brif(ok, merge, &[], leave, &[]);
-        self.leave_in(leave);
-        self.fb.switch_to_block(fast);
+        self.leave_unserved_in(leave);
+        self.enter_block(fast);
         self.store_line_stamp(entry, For::Store);
         let flags = self.guest_flags();
         self.fb.ins().store(flags, low, host, 0);
@@ -638,7 +701,7 @@ impl Lower<'_, '_> {
             self.fb.ins().store(flags, high, host, 16);
         }
         self.fb.ins().jump(merge, &[]);
-        self.fb.switch_to_block(merge);
+        self.enter_block(merge);
     }
 
     /// A value of up to 8 bytes as an I64.

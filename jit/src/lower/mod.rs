@@ -380,6 +380,7 @@ pub(crate) fn lower(
     for n in 0..region.blocks.len() {
         l.block(n, dirty[n], back_edges[n]);
     }
+    l.finish_lines();
     l.flags_in(flags_in);
     let (mut exits, undeclared) = (std::mem::take(&mut l.exits), l.undeclared);
     exits.sites = l.view.take().map_or_else(Vec::new, view::View::into_sites);
