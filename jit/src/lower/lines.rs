@@ -8,7 +8,8 @@
 //! 1. A stamp is the clock (`retired + repeats`) before the instruction, plus 1. In this mode [`Lower::count`] is the
 //!    clock, not the count since the region was entered.
 //! 2. The tally is the sum since the region was entered, of whole instructions. Every way out adds it to the state's; a
-//!    helper is told the sum as of its instruction. The state's `fetch_line` and `fetched` are always up to date.
+//!    helper is told the sum as of its instruction. The state's `fetched` is always up to date; its `fetch_line` where the region
+//!    is left, or the interpreter is to run an instruction.
 //! 3. Where a block begins, its first line has been fetched: the edge there, or the entry, saw to it. An instruction's
 //!    lines are fetched before anything else it does.
 //! 4. A way out at an instruction that lies in two lines takes back that its second one was fetched: whoever runs the
@@ -328,10 +329,11 @@ impl Lower<'_, '_> {
         let flags = state_flags().with_readonly().with_can_move();
         let base = self.fb.ins().load(types::I64, flags, p, layout::FETCHES);
         let at = (which as usize % FetchFilter::ENTRIES * 8) as i32;
-        let entry = self.fb.ins().load(types::I64, state_flags(), base, at);
-        let tag = self.fb.ins().ushr_imm_u(entry, i64::from(TAG_SHIFT));
-        let here = self.iconst(types::I64, which);
-        let hit = self.fb.ins().icmp(IntCC::Equal, tag, here);
+        let high = self.fb.ins().load(types::I32, state_flags(), base, at + 4);
+        // What the filter has no room for matches nothing.
+        let here = (which << SHIFT) >> FetchFilter::HIGH;
+        let here = self.iconst(types::I32, here.min(u64::from(u32::MAX)));
+        let hit = self.fb.ins().icmp(IntCC::Equal, high, here);
         let (fast, merge, cold) = self.fast_merge_cold();
         self.fb.ins().brif(hit, fast, &[], cold, &[]);
         self.enter_block(cold);
@@ -341,10 +343,10 @@ impl Lower<'_, '_> {
         self.fb.ins().brif(ok, merge, &[], leave, &[]);
         self.leave_unserved_in(leave);
         self.enter_block(fast);
-        self.store_stamp(base, entry, FetchFilter::STAMP);
+        let slot = self.fb.ins().uload16(types::I64, state_flags(), base, at);
+        self.store_stamp(base, slot, FetchFilter::STAMP);
         let p = self.pinned();
         self.add_to_state(p, layout::FETCHED, 1);
-        self.store_fetch_line(p, which);
         self.fb.ins().jump(merge, &[]);
         self.enter_block(merge);
         if let Some(l) = &mut self.lines {
@@ -352,7 +354,14 @@ impl Lower<'_, '_> {
         }
     }
 
-    fn store_fetch_line(&mut self, p: Value, which: u64) {
+    /// Stores which line was fetched last.
+    fn store_fetch_line(&mut self, p: Value) {
+        if let Some(which) = self.lines.as_ref().and_then(|l| l.at) {
+            self.store_line_number(p, which);
+        }
+    }
+
+    fn store_line_number(&mut self, p: Value, which: u64) {
         let v = self.iconst(types::I64, which);
         self.fb.ins().store(state_flags(), v, p, layout::FETCH_LINE);
     }
@@ -360,7 +369,7 @@ impl Lower<'_, '_> {
     /// Takes back the fetch of the current instruction's second line.
     fn unfetch(&mut self, p: Value) {
         self.add_to_state(p, layout::FETCHED, u64::MAX);
-        self.store_fetch_line(p, line(self.insn.rip));
+        self.store_line_number(p, line(self.insn.rip));
     }
 
     /// Before the current instruction fetches its lines: leaves if this is the place for a poll and the turn may end before
@@ -421,6 +430,7 @@ impl Lower<'_, '_> {
         if let Some(more) = self.tally_so_far() {
             self.add_tally(p, more);
         }
+        self.store_fetch_line(p);
         if self.lines.as_ref().is_some_and(|l| l.straddles) {
             self.unfetch(p);
         }
@@ -500,6 +510,7 @@ impl Lower<'_, '_> {
         self.fill_way_out(b, |l| {
             let p = l.pinned();
             l.write_back_registers(p);
+            l.store_fetch_line(p);
             if straddles {
                 l.unfetch(p);
             }
@@ -615,23 +626,21 @@ impl Lower<'_, '_> {
         self.fb.ins().iadd(tlb, x)
     }
 
-    /// Notes a hit of a filter's entry: the stamp goes to its slot, among those at `stamps` behind `base`.
-    fn store_stamp(&mut self, base: Value, entry: Value, stamps: usize) {
+    /// Notes a use of a slot: the stamp goes among those at `stamps` behind `base`.
+    fn store_stamp(&mut self, base: Value, slot: Value, stamps: usize) {
         let stamp = self.stamp();
-        let slot = self.fb.ins().ireduce(types::I16, entry);
-        let slot = self.fb.ins().uextend(types::I64, slot);
         let slot = self.fb.ins().ishl_imm_u(slot, 3);
         let at = self.fb.ins().iadd(base, slot);
         self.fb.ins().store(state_flags(), stamp, at, stamps as i32);
     }
 
-    /// The same of the filter of data, and that it was a store.
+    /// Notes a hit of the data filter's entry, and that it was a store.
     fn store_line_stamp(&mut self, entry: Value, why: For) {
         let base = self.tlb();
-        self.store_stamp(base, entry, LineFilter::STAMP);
+        let slot = self.fb.ins().ireduce(types::I16, entry);
+        let slot = self.fb.ins().uextend(types::I64, slot);
+        self.store_stamp(base, slot, LineFilter::STAMP);
         if why == For::Store {
-            let slot = self.fb.ins().ireduce(types::I16, entry);
-            let slot = self.fb.ins().uextend(types::I64, slot);
             let at = self.fb.ins().iadd(base, slot);
             let one = self.fb.ins().iconst(types::I8, 1);
             let wrote = LineFilter::WROTE as i32;

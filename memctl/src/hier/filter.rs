@@ -9,7 +9,7 @@
 //! has the line. Stamps are an array by slot, which is small, and where the choice of a victim finds those of a set side by side.
 //!
 //! Invariants:
-//! 1. A tag is the number of a line, one below 2^42, whose index is the entry's own; or the entry is [`never`]'s, which no access
+//! 1. A tag is the number of a line, one below 2^41, whose index is the entry's own; or the entry is [`never`]'s, which no access
 //!    matches. It counts while its page is awake: for one that sleeps, all that is missing is the page in the L1 TLB, to which the
 //!    second level may bring it back.
 //! 2. A tag means: line in that slot of L1, page in the L1 TLB with that right; the bit for writes: line dirty in L1D, or its
@@ -40,16 +40,17 @@ const SLOT: u64 = (1 << SLOT_BITS) - 1;
 const SLOT_BITS: u32 = 16;
 /// Slots that a first-level cache may have.
 pub(super) const SLOTS: usize = 1 << SLOT_BITS;
-/// Bits of a line's number that a tag has room for.
-const TAG_BITS: u32 = 64 - TAG_SHIFT;
+/// Bits of a line's number that a tag may have: of addresses in the lower half. It has room for one more.
+const TAG_BITS: u32 = 63 - TAG_SHIFT;
 /// What is added to the line numbers of a sleeping page before they are compared with tags: more than any tag.
 const ASLEEP: u64 = 1 << 60;
 /// No page.
 const NO_PAGE: u64 = u64::MAX;
 
-/// The entry at `i` that no access matches: its line's index is neither `i` nor the next, where an access that crosses ends.
+/// The entry at `i` that no access matches: its line's index is neither `i` nor the next, where an access that crosses ends, and its
+/// high half is no tag's.
 const fn never(i: usize) -> u64 {
-    (i as u64 ^ 2) << TAG_SHIFT
+    1 << 63 | (i as u64 ^ 2) << TAG_SHIFT
 }
 
 const fn line(va: u64) -> u64 {
@@ -400,18 +401,22 @@ impl LineFilter {
 
 /// A core's filter of instruction fetches: the line is in L1I and its translation in the L1 ITLB. [`FetchFilter::ENTRIES`] words,
 /// then the stamps by slot. The entry of a line is `(va >> 6) % ENTRIES`; a fetch hits if `entry >> TAG_SHIFT` equals `va >> 6`, and
-/// stores its stamp at the slot of the entry's low 16 bits.
+/// stores its stamp at the slot of the entry's low 16 bits. The index says what the entry's high half, `va >> FetchFilter::HIGH`, does not.
 pub struct FetchFilter {
     entries: Entries<{ Self::ENTRIES }, { Self::WORDS }>,
     /// Host addresses of the lines: by which the controller finds those of a frame.
     hosts: Box<[AtomicU64]>,
 }
 
+const _: () = assert!(FetchFilter::ENTRIES >= 1 << (FetchFilter::HIGH - LINE_SHIFT));
+
 impl FetchFilter {
     /// Number of entries; a power of two.
     pub const ENTRIES: usize = 1 << 14;
     /// Byte offset of the stamps, 8 bytes each, from [`FetchFilter::base_ptr`], where the entries are.
     pub const STAMP: usize = 8 * Self::ENTRIES;
+    /// What a line's address is shifted by to be the high half of its entry.
+    pub const HIGH: u32 = 32 - TAG_SHIFT + LINE_SHIFT;
 
     const WORDS: usize = Self::ENTRIES + SLOTS;
 
