@@ -291,10 +291,11 @@ impl Cache {
             Order::Stamps => oldest(base, self.stride),
             Order::Ranks { .. } => {
                 let last = (ways - 1) as u8;
+                let chunks = &self.sets[base / CHUNK..][..self.stride / CHUNK];
                 // Padding is 255: with 256 ways it would be a rank, and there are fewer.
-                let ranks = self.sets[base / CHUNK..][..self.stride / CHUNK].iter();
-                let mut ranks = ranks.flat_map(|c| c.ranks);
-                ranks.position(|r| r == last).unwrap_or(0)
+                let found = chunks.iter().enumerate();
+                let mut found = found.filter_map(|(n, c)| Some(n * CHUNK + c.with_rank(last)?));
+                found.next().unwrap_or(0)
             }
             Order::Nru(bits) => match bits[set].trailing_ones() as usize {
                 w if w < ways => w,
@@ -420,6 +421,16 @@ impl Ways {
     #[inline]
     pub(super) fn word(&self, way: usize) -> u32 {
         self.words[way % CHUNK]
+    }
+
+    /// The lowest with this rank.
+    #[inline]
+    fn with_rank(&self, rank: u8) -> Option<usize> {
+        const ONES: u64 = u64::MAX / 255;
+        let differ = u64::from_le_bytes(self.ranks) ^ (ONES * u64::from(rank));
+        // The lowest bit is that of the lowest byte that is 0.
+        let none = differ.wrapping_sub(ONES) & !differ & (ONES << 7);
+        (none != 0).then(|| none.trailing_zeros() as usize / 8)
     }
 
     /// Those that are newer than rank `mine` become one older.

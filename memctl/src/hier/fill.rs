@@ -43,7 +43,7 @@ impl Hier {
                 self.hand_to_llc(env, cause, v.line);
                 self.in_flight[2] = before;
             } else {
-                self.dropped_clean(env, core, v.line);
+                self.gone_clean(env, v.line);
             }
         }
         self.note_core(line, core);
@@ -96,10 +96,17 @@ impl Hier {
         }
         // Mostly an L1 drops what its L2 has.
         let l2 = self.cores[core].l2.as_ref();
-        if l2.is_some_and(|l2| l2.find(line).is_some()) || self.held(line) {
-            return;
+        if l2.is_none_or(|l2| l2.find(line).is_none()) {
+            self.gone_clean(env, line);
         }
-        self.pages.leave(env, line);
+    }
+
+    /// The same of one that the core's L2 does not have.
+    #[inline]
+    fn gone_clean(&mut self, env: &Env<'_>, line: u64) {
+        if self.inclusion != Inclusion::Inclusive && !self.held(line) {
+            self.pages.leave(env, line);
+        }
     }
 
     /// Whether any cache has the line, or it is on its way into one.

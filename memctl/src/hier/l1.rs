@@ -90,13 +90,13 @@ impl<F: Filter> L1<F> {
     }
 
     /// Whether a slot's line is dirty.
-    #[inline]
+    #[inline(always)] // in the short way, and small
     pub(super) fn dirty(&self, slot: usize) -> bool {
         self.cache.dirty(slot) || self.filter.as_deref().is_some_and(|f| f.wrote(slot))
     }
 
     /// The same of a line that leaves the slot, or becomes clean.
-    #[inline]
+    #[inline(always)] // in the short way, and small
     pub(super) fn take_dirty(&self, slot: usize) -> bool {
         let wrote = self.filter.as_deref().filter(|f| f.wrote(slot));
         if let Some(f) = wrote {
@@ -166,7 +166,7 @@ impl<F: Filter> L1<F> {
     }
 
     /// Puts a line, by its word, into a slot that another may be in, where stamps are the order.
-    #[inline]
+    #[inline(always)] // in the short way, and small
     pub(super) fn replace(&mut self, slot: usize, word: u32, stamp: u64) {
         self.take_dirty(slot);
         self.forget(slot);
@@ -198,7 +198,7 @@ impl<F: Filter> L1<F> {
     }
 
     /// The lowest of 8 ways whose line was used longest ago, behind when that was: [`KEY_SHIFT`] says where.
-    #[inline]
+    #[inline(always)] // in the short way, and small
     fn oldest_of_8(stamps: &[AtomicU64; WAYS]) -> i64 {
         // Without branches: which way it is can't be foretold.
         let key = |w: usize| (stamps[w].load(Relaxed) as i64) << KEY_SHIFT | w as i64;
@@ -236,7 +236,7 @@ impl<F: Filter> L1<F> {
     }
 
     /// The way of a set of 8 that [`L1::make_room`] would choose, if it has none that is free.
-    #[inline]
+    #[inline(always)] // in the short way, and small
     pub(super) fn oldest_way(&self, set: usize) -> usize {
         let sets = self.stamps().as_chunks::<WAYS>().0;
         Self::oldest_of_8(&sets[set]) as usize % WAYS

@@ -100,12 +100,13 @@ impl Hier {
         if absent {
             self.llc.prefetch(line);
             env.prefetch(line, d);
+        } else if let Some(l2) = &self.cores[core].l2
+            && l2.find(line).is_some()
+        {
+            return;
         }
         let in_llc = !absent && self.llc.find(line).is_some();
-        let there = match &self.cores[core].l2 {
-            Some(l2) => l2.find(line).is_some(),
-            None => in_llc,
-        };
+        let there = in_llc && self.cores[core].l2.is_none();
         if there || self.dirty_elsewhere(core, line) {
             return;
         }
