@@ -8,7 +8,7 @@ use sevlab_arch::PAGE_SIZE;
 
 use super::steps::Step;
 use crate::decode;
-use crate::insn::{Control, Insn, Op};
+use crate::insn::{Control, Insn, Op, Rep};
 use crate::model::costs::CostTable;
 use crate::thunk::{Thunk, ThunkCache};
 
@@ -68,8 +68,38 @@ pub struct Block {
     pub(super) kept: Box<[Insn]>,
     /// Thunks of those, filled when first run; empty if none is a thunk.
     pub(super) thunks: Box<[Cell<Option<&'static Thunk>>]>,
-    /// Under a machine model: what the instructions add to the tally.
-    pub(super) tallies: Box<[u64]>,
+    /// Under a machine model: what it has to know of each instruction.
+    pub(super) counted: Box<[Counted]>,
+    /// Some of them are repeated ones.
+    pub(super) repeats: bool,
+}
+
+/// What a machine model has to know of an instruction of a block.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Counted {
+    /// What it adds to the tally.
+    pub tally: u64,
+    /// Its address, from the block's.
+    pub at: u16,
+    /// The line fetched last may be another than the one it lies in: it does not lie where the one before it ends.
+    pub fetches: bool,
+}
+
+impl Counted {
+    fn of(insns: &[Insn], costs: &CostTable) -> Box<[Self]> {
+        let line = |va: u64| va >> 6;
+        let mut last = None;
+        let counted = insns.iter().map(|i| {
+            let end = line(i.next_rip().wrapping_sub(1));
+            let before = last.replace(end);
+            Self {
+                tally: costs.tally(i),
+                at: i.rip.wrapping_sub(insns[0].rip) as u16,
+                fetches: before != Some(line(i.rip)) || end != line(i.rip),
+            }
+        });
+        counted.collect()
+    }
 }
 
 const _: () = assert!(core::mem::offset_of!(Block, links) <= 64);
@@ -92,11 +122,11 @@ impl Block {
         };
         let bytes = insns.iter().flat_map(|i| &i.bytes[..usize::from(i.len)]);
         let falls_through = insns.last().is_none_or(|i| i.control == Control::Next);
-        let tallies =
-            costs.map_or_else(Box::default, |c| insns.iter().map(|i| c.tally(i)).collect());
+        let counted = costs.map_or_else(Box::default, |c| Counted::of(insns, c));
         Box::new(Self {
             steps: steps.into_boxed_slice(),
-            tallies,
+            counted,
+            repeats: insns.iter().any(|i| i.rep != Rep::None),
             rip,
             end,
             bytes: bytes.copied().collect(),

@@ -382,7 +382,7 @@ pub fn step(v: &mut Vcpu) -> Result<(), Stop> {
         Some(b) => {
             // SAFETY: as in `run_block`; the instruction is copied out.
             let b = unsafe { &*b };
-            (b.first(), b.tallies.first().copied())
+            (b.first(), b.counted.first().map(|c| c.tally))
         }
         None => (fetch(v, rip)?, None),
     };

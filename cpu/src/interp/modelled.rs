@@ -26,26 +26,38 @@ pub(super) fn run(v: &mut Vcpu, block: &Block) -> Result<(), Stop> {
     as_guest(v, |v| {
         let epoch = v.code_epoch;
         v.enter_code(block.rip);
+        // Mostly it fits the turn, and nobody watches.
+        let room = v.state.stop_at.saturating_sub(v.clock());
+        let watched = v.trace.is_some() || block.repeats || room < block.steps.len() as u64;
         let mut it = Interp::new(v);
-        for (k, (i, s)) in block.kept.iter().zip(&block.steps).enumerate() {
-            it.v.state.rip = i.rip;
-            if turn_over(it.v) {
-                return Err(Stop::Budget);
+        for (k, (c, s)) in block.counted.iter().zip(&block.steps).enumerate() {
+            it.v.state.rip = block.rip.wrapping_add(u64::from(c.at));
+            if watched {
+                if turn_over(it.v) {
+                    return Err(Stop::Budget);
+                }
+                it.v.tell_begin(&block.kept[k]);
             }
-            it.v.tell_begin(i);
-            it.v.fetch_lines(i)?;
+            if c.fetches {
+                it.v.fetch_lines(&block.kept[k])?;
+            }
             if (s.run)(&mut it, s, block).is_err() {
-                let stop = it.take_stop(i);
+                let stop = it.take_stop(&block.kept[k]);
                 if completed(&stop) {
-                    complete(v, block.tallies[k]);
+                    complete(v, c.tally);
                 }
                 return Err(stop);
             }
-            complete(it.v, block.tallies[k]);
-            after_repeats(it.v, i);
-            if it.v.code_epoch != epoch && i.control == Control::Next {
-                it.v.state.rip = i.next_rip();
-                return Ok(());
+            complete(it.v, c.tally);
+            if watched {
+                after_repeats(it.v, &block.kept[k]);
+            }
+            if it.v.code_epoch != epoch {
+                let i = &block.kept[k];
+                if i.control == Control::Next {
+                    it.v.state.rip = i.next_rip();
+                    return Ok(());
+                }
             }
         }
         if block.falls_through {
