@@ -52,7 +52,7 @@ macro_rules! switch {
 const ROWS: &[Row] = &[
     number!(
         threshold,
-        "how often a block is interpreted before it is translated"
+        "how often a block is interpreted before it is translated; where caches are simulated twice as often, above 1"
     ),
     number!(
         warm,

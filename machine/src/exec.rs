@@ -36,6 +36,12 @@ impl Exec {
                     uncached,
                     budget,
                     lines: modelled,
+                    // Five times the host code has to be made then.
+                    threshold: match options.threshold {
+                        1 => 1,
+                        n if modelled => n.saturating_mul(2),
+                        n => n,
+                    },
                     groups: options.groups && config.resident.is_none(),
                     trail: config
                         .model
