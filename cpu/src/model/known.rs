@@ -160,6 +160,7 @@ impl CoreModel {
             return None;
         }
         self.raise(va, p);
+        self.raised = true;
         Some(())
     }
 
@@ -236,6 +237,11 @@ impl Vcpu {
     pub fn touch_near(&mut self, va: u64, access: Access, at: At) -> Option<NonNull<u8>> {
         let line = self.known_line(va, access, at)?;
         let m = self.model.as_deref_mut()?;
+        if core::mem::take(&mut m.raised)
+            && let Some(host) = m.lines.hit(line.va, 1, access == Access::Write, line.stamp)
+        {
+            return Some(host);
+        }
         let host = match self.mem.near(m.core, &line)? {
             Near::First(host) => host,
             Near::Second(host) => {

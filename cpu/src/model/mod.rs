@@ -344,6 +344,8 @@ pub struct CoreModel {
     known_data: Known<{ known::FIRST }>,
     known_code: Known<{ known::FIRST }>,
     known_second: Known<{ known::SECOND }>,
+    /// The second-level TLB has just brought the page of the access under way back: the filter may know its line again.
+    raised: bool,
     caches: WalkCaches,
     lines: Arc<LineFilter>,
     fetches: Arc<FetchFilter>,
@@ -498,6 +500,7 @@ impl Vcpu {
             known_data: Known::new(),
             known_code: Known::new(),
             known_second: Known::new(),
+            raised: false,
             caches: WalkCaches::new(
                 t.map_or(0, |t| t.walk_entries),
                 t.map_or(0, |t| t.nested_entries),

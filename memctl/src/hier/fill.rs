@@ -20,7 +20,7 @@ impl Hier {
         let domain = self.pages.of(v.line).domain();
         let (dirty, held) = match self.inclusion {
             Inclusion::Inclusive => (self.drop_back(v.line) | v.dirty, false),
-            Inclusion::NonInclusive => (v.dirty, self.held(v.line)),
+            Inclusion::NonInclusive => (v.dirty, self.held_above(v.line)),
         };
         if dirty {
             self.write_dram(env, Some(cause), v.line, domain, held);
@@ -112,16 +112,20 @@ impl Hier {
     /// Whether any cache has the line, or it is on its way into one.
     #[inline(never)]
     fn held(&self, line: u64) -> bool {
-        if self.in_flight.contains(&line) || self.llc.find(line).is_some() {
-            return true;
-        }
+        self.llc.find(line).is_some() || self.held_above(line)
+    }
+
+    /// The same of a line that the LLC does not have.
+    #[inline(never)]
+    fn held_above(&self, line: u64) -> bool {
         let page = self.pages.of(line);
-        self.cores.iter().enumerate().any(|(i, c)| {
-            page.may_have(i)
-                && (c.l2.as_ref().is_some_and(|l2| l2.find(line).is_some())
-                    || c.l1d.cache.find(line).is_some()
-                    || c.l1i.cache.find(line).is_some())
-        })
+        self.in_flight.contains(&line)
+            || self.cores.iter().enumerate().any(|(i, c)| {
+                page.may_have(i)
+                    && (c.l2.as_ref().is_some_and(|l2| l2.find(line).is_some())
+                        || c.l1d.cache.find(line).is_some()
+                        || c.l1i.cache.find(line).is_some())
+            })
     }
 
     /// A dirty line goes to DRAM; `stays`: it is still in a cache. Without a cause nobody pays and nothing is counted.
