@@ -229,6 +229,51 @@ fn a_store_through_a_pointer_counts_after_the_line_left() {
 }
 
 #[test]
+fn stores_to_clean_lines_pass_while_nobody_else_has_the_page() {
+    for overlaps in [false, true] {
+        let mut cfg = hierarchy(false);
+        let mut small = model();
+        if overlaps {
+            small.core.model = CoreModel::Overlap;
+        }
+        cfg.hierarchy = Some(Arc::new(small));
+        let m = MemCtl::new(cfg).expect("a machine");
+        let (a, b) = (seat(&m, 0), seat(&m, 1));
+        let dirty = |at| m.cached_lines().contains(&(Spa(at), true));
+        let d = Domain::Shared;
+        // Lines of one page, in different sets.
+        assert_eq!((a.load(d, 0x1000), a.load(d, 0x1040)), (0, 0));
+        assert!(!dirty(0x1000) && a.reads(0x1000));
+        if overlaps {
+            assert!(!a.writes(0x1000), "it is told when the store was made");
+            continue;
+        }
+        assert!(a.writes(0x1000), "nobody else has the page");
+        assert!(dirty(0x1000) && !dirty(0x1040));
+        // The other core takes another line of the page: it could take the clean one without a word.
+        assert_eq!(b.load(d, 0x1080), 0);
+        assert!(a.writes(0x1000) && a.reads(0x1040) && !a.writes(0x1040));
+        assert!(!b.writes(0x1080));
+        // A line that a store made dirty inline is cleaned for the other, and written back when it leaves.
+        assert_eq!(
+            b.line(LineKind::Load, d, 0x1000).expect("line").0,
+            Level::Remote
+        );
+        assert!(a.reads(0x1000) && !a.writes(0x1000));
+        assert_eq!(m.hier_counters(1).remote, 1);
+        // So is one of a page of its own.
+        assert_eq!(a.load(d, 0x40c0), 0);
+        assert!(a.writes(0x40c0));
+        let before = m.hier_counters(0).l1d.write_backs;
+        // The set has two ways.
+        for at in [0x42c0, 0x44c0] {
+            assert_eq!(a.load(d, at), 0);
+        }
+        assert_eq!(m.hier_counters(0).l1d.write_backs, before + 1);
+    }
+}
+
+#[test]
 fn decoded_code_takes_write_tags() {
     let m = machine(hierarchy(false));
     let (a, b) = (seat(&m, 0), seat(&m, 1));
