@@ -123,7 +123,7 @@ fn shifts_alike(i: &Insn) -> bool {
 }
 
 /// Whether the host's SHL leaves CF ^ sign in OF, and its SAR 0, by whatever count.
-fn host_shifts() -> (bool, bool) {
+pub(super) fn host_shifts() -> (bool, bool) {
     static ALIKE: OnceLock<(bool, bool)> = OnceLock::new();
     *ALIKE.get_or_init(|| {
         let overflow = |flags: u64| flags & OF != 0;
