@@ -6,65 +6,106 @@
 //! serves. While a core has its turn nobody else accesses memory, so it keeps the lock ([`Lock::hold`]); taking it again then is a
 //! comparison.
 //!
-//! Invariant: the value is reached through one [`Guard`] at a time. Taking it twice is a mistake of this crate, and panics.
+//! Invariants:
+//! 1. The value is reached through one [`Guard`] at a time, of the thread that has the mutex. Taking it twice is a mistake of this
+//!    crate, and panics.
+//! 2. `holder` is a thread's mark only while that thread has the mutex for a [`Hold`]: who finds its own mark there has it.
+//!
+//! The mutex is the standard library's, of which a clone of the host process can be made while others wait for it: a reentrant one whose
+//! waiters stand in a table of the process would hand itself to a thread that the clone does not have.
 
-use std::cell::{Cell, UnsafeCell};
+use std::cell::UnsafeCell;
 use std::ops::{Deref, DerefMut};
+use std::ptr;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use parking_lot::{ReentrantMutex, ReentrantMutexGuard};
+/// Nobody's mark.
+const NOBODY: usize = 0;
+
+/// The calling thread's mark: no two that live have the same.
+#[inline]
+fn mark() -> usize {
+    thread_local!(static HERE: u8 = const { 0 });
+    HERE.with(|here| ptr::from_ref(here).addr())
+}
 
 /// The lock, and its value.
 pub(crate) struct Lock<T> {
+    mutex: Mutex<()>,
+    holder: AtomicUsize,
     /// Whether there is a guard; only the thread that has the mutex looks.
-    taken: ReentrantMutex<Cell<bool>>,
+    taken: AtomicBool,
     value: UnsafeCell<T>,
 }
 
 // SAFETY: the value is reached through a `Guard` alone, and there is one at a time: of the thread that has the mutex.
-unsafe impl<T: Send> Send for Lock<T> {}
-// SAFETY: as above.
 unsafe impl<T: Send> Sync for Lock<T> {}
 
 /// The right to the value.
 pub(crate) struct Guard<'a, T> {
-    taken: ReentrantMutexGuard<'a, Cell<bool>>,
-    value: &'a UnsafeCell<T>,
+    lock: &'a Lock<T>,
+    /// Unless the thread holds the lock anyway.
+    _mutex: Option<MutexGuard<'a, ()>>,
 }
 
 /// Keeps other threads out; the thread that has it takes and leaves the lock for next to nothing.
-pub struct Hold<'a>(
-    #[expect(dead_code, reason = "its drop is what matters")] ReentrantMutexGuard<'a, Cell<bool>>,
-);
+pub struct Hold<'a> {
+    holder: &'a AtomicUsize,
+    _mutex: MutexGuard<'a, ()>,
+}
 
 impl<T> Lock<T> {
     pub(crate) const fn new(value: T) -> Self {
         Self {
-            taken: ReentrantMutex::new(Cell::new(false)),
+            mutex: Mutex::new(()),
+            holder: AtomicUsize::new(NOBODY),
+            taken: AtomicBool::new(false),
             value: UnsafeCell::new(value),
         }
+    }
+
+    fn mutex(&self) -> MutexGuard<'_, ()> {
+        self.mutex.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes the lock.
     #[inline]
     pub(crate) fn lock(&self) -> Guard<'_, T> {
-        let taken = self.taken.lock();
-        assert!(!taken.replace(true), "the metadata is being used already");
+        let held = self.holder.load(Relaxed) == mark();
+        let mutex = if held { None } else { Some(self.mutex()) };
+        assert!(
+            !self.taken.load(Relaxed),
+            "the metadata is being used already"
+        );
+        self.taken.store(true, Relaxed);
         Guard {
-            taken,
-            value: &self.value,
+            lock: self,
+            _mutex: mutex,
         }
     }
 
-    /// Keeps the lock for this thread, which can still take it.
+    /// Keeps the lock for this thread, which can still take it, but not hold it once more.
     pub(crate) fn hold(&self) -> Hold<'_> {
-        Hold(self.taken.lock())
+        let mutex = self.mutex();
+        self.holder.store(mark(), Relaxed);
+        Hold {
+            holder: &self.holder,
+            _mutex: mutex,
+        }
+    }
+}
+
+impl Drop for Hold<'_> {
+    fn drop(&mut self) {
+        self.holder.store(NOBODY, Relaxed);
     }
 }
 
 impl<T> Drop for Guard<'_, T> {
     #[inline]
     fn drop(&mut self) {
-        self.taken.set(false);
+        self.lock.taken.store(false, Relaxed);
     }
 }
 
@@ -73,7 +114,7 @@ impl<T> Deref for Guard<'_, T> {
     #[inline]
     fn deref(&self) -> &T {
         // SAFETY: this is the one guard, of the thread that has the mutex; the reference lives no longer.
-        unsafe { &*self.value.get() }
+        unsafe { &*self.lock.value.get() }
     }
 }
 
@@ -81,7 +122,7 @@ impl<T> DerefMut for Guard<'_, T> {
     #[inline]
     fn deref_mut(&mut self) -> &mut T {
         // SAFETY: as above.
-        unsafe { &mut *self.value.get() }
+        unsafe { &mut *self.lock.value.get() }
     }
 }
 
@@ -112,6 +153,7 @@ mod tests {
     #[should_panic = "used already"]
     fn twice_at_a_time_is_refused() {
         let lock = Lock::new(());
+        let _hold = lock.hold();
         let _one = lock.lock();
         let _two = lock.lock();
     }
