@@ -114,13 +114,13 @@ def main():
             row = f"| {name} | {t['native']:.2f} s | {t['page']:.2f} s | {t['hierarchy']:.2f} s | {ratios[-1]:.2f} |"
             if args.cachegrind:
                 out = os.path.join(folder, "cachegrind.out")
+                # With --short the native runs above are of the same inputs.
+                natively = {} if args.short else {"native": short}
                 s = medians({
-                    "native": short,
+                    **natively,
                     "valgrind": [valgrind, "-q", "--tool=cachegrind", "--cache-sim=yes", f"--cachegrind-out-file={out}",
                                  "--I1=65536,2,64", "--D1=65536,2,64", "--LL=262144,8,64", *short]}, args.n)
-                if args.short:  # the same inputs: one native time for both
-                    s["native"] = t["native"]
-                theirs = s["valgrind"] / max(s["native"], 0.001)
+                theirs = s["valgrind"] / max(s.get("native", t["native"]), 0.001)
                 ours = t["same model"] / max(t["native"], 0.001)
                 factors.append(theirs / ours)
                 row += f" {theirs:.0f} | {ours:.0f} | {factors[-1]:.1f} |"

@@ -139,7 +139,7 @@ pub struct CpuState {
     pub stop_at: u64,
     /// Under a machine model: memory of the filter of data lines ([`sevlab_memctl::LineFilter`]).
     pub lines: *const core::sync::atomic::AtomicU64,
-    /// Under a machine model: base of the filter of instruction lines, pairs of {tag, stamp}.
+    /// Under a machine model: memory of the filter of instruction lines ([`sevlab_memctl::FetchFilter`]).
     pub fetches: *const core::sync::atomic::AtomicU64,
     /// Under a machine model whose misses overlap: the next place of the trail ([`crate::model::TRAIL`]), where each piece of
     /// straight code that is entered leaves its address and the clock. Else null.

@@ -24,7 +24,7 @@ use crate::keys::KeySlots;
 use crate::lock::{Guard, Hold, Lock};
 use crate::model::Model;
 use crate::place::{PageCopy, read_at, word, write_at};
-use crate::residency::{PageState, Residency, States};
+use crate::residency::{Residency, States};
 use crate::rmp::Rmp;
 use crate::stats::{Counters, MemStats};
 use crate::tlb::{FastTlb, FrozenTlbs, Perms, TlbSet};
@@ -361,21 +361,8 @@ impl MemCtl {
     /// As [`MemCtl::read`].
     #[inline]
     pub fn read_u64(&self, d: Domain, a: Spa) -> Result<u64, Error> {
-        if let Some(before) = self.states.get(a.pfn()).filter(|_| a.0.is_multiple_of(8)) {
-            let seen = match (d, before.owner()) {
-                (Domain::Shared, None) => Some(&self.dram.raw),
-                (Domain::Private(asid), Some(owner)) if self.hits_without_lock && asid == owner => {
-                    self.dram.plain_of()
-                }
-                _ => None,
-            };
-            if let Some(region) = seen.filter(|_| self.is_home(a.pfn())) {
-                let v = region.load(a.0);
-                // Still the same stay of the same owner at the same place, so what was read was its plaintext.
-                if self.states.get(a.pfn()) == Some(before) && self.is_home(a.pfn()) {
-                    return Ok(v);
-                }
-            }
+        if let Some(v) = self.load_at_once(d, a) {
+            return Ok(v);
         }
         if let Domain::Private(asid) = d
             && self.cfg.cache == CacheMode::Hierarchy
@@ -394,16 +381,24 @@ impl MemCtl {
     #[must_use]
     #[inline]
     pub fn load_shared(&self, a: Spa) -> Option<u64> {
-        let at_home = |s: PageState| s.owner().is_none() && self.is_home(a.pfn());
-        let before = self.states.get(a.pfn()).filter(|s| at_home(*s))?;
-        if !a.0.is_multiple_of(8) {
-            return None;
-        }
-        let v = self.dram.raw.load(a.0);
-        self.states
-            .get(a.pfn())
-            .filter(|s| *s == before && at_home(*s))
-            .map(|_| v)
+        self.load_at_once(Domain::Shared, a)
+    }
+
+    /// A number where it is one load, without the lock.
+    #[inline]
+    fn load_at_once(&self, d: Domain, a: Spa) -> Option<u64> {
+        let before = self.states.get(a.pfn()).filter(|_| a.0.is_multiple_of(8))?;
+        let seen = match (d, before.owner()) {
+            (Domain::Shared, None) => Some(&self.dram.raw),
+            (Domain::Private(asid), Some(owner)) if self.hits_without_lock && asid == owner => {
+                self.dram.plain_of()
+            }
+            _ => None,
+        };
+        let region = seen.filter(|_| self.is_home(a.pfn()))?;
+        let v = region.load(a.0);
+        // Still the same stay of the same owner at the same place, so what was read was its plaintext.
+        (self.states.get(a.pfn()) == Some(before) && self.is_home(a.pfn())).then_some(v)
     }
 
     /// Writes a little-endian 64-bit number; if aligned, at once for other threads.

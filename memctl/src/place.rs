@@ -106,14 +106,7 @@ impl MemCtl {
         if a.0 >= self.size() {
             return;
         }
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: a prefetch never faults and changes nothing that a program could see.
-        unsafe {
-            use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
-            _mm_prefetch::<_MM_HINT_ET0>(region.ptr(a.0).as_ptr().cast());
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = region;
+        crate::hier::host::prefetch_write(region.ptr(a.0).as_ptr());
     }
 
     /// An aligned word of a private line that is in a simulated cache; `None`, with nothing done, of another.

@@ -124,7 +124,7 @@ pub(super) fn each_page(page: u64, large: bool, f: impl FnMut(u64)) {
 
 /// The host address of `va`'s byte in the line at `host`.
 #[inline]
-fn at_byte(host: NonNull<u8>, va: u64) -> NonNull<u8> {
+pub(super) fn at_byte(host: NonNull<u8>, va: u64) -> NonNull<u8> {
     host.map_addr(|a| a.saturating_add((va & 63) as usize))
 }
 

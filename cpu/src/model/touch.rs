@@ -6,7 +6,7 @@ use sevlab_arch::rmp::BOOKKEEPING_SIZE;
 use sevlab_arch::{Gpa, Spa, Va};
 use sevlab_memctl::{Domain, Grant, Line, LineKind, PageSize, Stalls};
 
-use super::known::each_page;
+use super::known::{at_byte, each_page};
 use super::overlap::Code;
 use super::tlb::Entry;
 use super::trace::{Touch, TraceEvent};
@@ -139,8 +139,7 @@ impl Vcpu {
                 m.known_second.set(va, &e, at, line.domain, epoch, stores);
             }
         }
-        let offset = (va & 63) as usize;
-        Ok(host.map_addr(|a| a.saturating_add(offset)))
+        Ok(at_byte(host, va))
     }
 
     /// Fetches the line of `va` for the instruction at `at`, and makes it [`CpuState::fetch_line`](crate::CpuState::fetch_line).

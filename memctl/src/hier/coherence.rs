@@ -49,11 +49,11 @@ impl Hier {
         let page = self.pages.page(pfn);
         let owners = self.cores.iter_mut().enumerate();
         for (_, c) in owners.filter(|(i, _)| page.may_have(*i)) {
-            each_line(pfn, page.cached, |line| {
+            for line in page.lines(pfn) {
                 if let Some(slot) = c.l1d.cache.find(line).filter(|&s| !c.l1d.dirty(s)) {
                     c.l1d.forget_write(slot);
                 }
-            });
+            }
         }
     }
 
@@ -141,10 +141,7 @@ impl Hier {
 
     fn empty_page(&mut self, env: &Env<'_>, pfn: u64, mut out: impl FnMut(&mut Self, u64, bool)) {
         let page = self.pages.page(pfn);
-        let mut left = page.cached;
-        while left != 0 {
-            let line = pfn << PAGE_LINES_SHIFT | u64::from(left.trailing_zeros());
-            left &= left - 1;
+        for line in page.lines(pfn) {
             let mut dirty = self.llc.remove(line).unwrap_or(false);
             for (i, c) in self.cores.iter_mut().enumerate() {
                 if page.may_have(i) {
@@ -154,14 +151,6 @@ impl Hier {
             out(self, line, dirty);
             self.pages.leave(env, line);
         }
-    }
-}
-
-/// Calls `f` with each of a page's lines whose bit is set.
-fn each_line(pfn: u64, mut bits: u64, mut f: impl FnMut(u64)) {
-    while bits != 0 {
-        f(pfn << PAGE_LINES_SHIFT | u64::from(bits.trailing_zeros()));
-        bits &= bits - 1;
     }
 }
 

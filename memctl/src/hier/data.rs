@@ -105,6 +105,16 @@ impl Page {
         self.cached & line_bit(line) != 0
     }
 
+    /// Its lines, it being page `pfn`, that are in a cache.
+    pub(super) fn lines(self, pfn: u64) -> impl Iterator<Item = u64> {
+        let mut left = self.cached;
+        std::iter::from_fn(move || {
+            let at = u64::from(left.trailing_zeros());
+            left &= left.checked_sub(1)?;
+            Some(pfn << PAGE_LINES_SHIFT | at)
+        })
+    }
+
     #[inline]
     pub(super) fn domain(self) -> Domain {
         match (self.who >> CORE_BITS) as u32 {

@@ -501,40 +501,19 @@ pub(super) trait Filter {
     fn clear(&self, i: usize);
     /// Lets no store pass through entry `i`.
     fn clear_write(&self, i: usize);
-    /// Whether a store has passed to the slot's line, and nobody has asked since.
-    fn wrote(&self, slot: usize) -> bool;
-    /// It has been asked.
-    fn clear_wrote(&self, slot: usize);
     /// Asks the host for entry `i`.
     fn prefetch(&self, i: usize);
-}
-
-impl LineFilter {
-    #[inline]
-    fn has_wrote(&self, slot: usize) -> bool {
-        let (word, bit) = self.wrote_word(slot);
-        word.load(Relaxed) & bit != 0
-    }
-
-    #[inline]
-    fn forget_wrote(&self, slot: usize) {
-        let (word, bit) = self.wrote_word(slot);
-        word.store(word.load(Relaxed) & !bit, Relaxed);
-    }
-}
-
-impl FetchFilter {
-    #[expect(clippy::unused_self, reason = "as LineFilter's")]
-    const fn has_wrote(&self, _: usize) -> bool {
+    /// Whether a store has passed to the slot's line, and nobody has asked since.
+    fn wrote(&self, _slot: usize) -> bool {
         false
     }
-
-    #[expect(clippy::unused_self, reason = "as LineFilter's")]
-    const fn forget_wrote(&self, _: usize) {}
+    /// It has been asked.
+    fn clear_wrote(&self, _slot: usize) {}
 }
 
-macro_rules! filters {
-    ($($filter:ty),*) => {$(
+/// A [`Filter`] that has `entries`, with what it does otherwise than the trait says.
+macro_rules! filter {
+    ($filter:ty { $($own:tt)* }) => {
         impl Filter for $filter {
             #[inline]
             fn stamps(&self) -> &[AtomicU64; SLOTS] {
@@ -553,22 +532,27 @@ macro_rules! filters {
                 self.entries.clear_write(i);
             }
             #[inline]
-            fn wrote(&self, slot: usize) -> bool {
-                self.has_wrote(slot)
-            }
-            #[inline]
-            fn clear_wrote(&self, slot: usize) {
-                self.forget_wrote(slot);
-            }
-            #[inline]
             fn prefetch(&self, i: usize) {
                 super::host::prefetch(&raw const *self.entries.word(i));
             }
+            $($own)*
         }
-    )*};
+    };
 }
 
-filters!(LineFilter, FetchFilter);
+filter!(FetchFilter {});
+filter!(LineFilter {
+    #[inline]
+    fn wrote(&self, slot: usize) -> bool {
+        let (word, bit) = self.wrote_word(slot);
+        word.load(Relaxed) & bit != 0
+    }
+    #[inline]
+    fn clear_wrote(&self, slot: usize) {
+        let (word, bit) = self.wrote_word(slot);
+        word.store(word.load(Relaxed) & !bit, Relaxed);
+    }
+});
 
 fn each_bit(mut bits: u64, mut f: impl FnMut(usize)) {
     while bits != 0 {

@@ -41,7 +41,7 @@ pub(super) fn prefetch<T>(p: *const T) {
 
 /// [`prefetch`] of a line that will be written.
 #[inline]
-pub(super) fn prefetch_write<T>(p: *const T) {
+pub(crate) fn prefetch_write<T>(p: *const T) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: as above.
     unsafe {

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use sevlab_arch::{Asid, Spa};
 
 use super::Hier;
-use super::data::{Env, LINE_SHIFT, PAGE_LINES_SHIFT};
+use super::data::{Env, LINE_SHIFT};
 use crate::ctl::{Domain, MemCtl, Meta};
 use crate::dram::page_parts;
 use crate::error::Error;
@@ -209,10 +209,7 @@ impl Hier {
         let Domain::Private(asid) = page.domain() else {
             return;
         };
-        let mut left = page.cached;
-        while left != 0 {
-            let line = pfn << PAGE_LINES_SHIFT | u64::from(left.trailing_zeros());
-            left &= left - 1;
+        for line in page.lines(pfn) {
             self.pages.write_back(env, line, asid, true);
         }
     }

@@ -83,9 +83,15 @@ impl<F: Filter> L1<F> {
 
     #[inline]
     fn stamps(&self) -> &[AtomicU64] {
-        match &self.filter {
+        Self::current(self.filter.as_deref(), &self.stamps)
+    }
+
+    /// The filter's stamps, or a cache's own while there is none.
+    #[inline]
+    fn current<'a>(filter: Option<&'a F>, own: &'a [AtomicU64]) -> &'a [AtomicU64] {
+        match filter {
             Some(f) => f.stamps(),
-            None => &self.stamps,
+            None => own,
         }
     }
 
@@ -107,9 +113,8 @@ impl<F: Filter> L1<F> {
 
     /// The lines that are there, with their dirtiness.
     pub(super) fn lines(&self) -> impl Iterator<Item = (u64, bool)> + '_ {
-        let wrote = |slot| self.filter.as_deref().is_some_and(|f| f.wrote(slot));
         let lines = self.cache.lines();
-        lines.map(move |(slot, line, dirty)| (line, dirty || wrote(slot)))
+        lines.map(|(slot, line, _)| (line, self.dirty(slot)))
     }
 
     /// Asks the host for what entry `i` will need.
@@ -186,7 +191,7 @@ impl<F: Filter> L1<F> {
         if self.cache.touches_matter() {
             self.unsettle(line);
         }
-        self.stamps()[slot].store(stamp, Relaxed);
+        self.stamp(slot, stamp);
     }
 
     fn unsettle(&mut self, line: u64) {
@@ -221,10 +226,7 @@ impl<F: Filter> L1<F> {
     /// A slot for the line; the victim has no filter entry any more.
     #[inline]
     pub(super) fn make_room(&mut self, line: u64) -> (usize, Option<Victim>) {
-        let stamps = match &self.filter {
-            Some(f) => f.stamps(),
-            None => &self.stamps[..],
-        };
+        let stamps = Self::current(self.filter.as_deref(), &self.stamps);
         let oldest = |base, stride| Self::oldest(&stamps[base..base + stride]);
         let (slot, mut victim) = self.cache.make_room(line, oldest);
         let wrote = self.take_dirty(slot);

@@ -14,7 +14,7 @@ mod dram;
 mod fill;
 mod filter;
 mod geometry;
-mod host;
+pub(crate) mod host;
 mod kernel;
 mod l1;
 mod near;

@@ -35,7 +35,7 @@ struct Wanted {
     line: u64,
     write: bool,
     stamp: u64,
-    /// A clean victim of L1 may be the last copy.
+    /// A clean victim of L1 may go unasked: what is inclusive has it.
     clean_may_go: bool,
 }
 
@@ -143,14 +143,10 @@ impl Hier {
                 Near::First(host)
             }
             Found::Brought(slot, wrote) => {
-                let kind = if wanted.write {
-                    CountKind::Write
-                } else {
-                    CountKind::Read
-                };
-                c.counters.l1d.misses[kind as usize] += 1;
+                let kind = CountKind::of(a.kind) as usize;
+                c.counters.l1d.misses[kind] += 1;
                 c.counters.l1d.write_backs += u64::from(wrote);
-                counters.hits[kind as usize] += 1;
+                counters.hits[kind] += 1;
                 enter_data(&mut c.l1d, slot, host, a, alone);
                 if self.degree > 0
                     && let Some(stride) = c.strides.train(line)
