@@ -10,12 +10,12 @@ use common::{Mode, Outcome, installed, run, sevlab_run, workload};
 
 const PAGE: Mode = Mode::new("off", true, "page");
 /// So that short programs translate much.
-const EAGER: [&str; 2] = ["--jit-opt", "threshold=20"];
+const EAGER: [&str; 4] = ["--jit-opt", "threshold=20", "--jit-opt", "direct=off"];
 
 /// Runs a program with a cache; the environment, and so the guest's stack, is the same each time.
 fn cached(mode: Mode, options: &[&str], cache: &Path, program: &Path, args: &[&str]) -> Outcome {
     let cache = format!("--code-cache={}", cache.display());
-    let options = [&EAGER, options, &["--stats", &cache]].concat();
+    let options = [&EAGER[..], options, &["--stats", &cache]].concat();
     let mut command = sevlab_run(mode, &options);
     command.arg(program).args(args).env("LC_ALL", "C");
     let out = run(&mut command);

@@ -152,7 +152,9 @@ pub fn after(i: &Instruction, before: u64) -> u64 {
         M::Shld | M::Shrd => count(i, 2).is_none_or(|n| n == 0),
         _ => false,
     };
-    let defines = if by_cl || i.has_rep_prefix() || i.has_repne_prefix() {
+    // The decoder takes RDPRU for one that writes them.
+    let keeps = by_cl || i.mnemonic() == M::Rdpru;
+    let defines = if keeps || i.has_rep_prefix() || i.has_repne_prefix() {
         0
     } else {
         rflags(i.rflags_modified())

@@ -57,11 +57,16 @@ impl CodeBuf {
 
     /// Appends position-independent code and returns its executable address.
     pub(crate) fn append(&self, code: &[u8]) -> Result<usize, Error> {
+        self.append_at(code, ALIGN)
+    }
+
+    /// The same of code that has no constants, at a multiple of `align`.
+    pub(crate) fn append_at(&self, code: &[u8], align: usize) -> Result<usize, Error> {
         let mut writable = self
             .writable
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
-        let at = self.used.load(Ordering::Relaxed).next_multiple_of(ALIGN);
+        let at = self.used.load(Ordering::Relaxed).next_multiple_of(align);
         let end = at + code.len();
         if end > writable.len() {
             return Err(Error::CodeBufferFull);
@@ -72,6 +77,16 @@ impl CodeBuf {
             self.enlarge(end / LARGE);
         }
         Ok(self.executable.as_ptr() as usize + at)
+    }
+
+    /// Replaces four bytes of what was appended, which does not run meanwhile.
+    pub(crate) fn patch(&self, address: usize, bytes: [u8; 4]) {
+        let at = address - self.executable.as_ptr() as usize;
+        let mut writable = self
+            .writable
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        writable[at..at + 4].copy_from_slice(&bytes);
     }
 
     /// Makes the `n`th large page's part of the buffer one large page, so that code scattered over it does not miss the host's

@@ -1,58 +1,129 @@
 //! Blocks that run as they are: the guest's own instructions on the host's registers.
 //!
-//! The problem: most of a program's blocks run some hundred times. That is too little for a compilation to pay, and the interpreter
-//! takes twenty times as long for an instruction as the host.
+//! The problem: a compilation costs what some ten thousand runs of a block take, and most of a program's blocks run some hundred times;
+//! and what a compiler makes of the guest's instructions, with flags, partial registers and a state in memory, is slower than what
+//! the guest's own compiler made.
 //!
-//! The approach: the guest's instructions are the host's. Where guest memory is in the view, a block's integer instructions are
-//! copied, in some microseconds: guest registers are loaded into the host registers of the same name, memory operands get GS, whose
-//! base is the view's, and what changed is stored. Two registers are the host's own (RSP, and R15 for the state), so the
-//! guest's go into registers that the block does not use. From the first instruction that is not copied on, the interpreter
-//! goes on.
+//! The approach: the guest's instructions are the host's. Where guest memory is in the view, a block's instructions are
+//! copied, in some microseconds. Memory operands get GS, whose base is the view's. Registers keep their names, but for those of
+//! [`HOSTS`]; the flags and the vector registers are the host's. So copies go on to each other by plain jumps; the state's memory is
+//! current only outside ([`enter`]). An instruction that is not copied is run by the interpreter, between two parts of the block.
 //!
 //! Invariants:
-//! 1. Each address was checked to lie in the view before it is used, but for a displacement and some pushes, for which the view's
+//! 1. Between blocks, each guest register is where [`HOSTS`] says.
+//! 2. Each address was checked to lie in the view before it is used, but for a displacement and some pushes, for which the view's
 //!    guards are wide enough. The check touches no flags: it reads a table at the address's high bits, of which only the
 //!    first entry can be read.
-//! 2. Until the access of an instruction has been made, no guest register of it has changed. So a fault of the host's
-//!    ([`crate::faults`]) goes on at a way out that stores the registers and says how many instructions were done.
-#![allow(unsafe_code)] // maps the table of the check, sets the GS base, asks the host for flags
+//! 3. Until the access of an instruction has been made, no guest register of it has changed. So a fault of the host's
+//!    ([`crate::faults`]) goes on at a way out that says how many instructions were not done.
+//! 4. Nothing that comes between the guest's instructions changes the host's flags.
+#![allow(unsafe_code)] // maps tables, sets the GS base
 
 mod asm;
-mod exact;
+pub(crate) mod enter;
+mod uses;
 
 use crate::layout;
-use asm::At;
-use exact::{exact_prefix, may_write, registers, touches};
-use iced_x86::{Decoder, DecoderOptions, Encoder, Mnemonic, OpKind, Register};
-use sevlab_cpu::flags::{AF, ARITH, LazyFlags};
+use asm::{Asm, At};
+use iced_x86::{
+    Decoder, DecoderOptions, Encoder, Instruction, InstructionInfoFactory, OpKind, Register,
+};
+use sevlab_cpu::flags::{AF, ARITH};
 use sevlab_cpu::insn::{Control, Insn, MemRef, Op, Operand};
 use std::cell::Cell;
 use std::sync::OnceLock;
+use uses::{Uses, ordered, touches, uses, wide};
 
+const RCX: u8 = 1;
 const RSP: u8 = 4;
-const R15: u8 = 15;
-const RAX: u8 = 0;
-const RDX: u8 = 2;
 const RBP: u8 = 5;
-const RDI: u8 = 7;
-/// RBX, RBP, R12 to R14: the caller's. R15 is always saved.
-const CALLEE_SAVED: u16 = 0x7028;
 /// Guest segment number of FS.
 const FS: u8 = 4;
+/// Where guest registers are between blocks; those without a host register are in the state's memory. R15 has the state, RSP is the host's
+/// own, and R10 and R11 ([`A`], [`S`]) are for what comes between.
+const HOSTS: [Option<u8>; 16] = {
+    let mut hosts = [None; 16];
+    let mut r = 0;
+    while r < 15 {
+        hosts[r] = Some(r as u8);
+        r += 1;
+    }
+    (hosts[RSP as usize], hosts[9], hosts[10], hosts[11]) = (Some(9), None, None, None);
+    hosts
+};
+/// A target, or an address that is a sum.
+const A: u8 = 10;
+/// What is forgotten soon.
+const S: u8 = 11;
 /// log2 of the view's size: what has higher bits is not in it.
 const VIEW_BITS: u8 = 45;
 /// A stack pointer that was checked may move so far by one instruction.
 const NEAR: i64 = 1 << 20;
 
+/// Why copied code was left: what R11 says there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Left {
+    /// By the exit of this number.
+    Exit(u32),
+    /// To an address that is not in [`Targets`].
+    Indirect,
+    /// For an instruction that the interpreter has to run: its number.
+    Step(u32),
+    /// An access faulted, with so many instructions counted that were not done; 0: whoever runs the vCPU is to look.
+    Out(u32),
+}
+
+impl Left {
+    const UNDEFINED_AF: u32 = 4;
+
+    const fn word(self) -> u32 {
+        match self {
+            Self::Exit(n) => n << 3,
+            Self::Indirect => 1,
+            Self::Step(n) => n << 3 | 2,
+            Self::Out(n) => n << 3 | 3,
+        }
+    }
+
+    /// What a word says, and which arithmetic flags are the guest's.
+    pub(crate) fn of(word: u32) -> (Self, u64) {
+        let n = word >> 3;
+        let left = match word & 3 {
+            0 => Self::Exit(n),
+            1 => Self::Indirect,
+            2 => Self::Step(n),
+            _ => Self::Out(n),
+        };
+        let kept = if word & Self::UNDEFINED_AF != 0 {
+            ARITH & !AF
+        } else {
+            ARITH
+        };
+        (left, kept)
+    }
+}
+
 /// A block's code.
+#[derive(Default)]
 pub(crate) struct Direct {
     pub code: Vec<u8>,
-    /// Instructions that it runs, from the first on.
-    pub insns: u8,
-    /// Whether the flags' record has to be explicit before.
-    pub needs_flags: bool,
+    /// Its exits, by number from the first on: where the distance of the jump is, and where it leads if it is not linked, as offsets; and the
+    /// guest address it goes to.
+    pub exits: Vec<(u32, u32, u64)>,
+    /// Instructions for the interpreter, by number from the first on: which of the block's, where the block goes on behind it, and how many
+    /// instructions are counted that were not done before it.
+    pub steps: Vec<(usize, u32, u32)>,
     /// Where an instruction's code begins that may fault, and its way out; both as offsets in the code. Each reaches to the next.
     pub sites: Vec<(u32, u32)>,
+}
+
+/// Memory in the lowest 2 GiB, which an operand can name without a register.
+fn low(bytes: usize, protection: i32) -> Option<usize> {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_32BIT;
+    // SAFETY: a new mapping where nothing is.
+    let at = unsafe { libc::mmap(std::ptr::null_mut(), bytes, protection, flags, -1, 0) };
+    let at = (at != libc::MAP_FAILED).then_some(at as usize)?;
+    (at + bytes <= i32::MAX as usize).then_some(at)
 }
 
 /// Whether this host and process can run such code.
@@ -60,31 +131,19 @@ pub(crate) fn is_possible() -> bool {
     std::arch::is_x86_feature_detected!("bmi2") && table().is_some()
 }
 
-/// The address of the check's table, in the lowest 2 GiB.
+/// The address of the check's table: what index 0 reads is there, and nothing behind it.
 fn table() -> Option<i32> {
     static TABLE: OnceLock<Option<i32>> = OnceLock::new();
     *TABLE.get_or_init(|| {
         const PAGE: usize = 4096;
         // An entry for each value of the 16 bits looked at, the first of which ends a page.
-        const BYTES: usize = PAGE + (8 << 16);
-        let flags = libc::MAP_PRIVATE
-            | libc::MAP_ANONYMOUS
-            | libc::MAP_NORESERVE
-            | libc::MAP_FIXED_NOREPLACE;
-        (1..8).map(|n| n * 0x0800_0000_usize).find_map(|at| {
-            let want = std::ptr::without_provenance_mut(at);
-            // SAFETY: a new mapping where nothing is; of it one page can be read.
-            unsafe {
-                let got = libc::mmap(want, BYTES, libc::PROT_NONE, flags, -1, 0);
-                if got != want {
-                    if got != libc::MAP_FAILED {
-                        libc::munmap(got, BYTES);
-                    }
-                    return None;
-                }
-                (libc::mprotect(got, PAGE, libc::PROT_READ) == 0).then_some((at + PAGE - 8) as i32)
-            }
-        })
+        let at = low(PAGE + (8 << 16), libc::PROT_NONE)?;
+        // SAFETY: part of what was just mapped.
+        let readable = unsafe {
+            let page = std::ptr::with_exposed_provenance_mut(at);
+            libc::mprotect(page, PAGE, libc::PROT_READ) == 0
+        };
+        readable.then_some((at + PAGE - 8) as i32)
     })
 }
 
@@ -100,176 +159,264 @@ pub(crate) fn set_gs(base: u64) {
     }
 }
 
-/// Copies a block.
+/// Where indirect jumps lead: for the low 16 bits of a guest address, minus that address, and behind all of those its code.
+pub(crate) struct Targets(usize);
+
+impl Targets {
+    const ENTRIES: usize = 1 << 16;
+
+    fn new() -> Option<Self> {
+        let at = low(16 * Self::ENTRIES, libc::PROT_READ | libc::PROT_WRITE)?;
+        let targets = Self(at);
+        // What no address is the opposite of, for the entry that zeroes would match.
+        targets.set(0, 1, 0);
+        Some(targets)
+    }
+
+    fn set(&self, index: u64, word: u64, code: usize) {
+        let at: *mut u64 =
+            std::ptr::with_exposed_provenance_mut(self.0 + 8 * (index as usize & 0xffff));
+        // SAFETY: both words are in the mapping, which lives as long as this and is read by copied code alone, on this thread.
+        unsafe {
+            at.write(word);
+            at.add(Self::ENTRIES).write(code as u64);
+        }
+    }
+
+    /// Jumps to `rip` lead there from now on.
+    pub(crate) fn enter(&self, rip: u64, code: usize) {
+        self.set(rip, rip.wrapping_neg(), code);
+    }
+
+    /// Jumps to `rip` lead nowhere.
+    pub(crate) fn remove(&self, rip: u64) {
+        let at: *const u64 =
+            std::ptr::with_exposed_provenance(self.0 + 8 * (rip as usize & 0xffff));
+        // SAFETY: as in `set`.
+        if unsafe { at.read() } == rip.wrapping_neg() {
+            // The opposite of an address that belongs elsewhere.
+            self.set(rip, !rip, 0);
+        }
+    }
+}
+
+impl Drop for Targets {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `new`, and copied code that reads it is gone with the engine.
+        unsafe {
+            libc::munmap(
+                std::ptr::with_exposed_provenance_mut(self.0),
+                16 * Self::ENTRIES,
+            )
+        };
+    }
+}
+
+/// Copies blocks.
 pub(crate) struct Maker {
     encoder: Encoder,
+    info: InstructionInfoFactory,
+    pub targets: Targets,
+    table: i32,
+    /// Blocks count against the budget of a turn.
+    budget: bool,
 }
 
 impl Maker {
-    pub(crate) fn new() -> Self {
-        Self {
+    pub(crate) fn new(budget: bool) -> Option<Self> {
+        Some(Self {
             encoder: Encoder::new(64),
-        }
+            info: InstructionInfoFactory::new(),
+            targets: Targets::new()?,
+            table: table()?,
+            budget,
+        })
     }
 
-    /// The code of the instructions from the block's first on that can be copied; `None` if that is not worth it.
-    pub(crate) fn make(&mut self, insns: &[Insn]) -> Option<Direct> {
-        let table = table()?;
-        let (plan, n) = Plan::of(insns)?;
-        // An instruction that can't be encoded so ends what is copied.
-        let mut count = exact_prefix(&insns[..n]);
+    /// The code of a block's instructions, or of the first of them; its exits and steps are numbered from these on. `None` if none is one
+    /// that can be copied.
+    pub(crate) fn make(
+        &mut self,
+        insns: &[Insn],
+        first_exit: u32,
+        first_step: u32,
+    ) -> Option<Direct> {
+        let decoded: Vec<(Instruction, Option<Uses>)> = insns
+            .iter()
+            .map(|i| {
+                let bytes = &i.bytes[..usize::from(i.len).min(15)];
+                let ins = Decoder::with_ip(64, bytes, i.rip, DecoderOptions::NONE).decode();
+                let uses = uses(i, &ins, &mut self.info);
+                (ins, uses)
+            })
+            .collect();
+        let stays = |(i, (_, uses)): (&Insn, &(_, Option<Uses>))| {
+            uses.is_some() || i.control == Control::Next
+        };
+        let mut n = insns.iter().zip(&decoded).take_while(|&x| stays(x)).count();
+        let mut unencodable = 0u64;
         loop {
-            if count < 2 {
+            let plan;
+            (plan, n) = Plan::of(&decoded[..n]);
+            let copied = |k: usize| decoded[k].1.is_some() && unencodable >> k & 1 == 0;
+            if !(0..n).any(copied) {
                 return None;
             }
-            let mut code = Copier::new(plan, table, &mut self.encoder);
-            code.begin(&insns[..count]);
-            match insns[..count].iter().position(|i| code.insn(i).is_none()) {
-                None => return Some(code.end(count)),
-                Some(k) => count = exact_prefix(&insns[..k]),
+            let mut c = Copier {
+                plan,
+                table: self.table,
+                targets: self.targets.0 as i32,
+                encoder: &mut self.encoder,
+                asm: Asm::default(),
+                insns: &insns[..n],
+                checked: 0,
+                kept: ARITH,
+                done: 0,
+                faulting: Vec::new(),
+                tails: Vec::new(),
+                first: (first_exit, first_step),
+                out: Direct::default(),
+            };
+            c.begin(self.budget);
+            let mut failed = None;
+            for (k, (ins, uses)) in decoded[..n].iter().enumerate() {
+                match uses {
+                    Some(uses) if unencodable >> k & 1 == 0 => {
+                        if c.insn(ins, *uses).is_none() {
+                            failed = Some(k);
+                            break;
+                        }
+                    }
+                    _ => c.step(),
+                }
+                c.done += 1;
+            }
+            match failed {
+                None => return Some(c.end()),
+                // It is left to the interpreter; if it ends the block, so are those behind it.
+                Some(k) if insns[k].control == Control::Next => unencodable |= 1 << k,
+                Some(k) => n = k,
             }
         }
     }
 }
 
-/// Which host registers stand for what.
+/// Which host registers stand for what in one block.
 #[derive(Clone, Copy)]
 struct Plan {
-    /// General registers that the instructions use.
-    used: u16,
-    /// Those that they may write.
+    hosts: [u8; 16],
+    /// Guest registers that come from the state's memory, with the guest registers whose hosts they get meanwhile.
+    moved: [(u8, u8); 4],
+    count: usize,
+    /// Guest registers that are written.
     written: u16,
-    /// Where the guest's RSP and R15 are.
-    rsp: u8,
-    r15: u8,
-    /// Two registers for what comes between.
-    a: u8,
-    s: u8,
 }
 
 impl Plan {
-    /// The registers of a block, and how many of its instructions can be copied with them.
-    fn of(insns: &[Insn]) -> Option<(Self, usize)> {
+    /// The registers of a block, and how many of its instructions there are enough for.
+    fn of(insns: &[(Instruction, Option<Uses>)]) -> (Self, usize) {
+        let homeless = (0..16).filter(|&r| HOSTS[r].is_none());
+        let homeless = homeless.fold(0u16, |all, r| all | 1 << r);
         let (mut used, mut written, mut n) = (0u16, 0u16, 0);
-        for i in insns {
-            let Some((u, w)) = registers(i) else { break };
-            let all = used | u;
-            // Of 14, two are for what comes between, and RSP and R15 each take one.
-            if (all & 0x7fef).count_ones() + u32::from(all >> RSP & 1) + u32::from(all >> R15) > 12
-            {
+        for (_, uses) in insns {
+            let u = uses.unwrap_or_default();
+            let all = used | u.used | u.written;
+            if (all & homeless).count_ones() > (!all & !homeless).count_ones() {
                 break;
             }
-            (used, written, n) = (all, written | w, n + 1);
+            (used, written, n) = (all, written | u.written, n + 1);
         }
-        // Low ones need no prefix, and the callee-saved ones have to be saved.
-        let mut free = [6, 7, 2, 1, 0, 8, 9, 10, 11, 3, 5, 12, 13, 14]
-            .into_iter()
-            .filter(|r| used >> r & 1 == 0);
-        let mut take = |wanted: bool| if wanted { free.next() } else { Some(RSP) };
-        let (rsp, r15) = (take(used >> RSP & 1 != 0)?, take(used >> R15 & 1 != 0)?);
-        let (a, s) = (take(true)?, take(true)?);
-        let plan = Self {
-            used,
+        let mut plan = Self {
+            hosts: HOSTS.map(|h| h.unwrap_or(A)),
+            moved: [(0, 0); 4],
+            count: 0,
             written,
-            rsp,
-            r15,
-            a,
-            s,
         };
-        Some((plan, n))
+        // The last ones are callee's, and mostly of the same functions that do not use them.
+        let mut free = (0..16u8).rev().filter(|r| !(used | homeless) >> r & 1 != 0);
+        for r in (0..16u8).filter(|r| used & homeless & 1 << r != 0) {
+            let Some(from) = free.next() else { break };
+            plan.hosts[usize::from(r)] = HOSTS[usize::from(from)].unwrap_or(A);
+            plan.moved[plan.count] = (r, from);
+            plan.count += 1;
+        }
+        (plan, n)
     }
 
     /// The host register that a guest register is in.
     fn host(&self, r: u8) -> u8 {
-        match r {
-            RSP => self.rsp,
-            R15 => self.r15,
-            r => r,
-        }
+        self.hosts[usize::from(r & 15)]
     }
+}
+
+/// What is behind a block's own code.
+enum Tail {
+    /// An exit that is not linked: its jump, and where it goes to.
+    Exit(u32, u64),
+    /// A target that is not in the table: the jump that comes here, and the instruction.
+    Miss(u32, usize),
 }
 
 struct Copier<'a> {
     plan: Plan,
     table: i32,
+    targets: i32,
     encoder: &'a mut Encoder,
-    code: Vec<u8>,
+    asm: Asm,
+    insns: &'a [Insn],
     /// Host registers whose value is known to be in the view.
     checked: u16,
-    /// Guest instructions done.
-    done: u8,
-    /// Flags that are in the host's flags: all that were written so far, or all.
-    flags: u64,
-    /// Those of them that are kept: what a shift or a product leaves in AF is undefined, and 0 in the interpreter.
+    /// Those of the flags that are kept: what a shift or a product leaves in AF is undefined, and 0 in the interpreter.
     kept: u64,
-    needs_flags: bool,
-    /// Instructions that may fault: where they begin, how many were done before, and the host's flags that are kept.
-    faulting: Vec<(u32, u8, Option<u64>)>,
+    /// Instructions done.
+    done: usize,
+    /// Where code begins that may fault, and what the way out says: the instruction, and which flags are kept. Or that may not.
+    faulting: Vec<(u32, Option<(usize, u64)>)>,
+    tails: Vec<Tail>,
+    /// Numbers of the first exit and step.
+    first: (u32, u32),
+    out: Direct,
 }
 
-impl<'a> Copier<'a> {
-    fn new(plan: Plan, table: i32, encoder: &'a mut Encoder) -> Self {
-        Self {
-            plan,
-            table,
-            encoder,
-            code: Vec::with_capacity(512),
-            checked: 0,
-            done: 0,
-            flags: 0,
-            kept: ARITH,
-            needs_flags: false,
-            faulting: Vec::new(),
-        }
+impl Copier<'_> {
+    /// From here on an access of instruction `k` may fault.
+    fn faults(&mut self, k: usize) {
+        self.faulting.push((self.asm.here(), Some((k, self.kept))));
+    }
+
+    /// From here on nothing faults.
+    fn safe(&mut self) {
+        self.faulting.push((self.asm.here(), None));
     }
 
     /// Faults unless the register's value is an address in the view. What has bits 61 to 63 alone passes: the access faults.
     fn check(&mut self, r: u8) {
-        if self.checked >> r & 1 != 0 {
-            return;
+        if self.checked >> r & 1 == 0 {
+            self.check_bits(r, VIEW_BITS);
+            self.checked |= 1 << r;
         }
-        self.check_bits(r, VIEW_BITS);
-        self.checked |= 1 << r;
-    }
-
-    /// Faults unless an address to go to is in the view.
-    fn check_target(&mut self, r: u8) {
-        self.check_bits(r, VIEW_BITS);
-        self.check_bits(r, 48);
     }
 
     /// Faults unless the 16 bits of the register from one on are clear.
     fn check_bits(&mut self, r: u8, from: u8) {
-        let s = self.plan.s;
-        // rorx s, r, from
-        let (not_reg, not_rm) = (!(s >> 3) & 1, !(r >> 3) & 1);
-        self.code
-            .extend_from_slice(&[0xc4, not_reg << 7 | 0x40 | not_rm << 5 | 3, 0xfb, 0xf0]);
-        self.code
-            .extend_from_slice(&[0xc0 | (s & 7) << 3 | r & 7, from]);
-        // movzx s, s16
-        self.between(&[0x0f, 0xb7], s, s, false);
-        let entry = At {
-            disp: self.table,
-            ..At::sum(None, Some((s, 3)))
-        };
-        self.mem(&[0x8b], s, entry, false);
+        self.asm.rotate(S, r, from);
+        self.asm.low16(S, S);
+        self.asm.mem(&[0x8b], S, At::entry(self.table, S), false);
     }
 
     /// The host operand for the guest's memory operand, checked.
     fn operand(&mut self, m: &MemRef) -> Option<At> {
-        let a = self.plan.a;
         let disp = i32::try_from(m.disp).ok();
-        let base = (m.base != MemRef::NONE).then(|| self.plan.host(m.base & 15));
-        let index = (m.index != MemRef::NONE).then(|| (self.plan.host(m.index & 15), m.scale & 3));
+        let base = (m.base != MemRef::NONE).then(|| self.plan.host(m.base));
+        let index = (m.index != MemRef::NONE).then(|| (self.plan.host(m.index), m.scale & 3));
         if base.is_none() && index.is_none() && m.seg == MemRef::NONE {
             // The processor's own, or an address as a number.
             let va = m.disp as u64;
             if va >> VIEW_BITS != 0 {
                 return None;
             }
-            self.constant(a, va);
-            return Some(At::guest(a, 0));
+            self.asm.constant(A, va);
+            return Some(At::guest(A, 0));
         }
         let disp = disp?;
         if m.seg == MemRef::NONE && index.is_none() {
@@ -278,69 +425,134 @@ impl<'a> Copier<'a> {
             return Some(At::guest(base, disp));
         }
         if m.seg == MemRef::NONE {
-            self.lea(a, At::sum(base, index));
+            self.asm.lea(A, At::sum(base, index));
         } else {
-            self.load(a, At::state(layout::seg_base(usize::from(m.seg))));
+            let seg = layout::seg_base(usize::from(m.seg));
+            self.asm.load(A, At::state(seg));
             for (r, scale) in base.map(|b| (b, 0)).into_iter().chain(index) {
-                self.lea(a, At::sum(Some(a), Some((r, scale))));
+                self.asm.lea(A, At::sum(Some(A), Some((r, scale))));
             }
         }
-        self.checked &= !(1 << a);
-        self.check(a);
-        Some(At::guest(a, disp))
+        self.checked &= !(1 << A);
+        self.check(A);
+        self.checked &= !(1 << A);
+        Some(At::guest(A, disp))
     }
 
-    fn begin(&mut self, insns: &[Insn]) {
-        // Flags that were there before are wanted where one is read that was not written, or only some are written.
-        let mut known = 0;
-        for i in insns {
-            let may = may_write(i);
-            self.needs_flags |= i.flags_in & !known != 0;
-            known |= i.flags_out;
-            self.needs_flags |= may != 0 && known != ARITH;
+    /// Whether the block may lead back to itself by blocks that do not look.
+    fn looks(&self) -> bool {
+        let (Some(first), Some(last)) = (self.insns.first(), self.insns.last()) else {
+            return false;
+        };
+        match last.control {
+            Control::Jump(to) | Control::Branch(to) | Control::Call(to) => to <= first.rip,
+            Control::Next | Control::Leave => false,
+            Control::Indirect | Control::IndirectCall | Control::Return => true,
         }
+    }
+
+    fn begin(&mut self, budget: bool) {
+        if self.looks() {
+            // Before the first instruction is counted.
+            self.faults(self.insns.len());
+            self.asm
+                .mem(&[0x8b], S, At::state(layout::EXIT_REQUEST), false);
+            self.asm.mem(&[0x8b], S, At::entry(self.table, S), false);
+            if budget {
+                self.asm.load(S, At::state(layout::BUDGET));
+                self.asm.lea(S, At::plain(S, -1));
+                self.asm.store(At::state(layout::BUDGET), S);
+                self.check_bits(S, 48);
+            }
+            self.safe();
+        }
+        self.asm.load(S, At::state(layout::RETIRED));
+        self.asm.lea(S, At::plain(S, self.insns.len() as i32));
+        self.asm.store(At::state(layout::RETIRED), S);
+        self.take();
+    }
+
+    /// Registers of the block that have no host register come into one.
+    fn take(&mut self) {
         let plan = self.plan;
-        for r in saved(&plan) {
-            self.push(r);
+        for (r, from) in plan.moved.into_iter().take(plan.count) {
+            let host = plan.host(r);
+            self.asm.store(At::gpr(from), host);
+            self.asm.load(host, At::gpr(r));
         }
-        self.between(&[0x89], RDI, R15, true);
-        if self.needs_flags {
-            // push [r15+..]; popfq
-            self.mem(&[0xff], 6, At::state(layout::CC + 24), false);
-            self.code.push(0x9d);
-            self.flags = ARITH;
+    }
+
+    /// And go back.
+    fn give(&mut self) {
+        let plan = self.plan;
+        for (r, from) in plan.moved.into_iter().take(plan.count) {
+            let host = plan.host(r);
+            if plan.written >> r & 1 != 0 {
+                self.asm.store(At::gpr(r), host);
+            }
+            self.asm.load(host, At::gpr(from));
         }
-        for r in (0..16).filter(|r| plan.used >> r & 1 != 0) {
-            self.load(plan.host(r), At::state(layout::gpr(usize::from(r))));
-        }
+    }
+
+    fn leave(&mut self, why: Left, kept: u64) {
+        let af = if kept & AF == 0 {
+            Left::UNDEFINED_AF
+        } else {
+            0
+        };
+        self.asm.constant(S, u64::from(why.word() | af));
+        self.asm.jump_to(At::state(layout::LEAVE));
     }
 
     /// Puts a register on the guest's stack, whose pointer has been checked.
-    fn guest_push(&mut self, r: u8) {
-        let sp = self.plan.rsp;
-        self.store(At::guest(sp, -8), r);
-        self.lea(sp, At::plain(sp, -8));
+    fn push(&mut self, r: u8) {
+        let sp = self.plan.host(RSP);
+        self.asm.store(At::guest(sp, -8), r);
+        self.asm.lea(sp, At::plain(sp, -8));
+    }
+
+    /// Leaves an instruction to the interpreter.
+    fn step(&mut self) {
+        let k = self.done;
+        self.safe();
+        self.give();
+        self.asm.constant(A, self.insns[k].rip);
+        let number = self.first.1 + self.out.steps.len() as u32;
+        self.leave(Left::Step(number), self.kept);
+        let left = (self.insns.len() - k) as u32;
+        self.out.steps.push((k, self.asm.here(), left));
+        self.checked = 0;
+        self.kept = ARITH;
+        self.take();
+    }
+
+    /// A jump to where the guest goes on.
+    fn exit(&mut self, op: &[u8], to: u64) {
+        let at = self.asm.jump(op);
+        self.tails.push(Tail::Exit(at, to));
     }
 
     /// Copies an instruction.
-    fn insn(&mut self, i: &Insn) -> Option<()> {
-        let plan = self.plan;
-        let (a, s, sp) = (plan.a, plan.s, plan.rsp);
-        let begins = self.code.len() as u32;
-        if touches(i) {
-            let kept = self.kept_flags();
-            self.faulting.push((begins, self.done, kept));
+    fn insn(&mut self, ins: &Instruction, uses: Uses) -> Option<()> {
+        let i = &self.insns[self.done];
+        if touches(i, ins) {
+            self.faults(self.done);
         }
-        let rip = At::state(layout::RIP);
+        let sp = self.plan.host(RSP);
         match (i.op, i.control) {
             (Op::Nop, _) => {}
             (Op::Push, _) => {
                 self.check(sp);
                 match i.ops[0] {
-                    Operand::Gpr(r) => self.guest_push(plan.host(r & 15)),
+                    Operand::Gpr(r) => self.push(self.plan.host(r)),
                     Operand::Imm(v) => {
-                        self.constant(a, v as u64);
-                        self.guest_push(a);
+                        self.asm.constant(A, v as u64);
+                        self.push(A);
+                    }
+                    Operand::Mem => {
+                        let at = self.operand(&i.mem)?;
+                        self.asm.load(A, at);
+                        self.push(A);
                     }
                     _ => return None,
                 }
@@ -350,64 +562,36 @@ impl<'a> Copier<'a> {
                     return None;
                 };
                 self.check(sp);
-                let r = plan.host(r & 15);
-                self.load(r, At::guest(sp, 0));
+                let r = self.plan.host(r);
+                self.asm.load(r, At::guest(sp, 0));
                 self.checked &= !(1 << r);
-                self.lea(sp, At::plain(sp, 8));
+                self.asm.lea(sp, At::plain(sp, 8));
             }
             (Op::Leave, _) => {
                 self.check(RBP);
-                self.load(a, At::guest(RBP, 0));
-                self.lea(sp, At::plain(RBP, 8));
-                self.between(&[0x89], a, RBP, true);
-                self.checked &= !(1 << a | 1 << RBP);
+                self.asm.load(A, At::guest(RBP, 0));
+                self.asm.lea(sp, At::plain(RBP, 8));
+                self.asm.copy(RBP, A);
+                self.checked &= !(1 << RBP);
                 self.checked |= 1 << sp;
             }
             (_, Control::Jump(to)) => {
-                self.constant(a, to);
-                self.store(rip, a);
+                self.give();
+                self.exit(&[0xe9], to);
             }
             (Op::Jcc(cc), Control::Branch(to)) => {
-                self.constant(a, i.next_rip());
-                self.constant(s, to);
-                self.between(&[0x0f, 0x40 | cc as u8], a, s, true);
-                self.store(rip, a);
+                self.give();
+                self.exit(&[0x0f, 0x80 | cc as u8], to);
+                self.exit(&[0xe9], i.next_rip());
             }
             (_, Control::Call(to)) => {
                 self.check(sp);
-                self.constant(a, i.next_rip());
-                self.guest_push(a);
-                self.constant(a, to);
-                self.store(rip, a);
+                self.asm.constant(A, i.next_rip());
+                self.push(A);
+                self.give();
+                self.exit(&[0xe9], to);
             }
-            (_, Control::Return) => {
-                let more = match i.ops[0] {
-                    Operand::Imm(v) => i32::try_from(v).ok().filter(|v| *v >= 0)?,
-                    _ => 0,
-                };
-                self.check(sp);
-                self.load(a, At::guest(sp, 0));
-                self.check_target(a);
-                self.lea(sp, At::plain(sp, 8 + more));
-                self.store(rip, a);
-            }
-            (_, Control::Indirect | Control::IndirectCall) => {
-                match i.ops[0] {
-                    Operand::Gpr(r) => self.between(&[0x89], plan.host(r & 15), a, true),
-                    Operand::Mem => {
-                        let at = self.operand(&i.mem)?;
-                        self.load(a, at);
-                    }
-                    _ => return None,
-                }
-                self.check_target(a);
-                if i.control == Control::IndirectCall {
-                    self.check(sp);
-                    self.constant(s, i.next_rip());
-                    self.guest_push(s);
-                }
-                self.store(rip, a);
-            }
+            (_, Control::Return | Control::Indirect | Control::IndirectCall) => self.indirect(i)?,
             (Op::Lea, _) if i.mem.base == MemRef::NONE && i.mem.index == MemRef::NONE => {
                 let Operand::Gpr(r) = i.ops[0] else {
                     return None;
@@ -415,36 +599,85 @@ impl<'a> Copier<'a> {
                 if i.width.bytes() < 4 || i.mem.addr32 {
                     return None;
                 }
-                let r = plan.host(r & 15);
-                self.constant(r, i.mem.disp as u64 & i.width.mask());
+                let r = self.plan.host(r);
+                self.asm.constant(r, i.mem.disp as u64 & i.width.mask());
                 self.checked &= !(1 << r);
             }
-            _ => self.copy(i)?,
+            _ => self.copy(ins, uses)?,
         }
-        self.flags |= may_write(i);
         if i.flags_out & AF != 0 {
-            let clears = matches!(i.op, Op::Shl | Op::Shr | Op::Sar | Op::Imul2 | Op::Imul3);
-            self.kept = if clears { ARITH & !AF } else { ARITH };
+            let undefined = matches!(
+                i.op,
+                Op::Shl | Op::Shr | Op::Sar | Op::Shld | Op::Shrd | Op::Imul2 | Op::Imul3
+            );
+            self.kept = if undefined { ARITH & !AF } else { ARITH };
         }
-        self.done += 1;
+        Some(())
+    }
+
+    /// Goes where a register, memory or the stack says.
+    fn indirect(&mut self, i: &Insn) -> Option<()> {
+        let sp = self.plan.host(RSP);
+        match i.ops[0] {
+            _ if i.control == Control::Return => {
+                self.check(sp);
+                self.asm.load(A, At::guest(sp, 0));
+            }
+            Operand::Gpr(r) => {
+                let r = self.plan.host(r);
+                self.asm.copy(A, r);
+            }
+            Operand::Mem => {
+                let at = self.operand(&i.mem)?;
+                self.asm.load(A, at);
+            }
+            _ => return None,
+        }
+        if i.control == Control::IndirectCall {
+            self.check(sp);
+        }
+        let kept = At::state(layout::KEPT);
+        self.asm.low16(S, A);
+        self.asm.store(kept, RCX);
+        self.asm.load(RCX, At::entry(self.targets, S));
+        self.asm.lea(RCX, At::sum(Some(RCX), Some((A, 0))));
+        // jrcxz over the jump
+        self.asm.bytes(&[0xe3, 5]);
+        let miss = self.asm.jump(&[0xe9]);
+        self.tails.push(Tail::Miss(miss, self.done));
+        self.asm.load(RCX, kept);
+        self.move_stack(i, A)?;
+        self.give();
+        let code = self.targets + 8 * Targets::ENTRIES as i32;
+        self.asm.jump_to(At::entry(code, S));
+        Some(())
+    }
+
+    /// What a return or a call does to the stack. `free`: a register for the address.
+    fn move_stack(&mut self, i: &Insn, free: u8) -> Option<()> {
+        let sp = self.plan.host(RSP);
+        match i.control {
+            Control::Return => {
+                let more = match i.ops[0] {
+                    Operand::Imm(v) => i32::try_from(v).ok().filter(|v| *v >= 0)?,
+                    _ => 0,
+                };
+                self.asm.lea(sp, At::plain(sp, 8 + more));
+            }
+            Control::IndirectCall => {
+                self.asm.constant(free, i.next_rip());
+                self.push(free);
+            }
+            _ => {}
+        }
         Some(())
     }
 
     /// The instruction itself, with its registers and its memory operand replaced.
-    fn copy(&mut self, i: &Insn) -> Option<()> {
-        let plan = self.plan;
-        let bytes = &i.bytes[..usize::from(i.len).min(15)];
-        let mut ins = Decoder::with_ip(64, bytes, i.rip, DecoderOptions::NONE).decode();
-        // The guest's processor may take an instruction for another than the host does. MOVNTI is a plain store for the interpreter,
-        // which therefore needs no fences; as itself it would be ordered by none.
-        if ins.is_invalid()
-            || ins.len() != bytes.len()
-            || ins.code() as u16 != i.code
-            || ins.mnemonic() == Mnemonic::Movnti
-        {
-            return None;
-        }
-        let is_mem = (0..ins.op_count()).any(|n| ins.op_kind(n) == OpKind::Memory);
+    fn copy(&mut self, ins: &Instruction, uses: Uses) -> Option<()> {
+        let i = &self.insns[self.done];
+        let mut ins = *ins;
+        let is_mem = ins.op_kinds().any(|k| k == OpKind::Memory);
         if is_mem && i.op != Op::Lea {
             let at = self.operand(&i.mem)?;
             ins.set_segment_prefix(Register::GS);
@@ -452,7 +685,12 @@ impl<'a> Copier<'a> {
             ins.set_memory_index(Register::None);
             ins.set_memory_index_scale(1);
             ins.set_memory_displacement64(i64::from(at.disp) as u64);
-            ins.set_memory_displ_size(8);
+            ins.set_memory_displ_size(match at.disp {
+                0 => 0,
+                -128..128 => 1,
+                _ => 8,
+            });
+            ins.set_code(ordered(ins.code()));
         } else if is_mem {
             ins.set_segment_prefix(Register::None);
             let (base, index) = (ins.memory_base(), ins.memory_index());
@@ -466,30 +704,34 @@ impl<'a> Copier<'a> {
             }
         }
         ins.set_has_rep_prefix(false);
+        ins.set_has_repne_prefix(false);
         let encoded = self.encoder.encode(&ins, 0);
         // What it has written before it found an error is there, too.
         let mut bytes = self.encoder.take_buffer();
         encoded.ok()?;
-        self.code.append(&mut bytes);
+        self.asm.bytes(&bytes);
+        bytes.clear();
+        self.encoder.set_buffer(bytes);
         let small = matches!(i.op, Op::Add | Op::Sub)
             && i.width.bytes() == 8
             && matches!(i.ops, [Operand::Gpr(RSP), Operand::Imm(v), ..] if v.abs() < NEAR);
-        let (_, written) = registers(i)?;
-        for r in (0..16).filter(|r| written >> r & 1 != 0) {
+        for r in (0..16).filter(|r| uses.written >> r & 1 != 0) {
             if !(r == RSP && small) {
-                self.checked &= !(1 << plan.host(r));
+                self.checked &= !(1 << self.plan.host(r));
             }
         }
         Some(())
     }
 
     fn renamed(&self, r: Register) -> Register {
-        let full = r.full_register();
-        let to = match full {
-            Register::RSP => self.plan.rsp,
-            Register::R15 => self.plan.r15,
-            _ => return r,
-        };
+        if !r.is_gpr() {
+            return r;
+        }
+        let from = r.full_register().number() as u8;
+        let to = self.plan.host(from);
+        if to == from {
+            return r;
+        }
         let table = match r.size() {
             8 => Register::RAX,
             4 => Register::EAX,
@@ -505,169 +747,81 @@ impl<'a> Copier<'a> {
         table + u32::from(to)
     }
 
-    /// The host's flags that are the guest's, if they are.
-    fn kept_flags(&self) -> Option<u64> {
-        (self.flags != 0).then_some(self.kept)
-    }
-
-    /// Stores registers and flags.
-    fn store_all(&mut self, flags: Option<u64>) {
-        let plan = self.plan;
-        for r in (0..16).filter(|r| plan.written >> r & 1 != 0) {
-            self.store(At::state(layout::gpr(usize::from(r))), plan.host(r));
+    /// What lies behind: exits that are not linked, targets that are not known, the ways out.
+    fn end(mut self) -> Direct {
+        let insns = self.insns;
+        if insns.last().is_some_and(|i| i.control == Control::Next) {
+            self.give();
+            self.exit(&[0xe9], insns.last().map_or(0, Insn::next_rip));
         }
-        if let Some(kept) = flags {
-            self.code.push(0x9c);
-            let a = plan.a;
-            self.pop(a);
-            // and a, kept
-            self.code
-                .extend_from_slice(&[0x40 | a >> 3, 0x81, 0xe0 | a & 7]);
-            self.code.extend_from_slice(&(kept as u32).to_le_bytes());
-            let explicit = LazyFlags::explicit(0).op as u32;
-            self.mem(&[0xc7], 0, At::state(layout::CC), true);
-            self.code.extend_from_slice(&explicit.to_le_bytes());
-            self.store(At::state(layout::CC + 24), a);
-        }
-    }
-
-    fn leave(&mut self) {
-        let saved: Vec<u8> = saved(&self.plan).collect();
-        for r in saved.into_iter().rev() {
-            self.pop(r);
-        }
-        self.code.push(0xc3);
-    }
-
-    /// The ways out.
-    fn end(mut self, count: usize) -> Direct {
-        let end_of_faulting = self.code.len() as u32;
-        self.store_all(self.kept_flags());
-        self.code.push(0xb8);
-        self.code.extend_from_slice(&(count as u32).to_le_bytes());
-        self.leave();
-        let s = self.plan.s;
-        let faulting = std::mem::take(&mut self.faulting);
-        let mut sites = Vec::with_capacity(faulting.len() + 1);
-        for kept in [None, Some(ARITH), Some(ARITH & !AF)] {
-            let mut jumps = Vec::new();
-            for &(begins, done, flags) in &faulting {
-                if flags == kept {
-                    sites.push((begins, self.code.len() as u32));
-                    self.constant(s, u64::from(done));
-                    self.code.extend_from_slice(&[0xe9, 0, 0, 0, 0]);
-                    jumps.push(self.code.len());
+        self.safe();
+        let kept = self.kept;
+        for tail in std::mem::take(&mut self.tails) {
+            match tail {
+                Tail::Exit(at, to) => {
+                    self.asm.aim(at);
+                    let number = self.first.0 + self.out.exits.len() as u32;
+                    self.out.exits.push((at, self.asm.here(), to));
+                    self.asm.constant(A, to);
+                    self.leave(Left::Exit(number), kept);
+                }
+                Tail::Miss(at, k) => {
+                    self.asm.aim(at);
+                    self.asm.load(RCX, At::state(layout::KEPT));
+                    self.faults(k);
+                    // Nothing that the guest may go to is outside the view; the interpreter knows what is wrong with it.
+                    self.check_bits(A, VIEW_BITS);
+                    self.check_bits(A, 48);
+                    // It was encoded before.
+                    let _ = self.move_stack(&insns[k], S);
+                    self.safe();
+                    self.give();
+                    self.leave(Left::Indirect, kept);
                 }
             }
-            if jumps.is_empty() {
+        }
+        self.ways_out();
+        self.out.code = self.asm.code;
+        self.out
+    }
+
+    fn ways_out(&mut self) {
+        let n = self.insns.len();
+        let mut ways: Vec<((usize, u64), u32)> = Vec::new();
+        for (begins, what) in std::mem::take(&mut self.faulting) {
+            let Some((k, kept)) = what else {
+                self.out.sites.push((begins, u32::MAX));
                 continue;
-            }
-            let here = self.code.len();
-            for from in jumps {
-                let by = (here - from) as i32;
-                self.code[from - 4..from].copy_from_slice(&by.to_le_bytes());
-            }
-            self.store_all(kept);
-            self.between(&[0x89], s, RAX, false);
-            self.leave();
+            };
+            let known = ways.iter().find(|w| w.0 == (k, kept)).map(|w| w.1);
+            let way = known.unwrap_or_else(|| {
+                let here = self.asm.here();
+                ways.push(((k, kept), here));
+                if k < n {
+                    self.give();
+                }
+                self.asm.constant(A, self.insns[k % n].rip);
+                self.leave(Left::Out((n - k) as u32), kept);
+                here
+            });
+            self.out.sites.push((begins, way));
         }
-        sites.sort_unstable();
-        sites.push((end_of_faulting, u32::MAX));
-        Direct {
-            code: self.code,
-            insns: count as u8,
-            needs_flags: self.needs_flags,
-            sites,
-        }
+        self.out.sites.sort_by_key(|s| s.0);
     }
-}
-
-/// Registers that the caller gets back as they were.
-fn saved(plan: &Plan) -> impl Iterator<Item = u8> + use<> {
-    let mut hosts = 1u16 << plan.a | 1 << plan.s;
-    for r in (0..16).filter(|r| plan.used >> r & 1 != 0) {
-        hosts |= 1 << plan.host(r);
-    }
-    (0..16).filter(move |r| *r == R15 || hosts & CALLEE_SAVED & 1 << r != 0)
-}
-
-fn wide(r: u8) -> Register {
-    Register::RAX + u32::from(r)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use iced_x86::code_asm::*;
-    use sevlab_cpu::decode;
-
-    fn copied(emit: fn(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>) -> Option<u8> {
-        let mut a = CodeAssembler::new(64).expect("64 bits");
-        emit(&mut a).expect("operands that fit");
-        let code = a.assemble(0x1000).expect("it assembles");
-        let (mut at, mut insns) = (0, Vec::new());
-        while at < code.len() {
-            let i = decode::decode(0x1000 + at as u64, &code[at..]).expect("an instruction");
-            at += usize::from(i.len);
-            insns.push(i);
-        }
-        Maker::new().make(&insns).map(|d| d.insns)
-    }
 
     #[test]
-    fn what_is_copied() {
-        if !is_possible() {
-            return;
+    fn a_word_says_why() {
+        for left in [Left::Exit(77), Left::Indirect, Left::Step(3), Left::Out(5)] {
+            assert_eq!(Left::of(left.word()), (left, ARITH));
+            assert_eq!(
+                Left::of(left.word() | Left::UNDEFINED_AF),
+                (left, ARITH & !AF)
+            );
         }
-        // To the end, the return included.
-        let plain = copied(|a| {
-            a.push(r15)?;
-            a.mov(eax, dword_ptr(rsp + 8))?;
-            a.shl(eax, 1)?;
-            a.add(qword_ptr(rax + rcx * 8), 1)?;
-            a.pop(r15)?;
-            a.ret()
-        });
-        assert_eq!(plain, Some(6));
-        // By more than one OF is undefined, and seen where the access faults: that is the host's to say.
-        let further = copied(|a| {
-            a.push(r15)?;
-            a.mov(eax, dword_ptr(rsp + 8))?;
-            a.shl(eax, 3)?;
-            a.add(qword_ptr(rax + rcx * 8), 1)?;
-            a.pop(r15)?;
-            a.ret()
-        });
-        let whole = exact::host_shifts().0;
-        assert_eq!(further, Some(if whole { 6 } else { 2 }));
-        // A store without order, of which nobody would wait for the end.
-        let weak = copied(|a| {
-            a.mov(rax, rcx)?;
-            a.add(rax, 1)?;
-            a.movnti(qword_ptr(rdi), rax)?;
-            a.sfence()
-        });
-        assert_eq!(weak, Some(2));
-        // What is undefined, and may be seen where the access faults.
-        let seen = copied(|a| {
-            a.mov(rax, rcx)?;
-            a.add(rax, 1)?;
-            a.imul_2(rax, rcx)?;
-            a.mov(rcx, qword_ptr(rdi))?;
-            a.add(rax, 1)
-        });
-        assert_eq!(seen, Some(2));
-        let unseen = copied(|a| {
-            a.mov(rax, rcx)?;
-            a.imul_2(rax, rcx)?;
-            a.add(rax, 1)
-        });
-        assert_eq!(unseen, Some(3));
-        // With LOCK, and too few to be worth it.
-        let locked = copied(|a| {
-            a.mov(rax, rcx)?;
-            a.lock().add(dword_ptr(rdi), 1)
-        });
-        assert_eq!(locked, None);
     }
 }

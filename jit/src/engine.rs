@@ -16,7 +16,8 @@ use crate::layout::{self, JUMP_CACHE_ENTRIES, exit, word};
 use crate::region::Region;
 use crate::runtime::{self, StepSite};
 use crate::store::file::Image;
-use crate::{Error, JitOptions, OptLevel, direct};
+use crate::{Error, JitOptions, OptLevel};
+use copies::{COPY, Copies};
 use rustc_hash::{FxHashMap, FxHashSet};
 use sevlab_arch::Va;
 use sevlab_cpu::insn::Insn;
@@ -55,8 +56,12 @@ pub struct JitStats {
     pub flushes: u64,
     /// Regions taken from the code cache.
     pub loaded: u64,
-    /// Blocks made to run as they are.
+    /// Blocks copied ([`JitOptions::direct`]).
     pub direct: u64,
+    /// Bytes of host code of those.
+    pub direct_bytes: u64,
+    /// Guest instructions that ran as copies.
+    pub copied: u64,
 }
 
 struct Live {
@@ -141,10 +146,8 @@ pub struct Engine {
     unseen: Leaves,
     /// Where translated code may fault.
     faults: Box<faults::Table>,
-    /// Makes blocks run as they are; `None` if that can't be.
-    direct: Option<direct::Maker>,
-    /// The code of such blocks is gone, and their words are to be.
-    forget_direct: bool,
+    /// Blocks that run as copies of the guest's own instructions.
+    direct: Copies,
     stats: JitStats,
     full: bool,
     warm: Warm,
@@ -182,8 +185,7 @@ impl Engine {
             splits: Leaves::default(),
             unseen: Leaves::default(),
             faults: Box::default(),
-            direct: None,
-            forget_direct: false,
+            direct: Copies::default(),
             stats: JitStats::default(),
             full: false,
             warm,
@@ -205,6 +207,7 @@ impl Engine {
     /// No memory for the code.
     pub fn forked(&mut self) -> Result<(), Error> {
         self.shared.code.forked()?;
+        self.relink();
         self.stats = JitStats::default();
         self.warm.forked();
         if let Worker::Background { .. } = self.worker {
@@ -288,9 +291,6 @@ impl Engine {
                 self.drop_pages(vcpu);
             }
             self.collect();
-            if std::mem::take(&mut self.forget_direct) {
-                vcpu.interp.forget_direct();
-            }
             for (rip, word) in self.words.drain(..) {
                 vcpu.interp.set_translated(rip, word);
             }
@@ -320,7 +320,7 @@ impl Engine {
     /// Runs what is at RIP: its translation, or the block in the interpreter, which may ask for one.
     fn dispatch(&mut self, vcpu: &mut Vcpu) -> Result<(), Stop> {
         let (rip, before) = (vcpu.state.rip, vcpu.state.retired);
-        let slot = self.unlinked.take();
+        let (slot, exit) = (self.unlinked.take(), self.direct.unlinked.take());
         if let Some(address) = self.known(vcpu, rip) {
             return self.enter(vcpu, slot, rip, address);
         }
@@ -328,6 +328,9 @@ impl Engine {
             return Ok(());
         }
         match interp::dispatch(vcpu, self.options.threshold) {
+            Ok(Dispatched::Translated(word)) if word & COPY != 0 => {
+                self.run_copies(vcpu, exit, rip, (word & !COPY) as usize)
+            }
             Ok(Dispatched::Translated(address)) => self.enter(vcpu, slot, rip, address),
             Ok(Dispatched::Ran { rip, hits }) => {
                 self.stats.interpreted += vcpu.state.retired - before;
@@ -368,15 +371,19 @@ impl Engine {
     /// Asks for the translation of a block that has run so often.
     fn count(&mut self, vcpu: &mut Vcpu, rip: u64, hits: u32) {
         self.count_early(vcpu, rip, hits);
+        if hits == 1 {
+            // A new block at an old address: it may have been dropped for another page's sake.
+            let region = self.regions.get(&rip).map(|r| r.code.address as u64);
+            if let Some(word) = region.or_else(|| self.direct.word(rip)) {
+                vcpu.interp.set_translated(rip, word);
+                return;
+            }
+        }
         if hits.is_power_of_two() && hits >= self.options.direct {
             self.make_direct(vcpu, rip);
         }
-        if hits == 1 {
-            // A new block at an old address: it may have been dropped for another page's sake.
-            if let Some(live) = self.regions.get(&rip) {
-                vcpu.interp.set_translated(rip, live.code.address as u64);
-            }
-        } else if hits >= self.options.threshold
+        if hits > 1
+            && hits >= self.options.threshold
             && hits.is_multiple_of(self.options.threshold.max(2))
         {
             self.request(vcpu, rip);
@@ -634,6 +641,7 @@ impl Engine {
             for p in self.pending.values_mut() {
                 p.void |= p.pages.contains(&page);
             }
+            self.drop_copies_of(page);
             for entry in self.by_page.remove(&page).unwrap_or_default() {
                 self.stats.dropped += u64::from(self.drop_region(entry));
             }
@@ -676,7 +684,7 @@ impl Engine {
         self.copies.clear();
         self.steps.clear();
         *self.faults = faults::Table::default();
-        self.forget_direct = true;
+        self.forget_copies_made();
         self.by_page.clear();
         self.slot_target.clear();
         for (index, entry) in self.jump_cache.iter_mut().enumerate() {

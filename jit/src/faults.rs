@@ -88,11 +88,19 @@ pub(crate) struct Faulting {
     pub sites: Sites,
 }
 
-/// All code that may fault, by where it begins: regions, and the sites of blocks that run as they are ([`crate::direct`]).
+/// A block that runs as it is.
+pub(crate) struct Copied {
+    /// Its guest address.
+    pub rip: u64,
+    /// As [`crate::direct::Direct::sites`].
+    pub sites: Box<[(u32, u32)]>,
+}
+
+/// All code that may fault, by where it begins: regions, and the blocks that run as they are ([`crate::direct`]) with their sites.
 #[derive(Default)]
 pub(crate) struct Table {
     pub regions: BTreeMap<usize, Faulting>,
-    pub direct: BTreeMap<usize, Box<[(u32, u32)]>>,
+    pub direct: BTreeMap<usize, Copied>,
 }
 
 impl Table {
@@ -102,13 +110,13 @@ impl Table {
         (pc < region.end).then_some((region.entry, site))
     }
 
-    /// The way out of a block that runs as it is, if that is what faulted.
-    fn way_out(&self, pc: usize) -> Option<usize> {
-        let (start, sites) = self.direct.range(..=pc).next_back()?;
+    /// The address of a block that runs as it is, and its way out, if that is what faulted.
+    fn way_out(&self, pc: usize) -> Option<(u64, usize)> {
+        let (start, Copied { rip, sites }) = self.direct.range(..=pc).next_back()?;
         let offset = (pc - start) as u32;
         let n = sites.partition_point(|(begins, _)| *begins <= offset);
         let (_, out) = sites.get(n.checked_sub(1)?)?;
-        (*out != u32::MAX).then(|| start + *out as usize)
+        (*out != u32::MAX).then(|| (*rip, start + *out as usize))
     }
 }
 
@@ -118,6 +126,18 @@ mod how {
     pub(super) const WRITE: u64 = 1;
     /// The address lies outside of the view.
     pub(super) const OUTSIDE: u64 = 2;
+}
+
+/// An instruction for each vector register, with its number between the parts.
+macro_rules! high_halves {
+    ($($part:literal),+) => {
+        high_halves!(@ [$($part),+] 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
+    };
+    (@ $parts:tt $($n:literal)+) => { concat!($(high_halves!(# $parts $n), "\n"),+) };
+    (# [$a:literal, $b:literal, $c:literal] $n:literal) => { concat!($a, $n, $b, $n, $c) };
+    (# [$a:literal, $b:literal, $c:literal, $d:literal] $n:literal) => {
+        concat!($a, $n, $b, $n, $c, $n, $d)
+    };
 }
 
 std::arch::global_asm!(
@@ -132,13 +152,21 @@ std::arch::global_asm!(
     "lea rsi, [rsp+88]",
     "mov rdi, r15",
     "mov rbx, rsp",
-    "sub rsp, 256",
+    "sub rsp, 512",
     "and rsp, -16",
     crate::runtime::store_vectors!(),
+    "cmp qword ptr [r15 + {avx}], 0",
+    "je 3f",
+    high_halves!("vextractf128 [rsp + 256 + 16 * ", "], ymm", ", 1"),
+    "3:",
     "call {settle}",
     "test rax, rax",
     "jnz 2f",
     crate::runtime::load_vectors!(),
+    "cmp qword ptr [r15 + {avx}], 0",
+    "je 4f",
+    high_halves!("vinsertf128 ymm", ", ymm", ", [rsp + 256 + 16 * ", "], 1"),
+    "4:",
     "mov rsp, rbx",
     "pop rbx",
     "pop r11", "pop r10", "pop r9", "pop r8", "pop rdi", "pop rsi", "pop rdx", "pop rcx", "pop rax",
@@ -150,6 +178,7 @@ std::arch::global_asm!(
     "pop rbp",
     "ret",
     settle = sym settle,
+    avx = const layout::AVX,
 );
 
 unsafe extern "C" {
@@ -218,7 +247,8 @@ extern "sysv64" fn settle(state: *mut CpuState, back: *mut usize) -> i64 {
     }
     // SAFETY: the engine put its own table there, and does not touch it while translated code runs.
     let table = unsafe { &*(table as *const Table) };
-    if let Some(out) = table.way_out(pc) {
+    if let Some((rip, out)) = table.way_out(pc) {
+        v.state.engine[word(layout::LEFT_REGION)] = rip;
         // SAFETY: as above.
         unsafe { *back = out };
         return 0;
@@ -267,8 +297,10 @@ fn restore(s: &mut CpuState, site: &Site) {
 type Handler = extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void);
 
 /// Signals that translated code can raise, and what they did before.
-static BEFORE: [(i32, OnceLock<libc::sigaction>); 2] = [
+static BEFORE: [(i32, OnceLock<libc::sigaction>); 3] = [
     (libc::SIGSEGV, OnceLock::new()),
+    // Of a division that was copied.
+    (libc::SIGFPE, OnceLock::new()),
     (libc::SIGILL, OnceLock::new()),
 ];
 
@@ -316,7 +348,7 @@ extern "C" fn on_fault(signo: i32, info: *mut libc::siginfo_t, context: *mut lib
         let state = registers[libc::REG_R15 as usize] as *mut CpuState;
         let written = registers[libc::REG_ERR as usize] & 2 != 0;
         let how = match signo {
-            libc::SIGILL => how::OUTSIDE,
+            libc::SIGILL | libc::SIGFPE => how::OUTSIDE,
             _ if written => how::WRITE,
             _ => how::READ,
         };

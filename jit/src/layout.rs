@@ -66,6 +66,13 @@ pub const FAULT_HOW: i32 = engine_word(25);
 /// Instructions retired since the region was entered, as of some place that the site of an access knows.
 pub const COUNT: i32 = engine_word(26);
 
+/// What leaves copied code ([`crate::direct`]).
+pub const LEAVE: i32 = engine_word(27);
+/// Where it keeps a register of the host's for some instructions.
+pub const KEPT: i32 = engine_word(28);
+/// Not 0: the host has AVX, so vector registers have high halves.
+pub const AVX: i32 = engine_word(29);
+
 /// How [`H_LOAD`] and [`H_RMW`] find an address: a copy of bytes that are to be written will do.
 pub const COPY: u64 = 1;
 /// The bytes must lie in one page, and no copy will do.

@@ -305,23 +305,28 @@ fn run_step(v: &mut Vcpu, site: &StepSite) -> bool {
     let Some(insn) = &site.insn else {
         return false;
     };
-    let epoch = v.code_epoch;
-    match sevlab_cpu::interp::exec_with(v, insn, site.tally) {
-        Ok(()) => {
-            // A repeated string instruction that was interrupted is still at its own address.
-            v.code_epoch == epoch
-                && v.state.rip != insn.rip
-                && !crate::engine::interpret_only(&v.state)
-                && v.state
-                    .exit_request
-                    .load(std::sync::atomic::Ordering::Relaxed)
-                    == 0
-        }
+    match step_over(v, insn, site.tally) {
+        Ok(goes_on) => goes_on,
         Err(stop) => {
             PENDING.with(|p| *p.borrow_mut() = Some(stop));
             false
         }
     }
+}
+
+/// Runs an instruction in the interpreter; whether code that was made before may go on behind it.
+pub(crate) fn step_over(v: &mut Vcpu, insn: &Insn, tally: u64) -> Result<bool, Stop> {
+    let epoch = v.code_epoch;
+    sevlab_cpu::interp::exec_with(v, insn, tally)?;
+    let requests = v
+        .state
+        .exit_request
+        .load(std::sync::atomic::Ordering::Relaxed);
+    // A repeated string instruction that was interrupted is still at its own address.
+    Ok(v.code_epoch == epoch
+        && v.state.rip != insn.rip
+        && !crate::engine::interpret_only(&v.state)
+        && requests == 0)
 }
 
 /// Runs thunk `n`; 0 if it did nothing, because it faults or stores into code.

@@ -71,8 +71,16 @@ fn shrink(program: &Program, seed: u64, kind: Kind, variation: u64) -> Program {
     }
 }
 
+/// Where the program of a seed begins.
+fn start(seed: u64, p: &Program) -> Start {
+    Start {
+        undefined: !p.defined,
+        ..Start::new(seed, &p.assemble())
+    }
+}
+
 fn disagrees(p: &Program, seed: u64, kind: Kind, variation: u64) -> bool {
-    let start = Start::new(seed, &p.assemble());
+    let start = start(seed, p);
     matches!(Rig::new(kind, variation).check(&start), Verdict::Differ(_))
 }
 
@@ -93,14 +101,14 @@ fn random(kind: Kind, cases: u64, seed: u64) {
             rig = Rig::new(kind, variation);
         }
         let program = Generator::new(&forms, seed).program();
-        let start = Start::new(seed, &program.assemble());
+        let start = self::start(seed, &program);
         match rig.check(&start) {
             Verdict::Agree => {}
             Verdict::Endless => endless += 1,
             Verdict::Differ(first) => {
                 failed += 1;
                 let small = shrink(&program, seed, kind, variation);
-                let start = Start::new(seed, &small.assemble());
+                let start = self::start(seed, &small);
                 match Rig::new(kind, variation).check(&start) {
                     Verdict::Differ(d) => {
                         let path = compare::save(seed, kind, variation, &start);

@@ -353,6 +353,7 @@ fn warm_blocks_of_a_former_run_are_translated_early() {
     // Far from hot.
     let options = || JitOptions {
         threshold: 100_000,
+        direct: 0,
         ..folder.options()
     };
     let (cold, first) = run(options(), &start);

@@ -236,7 +236,10 @@ impl Cpus {
         t.instructions += instructions;
         if let Some(j) = exec.jit_stats() {
             let sum = t.translated.get_or_insert_default();
-            sum.instructions += instructions.saturating_sub(j.interpreted);
+            sum.instructions += instructions.saturating_sub(j.interpreted + j.copied);
+            sum.copied += j.copied;
+            sum.copies += j.direct;
+            sum.copy_bytes += j.direct_bytes;
             sum.regions += j.regions;
             sum.loaded += j.loaded;
             sum.compile_time += j.compile_time;

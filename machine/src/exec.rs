@@ -126,7 +126,7 @@ impl Runner for Exec {
         {
             // The code buffer is the original's, which goes on using it.
             tracing::error!("the clone has no code buffer of its own, so it interprets: {e}");
-            vcpu.interp.forget_direct();
+            vcpu.interp.forget_translated();
             *self = Self::Interpreter;
         }
     }

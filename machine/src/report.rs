@@ -91,6 +91,10 @@ pub struct StatsReport {
     pub instructions: u64,
     pub mips: f64,
     pub translated_instructions: Option<u64>,
+    /// If blocks were copied.
+    pub copied_instructions: Option<u64>,
+    pub copied_blocks: Option<u64>,
+    pub copied_code_bytes: Option<u64>,
     pub regions: Option<u64>,
     /// From the code cache, if there were any.
     pub cached_regions: Option<u64>,
@@ -197,6 +201,9 @@ fn stats_report(s: &Stats) -> StatsReport {
         instructions: s.instructions,
         mips: s.mips(),
         translated_instructions: t.map(|t| t.instructions),
+        copied_instructions: t.map(|t| t.copied).filter(|n| *n > 0),
+        copied_blocks: t.map(|t| t.copies).filter(|n| *n > 0),
+        copied_code_bytes: t.map(|t| t.copy_bytes).filter(|n| *n > 0),
         regions: t.map(|t| t.regions),
         cached_regions: t.map(|t| t.loaded).filter(|n| *n > 0),
         compile_seconds: t.map(|t| t.compile_time.as_secs_f64()),

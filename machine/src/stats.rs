@@ -18,14 +18,20 @@ use crate::simulation::Simulation;
 pub struct Translated {
     /// Guest instructions that ran translated.
     pub instructions: u64,
+    /// Guest instructions that ran as copies of the guest's own code.
+    pub copied: u64,
     /// Regions compiled.
     pub regions: u64,
     /// Regions taken from the code cache.
     pub loaded: u64,
     /// Time spent compiling, on whatever thread.
     pub compile_time: Duration,
-    /// Bytes of host code.
+    /// Bytes of host code, without those of copies.
     pub code_bytes: u64,
+    /// Blocks copied.
+    pub copies: u64,
+    /// Bytes of their host code.
+    pub copy_bytes: u64,
     /// Host instructions in it, if they were counted ([`sevlab_jit::JitOptions::count_host`]).
     pub code_instructions: u64,
 }
@@ -122,15 +128,21 @@ impl fmt::Display for Stats {
         let mips = format!("{:.1} million/s", self.mips());
         line(f, self.instructions, "guest instructions", &mips)?;
         if let Some(t) = &self.translated {
-            let interpreted = self.instructions.saturating_sub(t.instructions);
+            let interpreted = self.instructions.saturating_sub(t.instructions + t.copied);
             line(f, t.instructions, "translated", &share(t.instructions))?;
+            if t.copies > 0 {
+                line(f, t.copied, "copied", &share(t.copied))?;
+            }
             line(f, interpreted, "interpreted", &share(interpreted))?;
             let time = format!("{:.1} ms compiling", t.compile_time.as_secs_f64() * 1e3);
             line(f, t.regions, "regions compiled", &time)?;
             if t.loaded > 0 {
                 line(f, t.loaded, "regions from the code cache", "")?;
             }
-            line(f, t.code_bytes, "bytes of host code", "")?;
+            if t.copies > 0 {
+                line(f, t.copies, "blocks copied", "")?;
+            }
+            line(f, t.code_bytes + t.copy_bytes, "bytes of host code", "")?;
         }
         if let Some(simulation) = &self.simulation {
             write!(f, "{simulation}")?;

@@ -15,9 +15,6 @@ use crate::thunk::{Thunk, ThunkCache};
 /// Most instructions in a block.
 pub const MAX_BLOCK: usize = 64;
 
-/// So often, and a block's host code is used no more.
-const NO_DIRECT: u8 = 32;
-
 /// Entries of the direct-mapped front.
 const FRONT: usize = 32768;
 
@@ -50,14 +47,10 @@ pub struct Block {
     pub hits: Cell<u32>,
     /// The last instruction may go on to `end` without saying so.
     pub(super) falls_through: bool,
-    /// How many instructions [`Block::direct`] runs.
-    pub(super) direct_insns: Cell<u8>,
-    /// How often they were left early; [`NO_DIRECT`]: no host code is wanted.
-    pub(super) direct_left: Cell<u8>,
+    /// No copy of its code is wanted.
+    no_copy: Cell<bool>,
     /// A word for an engine above the interpreter: where its translation of this block is, 0 if there is none.
     pub(super) translated: Cell<u64>,
-    /// Host code that runs the first instructions ([`Block::set_direct`]), 0 if there is none; bit 0: wants explicit flags.
-    pub(super) direct: Cell<u64>,
     /// Guest address after the last.
     pub end: u64,
     /// The last two places it led to.
@@ -135,9 +128,7 @@ impl Block {
             links: Cell::new([Link::NONE; 2]),
             hits: Cell::new(0),
             translated: Cell::new(0),
-            direct: Cell::new(0),
-            direct_insns: Cell::new(0),
-            direct_left: Cell::new(0),
+            no_copy: Cell::new(false),
             thunks,
         })
     }
@@ -165,32 +156,15 @@ impl Block {
         first.unwrap_or_else(|| decode::faulting(self.rip, Op::Ud, &[]))
     }
 
-    /// Whether host code for it is wanted: there is none, and there may be.
+    /// Whether an engine may run it as a copy of the guest's code.
     #[must_use]
-    pub fn wants_direct(&self) -> bool {
-        self.direct.get() == 0 && self.direct_left.get() < NO_DIRECT
+    pub fn wants_copy(&self) -> bool {
+        !self.no_copy.get()
     }
 
-    /// From now on the host code at `at`, of the form `extern "sysv64" fn(*mut CpuState) -> u64`, runs the first `insns`
-    /// instructions. It returns how many it has done; it has set RIP if the last was one that leaves the block, and does not count
-    /// them as retired. It is even; 0 says that there is none, and none is wanted.
-    pub fn set_direct(&self, at: usize, insns: u8, needs_flags: bool) {
-        self.direct_insns.set(insns);
-        if at == 0 {
-            self.direct_left.set(NO_DIRECT);
-            self.direct.set(0);
-        } else {
-            self.direct.set(at as u64 | u64::from(needs_flags));
-        }
-    }
-
-    /// The host code was left early. If that happens often it is not worth it.
-    pub(super) fn left_direct(&self) {
-        let times = self.direct_left.get() + 1;
-        self.direct_left.set(times);
-        if times >= NO_DIRECT {
-            self.direct.set(0);
-        }
+    /// From now on it may not.
+    pub fn refuse_copy(&self) {
+        self.no_copy.set(true);
     }
 
     /// The block at `rip`, if this one led there in this epoch of the cache.
@@ -334,10 +308,10 @@ impl Cache {
         }
     }
 
-    /// No block has host code any more.
-    pub fn forget_direct(&mut self) {
+    /// No block has a translation any more.
+    pub fn forget_translated(&mut self) {
         for b in self.blocks.values() {
-            b.direct.set(0);
+            b.translated.set(0);
         }
     }
 

@@ -34,19 +34,15 @@ pub use faults::alignment_checked;
 pub(crate) use faults::canonical;
 
 use crate::decode::{self, DecodeError, MAX_LEN};
-use crate::flags::LazyFlags;
 use crate::insn::{Control, Insn, Op};
 use crate::mmu::Access;
 use crate::sem;
-use crate::state::CpuState;
 use crate::stop::{Exception, Stop};
 use crate::vcpu::Vcpu;
 use sevlab_arch::{PAGE_SIZE, Va};
 
 /// TF in RFLAGS: #DB after every instruction.
 pub(crate) const TF: u64 = 1 << 8;
-/// AC in RFLAGS: misaligned accesses may raise #AC.
-const AC: u64 = 1 << 18;
 
 /// Marks that [`Interp::stop`] says why the instruction did not go on.
 #[derive(Clone, Copy, Debug)]
@@ -305,38 +301,13 @@ pub fn run_blocks(v: &mut Vcpu, blocks: u64) -> Result<core::convert::Infallible
     Err(Stop::Budget)
 }
 
-/// Runs the block's host code. Returns how many instructions that has done.
-fn run_direct(v: &mut Vcpu, block: &Block) -> usize {
-    let word = block.direct.get();
-    if word & 1 != 0 {
-        v.state.cc = LazyFlags::explicit(v.state.cc.bits());
-    }
-    let state: *mut CpuState = &mut v.state;
-    // SAFETY: whoever gave the block this address says that it is such a function, and lives as long as it is there; the state
-    // belongs to a vCPU that nothing else touches while it runs.
-    let done = unsafe {
-        let code: extern "sysv64" fn(*mut CpuState) -> u64 =
-            core::mem::transmute((word & !1) as usize);
-        code(state)
-    };
-    if done < u64::from(block.direct_insns.get()) {
-        block.left_direct();
-    }
-    done as usize
-}
-
 fn run(v: &mut Vcpu, block: &Block) -> Result<(), Stop> {
     if v.model.is_some() {
         return modelled::run(v, block);
     }
     let epoch = v.code_epoch;
-    let done = if block.direct.get() != 0 && v.state.rflags & AC == 0 {
-        run_direct(v, block)
-    } else {
-        0
-    };
     let mut it = Interp::new(v);
-    for (k, s) in block.steps.iter().enumerate().skip(done) {
+    for (k, s) in block.steps.iter().enumerate() {
         if (s.run)(&mut it, s, block).is_err() {
             let Some(i) = block.insns().nth(k) else {
                 unreachable!("as many as there are steps")

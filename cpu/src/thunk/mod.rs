@@ -45,6 +45,12 @@ use soft::Soft;
 pub use route::{ThunkKind, integer, route};
 pub use run::{ThunkCpu, ThunkMemory, run, run_on};
 
+/// Whether the host has all that instructions of this code need.
+#[must_use]
+pub fn host_has(code: Code) -> bool {
+    code.cpuid_features().iter().all(|&f| route::host_has(f))
+}
+
 /// Host code of a thunk.
 pub type Entry = unsafe extern "sysv64" fn(*mut CpuState);
 

@@ -1,6 +1,11 @@
 //! The few host instructions that come between copied ones, as bytes: no labels and no choice of forms, so there is nothing to wait for.
 
-use super::{Copier, R15};
+use crate::layout;
+
+/// The state's host register.
+const R15: u8 = 15;
+/// Not a register.
+const NONE: u8 = 4;
 
 /// A memory operand of the host's.
 #[derive(Clone, Copy)]
@@ -16,6 +21,9 @@ pub(super) struct At {
 impl At {
     pub(super) fn state(disp: i32) -> Self {
         Self::plain(R15, disp)
+    }
+    pub(super) fn gpr(r: u8) -> Self {
+        Self::state(layout::gpr(usize::from(r)))
     }
     pub(super) fn plain(base: u8, disp: i32) -> Self {
         Self {
@@ -33,6 +41,13 @@ impl At {
             gs: false,
         }
     }
+    /// Entry `index` of a table of words in the lowest 2 GiB.
+    pub(super) fn entry(table: i32, index: u8) -> Self {
+        Self {
+            disp: table,
+            ..Self::sum(None, Some((index, 3)))
+        }
+    }
     pub(super) fn guest(base: u8, disp: i32) -> Self {
         Self {
             gs: true,
@@ -41,34 +56,57 @@ impl At {
     }
 }
 
-impl Copier<'_> {
+/// Host code that grows.
+#[derive(Default)]
+pub(super) struct Asm {
+    pub code: Vec<u8>,
+}
+
+impl Asm {
+    /// Where the next byte goes.
+    pub(super) fn here(&self) -> u32 {
+        self.code.len() as u32
+    }
+
+    pub(super) fn bytes(&mut self, bytes: &[u8]) {
+        self.code.extend_from_slice(bytes);
+    }
+
     /// Opcode, with a register and a memory operand. `w`: 64 bits.
     pub(super) fn mem(&mut self, op: &[u8], reg: u8, at: At, w: bool) {
         if at.gs {
             self.code.push(0x65);
         }
-        let (base, index) = (at.base.unwrap_or(5), at.index.map_or(4, |i| i.0));
-        let rex = 0x40
-            | u8::from(w) << 3
+        let (base, index) = (at.base.unwrap_or(5), at.index.map_or(NONE, |i| i.0));
+        let extended = |r: Option<u8>| r.map_or(0, |r| r >> 3);
+        let rex = u8::from(w) << 3
             | (reg >> 3) << 2
-            | if at.index.is_some() {
-                (index >> 3) << 1
-            } else {
-                0
-            }
-            | if at.base.is_some() { base >> 3 } else { 0 };
-        self.code.push(rex);
-        self.code.extend_from_slice(op);
+            | extended(at.index.map(|i| i.0)) << 1
+            | extended(at.base);
+        if rex != 0 {
+            self.code.push(0x40 | rex);
+        }
+        self.bytes(op);
         let field = (reg & 7) << 3;
+        let short = i8::try_from(at.disp).ok().filter(|_| at.base.is_some());
+        let mode = match (short, at.base) {
+            (_, None) => 0,
+            (Some(0), _) if base & 7 != 5 => 0,
+            (Some(_), _) => 0x40,
+            (None, _) => 0x80,
+        };
         if at.index.is_some() || at.base.is_none() || base & 7 == 4 {
-            let mode = if at.base.is_some() { 0x80 } else { 0 };
             let scale = at.index.map_or(0, |i| i.1) << 6;
             self.code.push(mode | field | 4);
             self.code.push(scale | (index & 7) << 3 | base & 7);
         } else {
-            self.code.push(0x80 | field | base & 7);
+            self.code.push(mode | field | base & 7);
         }
-        self.code.extend_from_slice(&at.disp.to_le_bytes());
+        match (short, mode) {
+            (Some(short), 0x40) => self.code.push(short as u8),
+            (Some(_), 0) if at.base.is_some() => {}
+            _ => self.bytes(&at.disp.to_le_bytes()),
+        }
     }
 
     pub(super) fn load(&mut self, r: u8, at: At) {
@@ -82,23 +120,50 @@ impl Copier<'_> {
     }
     pub(super) fn constant(&mut self, r: u8, value: u64) {
         let wide = u32::try_from(value).is_err();
-        self.code.push(0x40 | u8::from(wide) << 3 | r >> 3);
+        let rex = u8::from(wide) << 3 | r >> 3;
+        if rex != 0 {
+            self.code.push(0x40 | rex);
+        }
         self.code.push(0xb8 | r & 7);
         let bytes = value.to_le_bytes();
-        self.code
-            .extend_from_slice(&bytes[..if wide { 8 } else { 4 }]);
+        self.bytes(&bytes[..if wide { 8 } else { 4 }]);
     }
     /// Between registers, `reg` in the field of that name.
     pub(super) fn between(&mut self, op: &[u8], reg: u8, rm: u8, w: bool) {
-        self.code
-            .push(0x40 | u8::from(w) << 3 | (reg >> 3) << 2 | rm >> 3);
-        self.code.extend_from_slice(op);
+        let rex = u8::from(w) << 3 | (reg >> 3) << 2 | rm >> 3;
+        if rex != 0 {
+            self.code.push(0x40 | rex);
+        }
+        self.bytes(op);
         self.code.push(0xc0 | (reg & 7) << 3 | rm & 7);
     }
-    pub(super) fn push(&mut self, r: u8) {
-        self.code.extend_from_slice(&[0x40 | r >> 3, 0x50 | r & 7]);
+    /// `to` from `from`.
+    pub(super) fn copy(&mut self, to: u8, from: u8) {
+        self.between(&[0x89], from, to, true);
     }
-    pub(super) fn pop(&mut self, r: u8) {
-        self.code.extend_from_slice(&[0x40 | r >> 3, 0x58 | r & 7]);
+    /// RORX: no flags change.
+    pub(super) fn rotate(&mut self, to: u8, from: u8, by: u8) {
+        let (not_reg, not_rm) = (!(to >> 3) & 1, !(from >> 3) & 1);
+        self.bytes(&[0xc4, not_reg << 7 | 0x40 | not_rm << 5 | 3, 0xfb, 0xf0]);
+        self.bytes(&[0xc0 | (to & 7) << 3 | from & 7, by]);
+    }
+    /// The low 16 bits.
+    pub(super) fn low16(&mut self, to: u8, from: u8) {
+        self.between(&[0x0f, 0xb7], to, from, false);
+    }
+    /// Goes where the memory operand says.
+    pub(super) fn jump_to(&mut self, at: At) {
+        self.mem(&[0xff], 4, at, false);
+    }
+    /// A jump (or with its opcode a conditional one) that is aimed by [`Asm::aim`]; where its distance is.
+    pub(super) fn jump(&mut self, op: &[u8]) -> u32 {
+        self.bytes(op);
+        self.bytes(&[0; 4]);
+        self.here() - 4
+    }
+    /// Aims a jump at what comes next.
+    pub(super) fn aim(&mut self, distance_at: u32) {
+        let (at, by) = (distance_at as usize, self.here() - distance_at - 4);
+        self.code[at..at + 4].copy_from_slice(&by.to_le_bytes());
     }
 }

@@ -1,45 +1,320 @@
-//! Blocks that run as copies of the guest's own instructions: when, and where they are noted. What a copy is, is in
-//! [`crate::direct`].
+//! Blocks that run as copies of the guest's own instructions: when they are made, how they are linked, and what comes of leaving
+//! them. What a copy is, is in [`crate::direct`].
+//!
+//! Invariants, besides the engine's:
+//! 1. A copy is in `blocks` only while its guest pages are tracked, as a region is.
+//! 2. A jump of a copy goes to another, and an entry of the targets leads to one, only while that is in `blocks`.
 
 use super::Engine;
-use crate::direct;
-use sevlab_cpu::Vcpu;
+use crate::codebuf::CodeBuf;
+use crate::direct::{self, Left, Maker};
+use crate::faults::Copied;
+use crate::layout::{self, word};
+use crate::runtime;
+use rustc_hash::FxHashMap;
+use sevlab_cpu::flags::LazyFlags;
 use sevlab_cpu::insn::Insn;
+use sevlab_cpu::{CpuState, Stop, Vcpu, interp};
+
+/// Marks an address that the interpreter keeps for a block as that of a copy.
+pub(super) const COPY: u64 = 1 << 63;
+/// So often left at an access that can't be made, and a block is not copied any more.
+const MOST_LEAVES: u32 = 32;
+/// Copies need no more than the host's own alignment of jump targets.
+const ALIGN: usize = 16;
+
+/// A block's copy.
+struct Block {
+    code: usize,
+    pages: [u64; 2],
+    /// Exits that lead here.
+    incoming: Vec<u32>,
+    leaves: u32,
+}
+
+/// A jump out of a copy.
+struct Exit {
+    /// Where its distance is.
+    jump: usize,
+    /// Where it goes if it is not linked.
+    stub: usize,
+    /// Where it goes.
+    goes: usize,
+    to: u64,
+}
+
+impl Exit {
+    /// It goes to `code` from now on.
+    fn aim(&mut self, buffer: &CodeBuf, code: usize) {
+        self.goes = code;
+        let distance = code.wrapping_sub(self.jump + 4) as u32;
+        buffer.patch(self.jump, distance.to_le_bytes());
+    }
+}
+
+/// An instruction that the interpreter runs for a copy.
+struct Step {
+    insn: Insn,
+    resume: usize,
+    /// Instructions counted that are not done before it.
+    ahead: u32,
+}
+
+/// All copies.
+#[derive(Default)]
+pub(super) struct Copies {
+    /// Makes them; `None` if there can be none.
+    maker: Option<Maker>,
+    blocks: FxHashMap<u64, Block>,
+    by_page: FxHashMap<u64, Vec<u64>>,
+    exits: Vec<Exit>,
+    steps: Vec<Step>,
+    /// The exit by which copies were left, if it is to be linked to where it led.
+    pub(super) unlinked: Option<u32>,
+}
+
+impl Copies {
+    /// The word of the copy at `rip`.
+    pub(super) fn word(&self, rip: u64) -> Option<u64> {
+        Some(self.blocks.get(&rip)?.code as u64 | COPY)
+    }
+}
 
 impl Engine {
     /// Readies this thread for the copies of a vCPU, if it may have some: its view begins at `view`.
-    pub(super) fn prepare_direct(&mut self, vcpu: &Vcpu, view: Option<u64>) {
-        self.direct = self.direct.take().filter(|_| view.is_some());
-        if let Some(base) = view
-            && self.options.direct != 0
-            && self.views(vcpu)
-            && direct::is_possible()
-        {
-            direct::set_gs(base);
-            self.direct.get_or_insert_with(direct::Maker::new);
+    pub(super) fn prepare_direct(&mut self, vcpu: &mut Vcpu, view: Option<u64>) {
+        let base = view.filter(|_| self.options.direct != 0 && self.views(vcpu));
+        let Some(base) = base.filter(|_| direct::is_possible()) else {
+            return self.forget_copies_made();
+        };
+        let engine = &mut vcpu.state.engine;
+        engine[word(layout::LEAVE)] = direct::enter::leave_address() as u64;
+        engine[word(layout::AVX)] = u64::from(std::arch::is_x86_feature_detected!("avx"));
+        direct::set_gs(base);
+        if self.direct.maker.is_none() {
+            self.direct.maker = Maker::new(self.options.budget);
         }
     }
 
-    /// Has a block that runs in the interpreter run as it is.
+    /// Has a block run as a copy from now on.
     pub(super) fn make_direct(&mut self, vcpu: &mut Vcpu, rip: u64) {
-        let Some(maker) = &mut self.direct else {
+        if let Some(word) = self.direct.word(rip) {
+            vcpu.interp.set_translated(rip, word);
+            return;
+        }
+        let copies = &mut self.direct;
+        let Some(maker) = &mut copies.maker else {
             return;
         };
-        let Some(block) = vcpu.interp.block(rip).filter(|b| b.wants_direct()) else {
+        let Some(block) = vcpu.interp.block(rip).filter(|b| b.wants_copy()) else {
             return;
         };
         let insns: Vec<Insn> = block.insns().collect();
-        let Some(made) = maker.make(&insns) else {
-            block.set_direct(0, 0, false);
+        let (first_exit, first_step) = (copies.exits.len() as u32, copies.steps.len() as u32);
+        let Some(made) = maker.make(&insns, first_exit, first_step) else {
+            block.refuse_copy();
             return;
         };
-        match self.shared.code.append(&made.code) {
-            Ok(at) => {
-                self.faults.direct.insert(at, made.sites.into());
-                block.set_direct(at, made.insns, made.needs_flags);
-                self.stats.direct += 1;
+        let Ok(at) = self.shared.code.append_at(&made.code, ALIGN) else {
+            self.full = true;
+            return;
+        };
+        let offset = |n: u32| at + n as usize;
+        copies
+            .exits
+            .extend(made.exits.iter().map(|&(jump, stub, to)| Exit {
+                jump: offset(jump),
+                stub: offset(stub),
+                goes: offset(stub),
+                to,
+            }));
+        copies
+            .steps
+            .extend(made.steps.iter().map(|&(k, resume, ahead)| Step {
+                insn: insns[k],
+                resume: offset(resume),
+                ahead,
+            }));
+        let pages = [rip >> 12, block.end.wrapping_sub(1) >> 12];
+        for page in &pages[..if pages[0] == pages[1] { 1 } else { 2 }] {
+            copies.by_page.entry(*page).or_default().push(rip);
+        }
+        self.faults.direct.insert(
+            at,
+            Copied {
+                rip,
+                sites: made.sites.into(),
+            },
+        );
+        self.stats.direct += 1;
+        self.stats.direct_bytes += made.code.len() as u64;
+        copies.blocks.insert(
+            rip,
+            Block {
+                code: at,
+                pages,
+                incoming: Vec::new(),
+                leaves: 0,
+            },
+        );
+        vcpu.interp.set_translated(rip, at as u64 | COPY);
+    }
+
+    /// Runs copies, from the one at `rip` on, which is left by `exit` for it.
+    pub(super) fn run_copies(
+        &mut self,
+        vcpu: &mut Vcpu,
+        exit: Option<u32>,
+        rip: u64,
+        code: usize,
+    ) -> Result<(), Stop> {
+        if let Some(n) = exit {
+            self.link(n, rip);
+        }
+        let mut code = code;
+        loop {
+            let before = vcpu.state.retired;
+            let left = enter(&mut vcpu.state, code);
+            self.stats.copied += vcpu.state.retired - before;
+            let rip = vcpu.state.rip;
+            code = match left {
+                Left::Exit(n) => match self.link(n, rip) {
+                    Some(code) => code,
+                    None => {
+                        self.direct.unlinked = Some(n);
+                        return Ok(());
+                    }
+                },
+                Left::Indirect => match (self.direct.blocks.get(&rip), &self.direct.maker) {
+                    (Some(block), Some(maker)) => {
+                        maker.targets.enter(rip, block.code);
+                        block.code
+                    }
+                    _ => return Ok(()),
+                },
+                Left::Step(n) => match self.step(vcpu, n)? {
+                    Some(code) => code,
+                    None => return Ok(()),
+                },
+                Left::Out(0) => return Ok(()),
+                Left::Out(ahead) => {
+                    self.uncount(vcpu, ahead);
+                    self.note_leave(vcpu.state.engine[word(layout::LEFT_REGION)], vcpu);
+                    return self.interpret(vcpu, interp::step);
+                }
+            };
+            if !vcpu.dropped_code.is_empty() {
+                return Ok(());
             }
-            Err(_) => self.full = true,
         }
     }
+
+    /// Links an exit to the copy at `rip`, where it led; its code.
+    fn link(&mut self, n: u32, rip: u64) -> Option<usize> {
+        let exit = self.direct.exits.get_mut(n as usize)?;
+        // Whoever runs the vCPU may have sent it elsewhere meanwhile.
+        let block = self
+            .direct
+            .blocks
+            .get_mut(&rip)
+            .filter(|_| exit.to == rip)?;
+        if self.options.chaining {
+            block.incoming.push(n);
+            exit.aim(&self.shared.code, block.code);
+        }
+        Some(block.code)
+    }
+
+    /// Instructions were counted that were not done.
+    fn uncount(&mut self, vcpu: &mut Vcpu, ahead: u32) {
+        vcpu.state.retired -= u64::from(ahead);
+        self.stats.copied -= u64::from(ahead);
+    }
+
+    /// Runs an instruction for a copy; where that goes on, if it does.
+    fn step(&mut self, vcpu: &mut Vcpu, n: u32) -> Result<Option<usize>, Stop> {
+        let step = &self.direct.steps[n as usize];
+        let (resume, ahead, before) = (step.resume, step.ahead, vcpu.state.retired);
+        let done = runtime::step_over(vcpu, &step.insn, 0);
+        let ran = vcpu.state.retired - before;
+        self.stats.interpreted += ran;
+        match done {
+            // It is counted twice.
+            Ok(true) => {
+                vcpu.state.retired -= ran;
+                self.stats.copied -= ran;
+                Ok(Some(resume))
+            }
+            done => {
+                self.uncount(vcpu, ahead);
+                done.map(|_| None)
+            }
+        }
+    }
+
+    /// A copy was left at an access that can't be made. It goes if it often is.
+    fn note_leave(&mut self, rip: u64, vcpu: &Vcpu) {
+        let Some(block) = self.direct.blocks.get_mut(&rip) else {
+            return;
+        };
+        block.leaves += 1;
+        if block.leaves >= MOST_LEAVES {
+            self.drop_copy(rip);
+            if let Some(block) = vcpu.interp.block(rip) {
+                block.refuse_copy();
+            }
+        }
+    }
+
+    /// Forgets the copy at `rip`, if there is one.
+    fn drop_copy(&mut self, rip: u64) {
+        let Some(block) = self.direct.blocks.remove(&rip) else {
+            return;
+        };
+        for n in block.incoming {
+            let exit = &mut self.direct.exits[n as usize];
+            exit.aim(&self.shared.code, exit.stub);
+        }
+        if let Some(maker) = &self.direct.maker {
+            maker.targets.remove(rip);
+        }
+        for page in block.pages {
+            if let Some(list) = self.direct.by_page.get_mut(&page) {
+                list.retain(|&at| at != rip);
+            }
+        }
+        self.faults.direct.remove(&block.code);
+        let region = self.regions.get(&rip).map_or(0, |r| r.code.address as u64);
+        self.words.push((rip, region));
+    }
+
+    /// Forgets the copies made from a page.
+    pub(super) fn drop_copies_of(&mut self, page: u64) {
+        for rip in self.direct.by_page.remove(&page).unwrap_or_default() {
+            self.drop_copy(rip);
+        }
+    }
+
+    /// The host process has been cloned, and this is the clone: while it took the code over, the original may have linked exits to code
+    /// that is not here.
+    pub(super) fn relink(&mut self) {
+        for exit in &mut self.direct.exits {
+            exit.aim(&self.shared.code, exit.goes);
+        }
+    }
+
+    /// Forgets all copies, whose code may be gone.
+    pub(super) fn forget_copies_made(&mut self) {
+        let copies = std::mem::take(&mut self.direct);
+        self.words.extend(copies.blocks.keys().map(|&rip| (rip, 0)));
+        self.faults.direct.clear();
+    }
+}
+
+/// Runs copied code from `code` on, until it is left.
+fn enter(s: &mut CpuState, code: usize) -> Left {
+    s.cc = LazyFlags::explicit(s.cc.bits());
+    let (left, kept) = Left::of(direct::enter::enter(s, code));
+    s.cc = LazyFlags::explicit(s.cc.r & kept);
+    left
 }

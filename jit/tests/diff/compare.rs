@@ -14,6 +14,7 @@ pub fn engines(variation: u64) -> [(&'static str, JitOptions); 5] {
         threshold: 2,
         opt_level: OptLevel::Speed,
         background: false,
+        direct: 0,
         code_bytes: 4 << 20,
         ..JitOptions::default()
     };
@@ -121,6 +122,9 @@ impl Rig {
             return Verdict::Endless;
         };
         for (name, sticky, machine) in &mut self.others {
+            if start.undefined && machine.copies {
+                continue;
+            }
             for run in 0..RUNS {
                 machine.reset(start);
                 prepare(machine);

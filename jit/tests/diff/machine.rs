@@ -165,6 +165,8 @@ pub struct Start {
     pub fx: [u8; 512],
     pub code: Vec<u8>,
     pub data: Vec<u8>,
+    /// The program may see flags that instructions leave undefined.
+    pub undefined: bool,
 }
 
 impl Start {
@@ -216,6 +218,7 @@ impl Start {
             fx,
             code: code.to_vec(),
             data,
+            undefined: false,
         }
     }
 }
@@ -256,6 +259,8 @@ pub struct Machine {
     watchdog: Watchdog,
     pub engine: Option<Engine>,
     pub vcpu: Box<Vcpu>,
+    /// Its engine copies blocks, whose flags are the host's where they are undefined.
+    pub copies: bool,
     /// Blocks that the interpreter may run before a program counts as endless.
     pub budget: u64,
 }
@@ -369,6 +374,7 @@ impl Machine {
         let watchdog = Watchdog::new(&vcpu.state.exit_request);
         Self {
             watchdog,
+            copies: options.as_ref().is_some_and(|o| o.direct != 0),
             engine: options.map(|o| Engine::new(o).expect("the host runs translated code")),
             vcpu,
             budget: 50_000,

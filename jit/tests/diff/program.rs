@@ -9,7 +9,7 @@ use super::machine::{
 use iced_x86::code_asm::{CodeAssembler, eax, r15d};
 use iced_x86::{
     Code, Decoder, DecoderOptions, IcedError, Instruction, InstructionInfoFactory, MemoryOperand,
-    OpAccess, OpKind, Register,
+    OpAccess, OpKind, Register, RflagsBits,
 };
 use sevlab_cpu::table::{self, Route};
 
@@ -38,6 +38,15 @@ pub struct Program {
     pub items: Vec<Item>,
     /// Where the code begins in its page.
     pub at: u64,
+    /// A comparison follows each instruction that leaves flags undefined, so that nobody sees those.
+    pub defined: bool,
+}
+
+/// Whether what the architecture leaves undefined of the flags may be the host's own in a copy of the instruction. AF of what clears CF and OF
+/// is 0 everywhere.
+fn leaves_flags(i: &Instruction) -> bool {
+    let undefined = i.rflags_undefined();
+    undefined & !RflagsBits::AF != 0 || undefined != 0 && i.rflags_cleared() == 0
 }
 
 impl Program {
@@ -73,7 +82,14 @@ impl Program {
             b
         };
         match item {
-            Item::Plain(i) => encode(i, at).unwrap_or_else(|| vec![0x90]),
+            Item::Plain(i) => {
+                let mut bytes = encode(i, at).unwrap_or_else(|| vec![0x90]);
+                if self.defined && leaves_flags(i) {
+                    // CMP AL, imm8
+                    bytes.extend([0x3c, i.code() as u8]);
+                }
+                bytes
+            }
             Item::Branch(cc, n) => near(&[0x0f, 0x80 | cc], n),
             Item::Jump(n) => near(&[0xe9], n),
             Item::Call(n) => near(&[0xe8], n),
@@ -267,6 +283,7 @@ impl<'f> Generator<'f> {
         Program {
             items: self.items,
             at,
+            defined: self.r.one_in(2),
         }
     }
 

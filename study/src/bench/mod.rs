@@ -72,7 +72,7 @@ pub struct Case {
 }
 
 /// The names of exact counts, in the order of tables, and what they are.
-pub const EXACT: [(&str, &str); 6] = [
+pub const EXACT: [(&str, &str); 7] = [
     ("cycles", "simulated cycles, SEV-SNP, epyc-milan"),
     ("instructions", "guest instructions"),
     (
@@ -85,6 +85,10 @@ pub const EXACT: [(&str, &str); 6] = [
         "host instructions that the translator made, cache mode page",
     ),
     ("page_bytes", "their bytes"),
+    (
+        "copy_bytes",
+        "bytes of host code of copied blocks, cache mode page",
+    ),
 ];
 
 /// Those of [`EXACT`] that depend on [`Measured::isa`].
@@ -176,8 +180,9 @@ pub fn measure(
             }
         };
         let simulated = run("--sev snp --cache hierarchy --seed 1 --jit-opt count_host=on")?;
-        let page =
-            run("--sev snp --cpu epyc-milan --seed 1 --deterministic --jit-opt count_host=on")?;
+        let page = "--sev snp --cpu epyc-milan --seed 1 --deterministic --jit-opt";
+        let copied = run(&format!("{page} direct=16"))?;
+        let page = run(&format!("{page} direct=off --jit-opt count_host=on"))?;
         let code = |r: &Record, key: &str| r.count(&["stats", key]);
         let exact = [
             (
@@ -192,6 +197,7 @@ pub fn measure(
             ("host_bytes", code(&simulated, "host_code_bytes")),
             ("page_insns", code(&page, "host_code_instructions")),
             ("page_bytes", code(&page, "host_code_bytes")),
+            ("copy_bytes", code(&copied, "copied_code_bytes")),
         ];
         let mut walls = Vec::new();
         let mut retired = Vec::new();

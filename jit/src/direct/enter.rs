@@ -1,0 +1,119 @@
+//! The ways into copied code and out of it: the guest's registers come into the host's, and go back to the state.
+
+use super::{HOSTS, RSP};
+use crate::layout;
+use sevlab_cpu::CpuState;
+
+/// One line for each vector register, from `$low` on `$high` bytes apart.
+macro_rules! each_vector {
+    ($($template:tt),+) => {
+        each_vector!(@ [$($template),+] 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
+    };
+    (@ $templates:tt $($n:tt)+) => {
+        concat!($(each_vector!(# $templates $n)),+)
+    };
+    (# [$($template:tt),+] $n:tt) => {
+        concat!($(each_vector!(& $template $n)),+)
+    };
+    (& "low in" $n:tt) => {
+        concat!("movups xmm", $n, ", [r15 + {xmm} + 16 * ", $n, "]\n")
+    };
+    (& "low out" $n:tt) => {
+        concat!("movups [r15 + {xmm} + 16 * ", $n, "], xmm", $n, "\n")
+    };
+    (& "high in" $n:tt) => {
+        concat!("vinsertf128 ymm", $n, ", ymm", $n, ", [r15 + {ymmh} + 16 * ", $n, "], 1\n")
+    };
+    (& "high out" $n:tt) => {
+        concat!("vextractf128 [r15 + {ymmh} + 16 * ", $n, "], ymm", $n, ", 1\n")
+    };
+    (& "high or" $n:tt) => {
+        concat!("vorps xmm0, xmm0, [r15 + {ymmh} + 16 * ", $n, "]\n")
+    };
+}
+
+const _: () = {
+    // What the assembly below says of `HOSTS`.
+    let own = [0, 1, 2, 3, 5, 6, 7, 8, 12, 13, 14];
+    let mut n = 0;
+    while n < own.len() {
+        assert!(matches!(HOSTS[own[n]], Some(r) if r as usize == own[n]));
+        n += 1;
+    }
+    assert!(matches!(HOSTS[RSP as usize], Some(9)));
+};
+
+std::arch::global_asm!(
+    // extern "sysv64" fn(*mut CpuState, code) -> u64: the flags' record is explicit.
+    ".globl sevlab_direct_enter",
+    ".p2align 4",
+    "sevlab_direct_enter:",
+    "push rbp", "push rbx", "push r12", "push r13", "push r14", "push r15",
+    "mov r15, rdi",
+    "mov r10, rsi",
+    "cmp qword ptr [r15 + {avx}], 0",
+    "je 3f",
+    // Registers whose high halves are empty are to be known as such by the host: it is faster then.
+    "vxorps xmm0, xmm0, xmm0",
+    each_vector!("high or"),
+    "vptest xmm0, xmm0",
+    "jz 2f",
+    each_vector!("low in", "high in"),
+    "jmp 4f",
+    "2:",
+    "vzeroupper",
+    "3:",
+    each_vector!("low in"),
+    "4:",
+    "push qword ptr [r15 + {flags}]",
+    "popfq",
+    "mov rax, [r15 + {gpr}]", "mov rcx, [r15 + {gpr} + 8]", "mov rdx, [r15 + {gpr} + 16]",
+    "mov rbx, [r15 + {gpr} + 24]", "mov r9, [r15 + {gpr} + 32]", "mov rbp, [r15 + {gpr} + 40]",
+    "mov rsi, [r15 + {gpr} + 48]", "mov rdi, [r15 + {gpr} + 56]", "mov r8, [r15 + {gpr} + 64]",
+    "mov r12, [r15 + {gpr} + 96]", "mov r13, [r15 + {gpr} + 104]", "mov r14, [r15 + {gpr} + 112]",
+    "jmp r10",
+    // R10: the guest's RIP. R11: why it is left.
+    ".globl sevlab_direct_leave",
+    ".p2align 4",
+    "sevlab_direct_leave:",
+    "mov [r15 + {rip}], r10",
+    "mov [r15 + {gpr}], rax", "mov [r15 + {gpr} + 8], rcx", "mov [r15 + {gpr} + 16], rdx",
+    "mov [r15 + {gpr} + 24], rbx", "mov [r15 + {gpr} + 32], r9", "mov [r15 + {gpr} + 40], rbp",
+    "mov [r15 + {gpr} + 48], rsi", "mov [r15 + {gpr} + 56], rdi", "mov [r15 + {gpr} + 64], r8",
+    "mov [r15 + {gpr} + 96], r12", "mov [r15 + {gpr} + 104], r13", "mov [r15 + {gpr} + 112], r14",
+    "pushfq",
+    "pop qword ptr [r15 + {flags}]",
+    each_vector!("low out"),
+    "cmp qword ptr [r15 + {avx}], 0",
+    "je 5f",
+    each_vector!("high out"),
+    "vzeroupper",
+    "5:",
+    "mov eax, r11d",
+    "pop r15", "pop r14", "pop r13", "pop r12", "pop rbx", "pop rbp",
+    "ret",
+    gpr = const layout::gpr(0),
+    rip = const layout::RIP,
+    flags = const layout::CC + 24,
+    xmm = const layout::xmm(0),
+    ymmh = const layout::ymmh(0),
+    avx = const layout::AVX,
+);
+
+unsafe extern "C" {
+    fn sevlab_direct_enter();
+    fn sevlab_direct_leave();
+}
+
+/// What enters copied code.
+pub(crate) fn enter(state: *mut CpuState, code: usize) -> u32 {
+    // SAFETY: it is of this form; the caller has code that is entered so, and a state that nothing else touches meanwhile.
+    let enter: extern "sysv64" fn(*mut CpuState, usize) -> u32 =
+        unsafe { std::mem::transmute(sevlab_direct_enter as *const ()) };
+    enter(state, code)
+}
+
+/// Address of what leaves it.
+pub(crate) fn leave_address() -> usize {
+    sevlab_direct_leave as *const () as usize
+}
