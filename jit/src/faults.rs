@@ -222,7 +222,7 @@ extern "sysv64" fn settle(state: *mut CpuState, back: *mut usize) -> i64 {
     );
     let (base, table) = (engine[word(layout::VIEW)], engine[word(layout::SITES)]);
     // Beyond the view nothing is in it either.
-    let mut unseen = why == how::OUTSIDE;
+    let (mut unseen, mut own_code) = (why == how::OUTSIDE, false);
     if !unseen {
         let va = host.wrapping_sub(base);
         let (access, blocked) = if why == how::WRITE {
@@ -230,6 +230,7 @@ extern "sysv64" fn settle(state: *mut CpuState, back: *mut usize) -> i64 {
         } else {
             (Access::Read, false)
         };
+        own_code = blocked;
         if !blocked && let Ok(got) = v.fill(Va(va), access) {
             let there = got.is_some_and(|p| p.as_ptr() as u64 == host);
             let (last_pc, last_host, times) = LAST.get();
@@ -248,7 +249,8 @@ extern "sysv64" fn settle(state: *mut CpuState, back: *mut usize) -> i64 {
     // SAFETY: the engine put its own table there, and does not touch it while translated code runs.
     let table = unsafe { &*(table as *const Table) };
     if let Some((rip, out)) = table.way_out(pc) {
-        v.state.engine[word(layout::LEFT_REGION)] = rip;
+        // A fault of the guest's own is no reason to do without the copy: it may be the first touch of a page.
+        v.state.engine[word(layout::LEFT_REGION)] = if unseen || own_code { rip } else { 0 };
         // SAFETY: as above.
         unsafe { *back = out };
         return 0;

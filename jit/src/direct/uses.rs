@@ -143,7 +143,8 @@ fn plain(i: &Insn) -> Uses {
 /// The same of stack operations and jumps.
 fn flow(i: &Insn) -> Option<Uses> {
     let mut u = plain(i);
-    let narrow = i.bytes[..usize::from(i.len)].contains(&0x66);
+    let is_prefix = |b: &&u8| matches!(**b, 0x26 | 0x2e | 0x36 | 0x3e | 0x40..=0x4f | 0x64..=0x67 | 0xf2 | 0xf3);
+    let narrow = i.bytes.iter().take_while(is_prefix).any(|b| *b == 0x66);
     match i.op {
         Op::Jmp => return Some(Uses::default()),
         Op::JmpInd => {
