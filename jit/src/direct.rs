@@ -57,6 +57,8 @@ const A: u8 = 10;
 const S: u8 = 11;
 /// log2 of the view's size: what has higher bits is not in it.
 const VIEW_BITS: u8 = 45;
+/// Most instructions of a copy.
+pub(crate) const MOST: usize = 64;
 /// A stack pointer that was checked may move so far by one instruction.
 const NEAR: i64 = 1 << 20;
 
@@ -131,20 +133,32 @@ pub(crate) fn is_possible() -> bool {
     std::arch::is_x86_feature_detected!("bmi2") && table().is_some()
 }
 
-/// The address of the check's table: what index 0 reads is there, and nothing behind it.
+/// The address of the check's table: what index 0 reads is there, and nothing behind it. Before it are small [`number`]s.
 fn table() -> Option<i32> {
     static TABLE: OnceLock<Option<i32>> = OnceLock::new();
     *TABLE.get_or_init(|| {
         const PAGE: usize = 4096;
+        const { assert!(8 * MOST < PAGE - 16) };
         // An entry for each value of the 16 bits looked at, the first of which ends a page.
         let at = low(PAGE + (8 << 16), libc::PROT_NONE)?;
-        // SAFETY: part of what was just mapped.
+        let page: *mut u64 = std::ptr::with_exposed_provenance_mut(at);
+        // SAFETY: part of what was just mapped, and larger than what is written.
         let readable = unsafe {
-            let page = std::ptr::with_exposed_provenance_mut(at);
-            libc::mprotect(page, PAGE, libc::PROT_READ) == 0
+            let protect = |how| libc::mprotect(page.cast(), PAGE, how) == 0;
+            protect(libc::PROT_READ | libc::PROT_WRITE) && {
+                for n in 0..=MOST {
+                    page.add(n).write(n as u64);
+                }
+                protect(libc::PROT_READ)
+            }
         };
         readable.then_some((at + PAGE - 8) as i32)
     })
+}
+
+/// The address of a small number as a word, from the table's.
+fn number(table: i32, n: usize) -> i32 {
+    table + 8 - 4096 + 8 * n as i32
 }
 
 /// Makes `base` the base of GS on this thread, which the simulator has no other use for.
@@ -233,7 +247,8 @@ impl Maker {
         })
     }
 
-    /// The code of a block's instructions, or of the first of them; its exits and steps are numbered from these on. `None` if none is one
+    /// The code of instructions that follow each other, or of the first of them: at most [`MOST`], where only the last is a jump to elsewhere
+    /// than to where the next one is, or none. Its exits and steps are numbered from these on. `None` if none is one
     /// that can be copied.
     pub(crate) fn make(
         &mut self,
@@ -270,6 +285,7 @@ impl Maker {
                 asm: Asm::default(),
                 insns: &insns[..n],
                 checked: 0,
+                small: 0,
                 kept: ARITH,
                 done: 0,
                 faulting: Vec::new(),
@@ -351,6 +367,8 @@ impl Plan {
 
 /// What is behind a block's own code.
 enum Tail {
+    /// A way out in the middle: its jump, behind which instruction it is, and where it goes to.
+    Side(u32, usize, u64),
     /// An exit that is not linked: its jump, and where it goes to.
     Exit(u32, u64),
     /// A target that is not in the table: the jump that comes here, and the instruction.
@@ -366,6 +384,9 @@ struct Copier<'a> {
     insns: &'a [Insn],
     /// Host registers whose value is known to be in the view.
     checked: u16,
+    /// Those whose value is known to be less than 2^32 away from 0, as what has 32 bits: so much and more, with any scale and
+    /// displacement, are the view's guards.
+    small: u16,
     /// Those of the flags that are kept: what a shift or a product leaves in AF is undefined, and 0 in the interpreter.
     kept: u64,
     /// Instructions done.
@@ -421,10 +442,22 @@ impl Copier<'_> {
         let disp = disp?;
         if m.seg == MemRef::NONE && index.is_none() {
             let base = base?;
-            self.check(base);
+            if self.small >> base & 1 == 0 {
+                self.check(base);
+            }
             return Some(At::guest(base, disp));
         }
         if m.seg == MemRef::NONE {
+            let small = |r: u8| self.small >> r & 1 != 0;
+            if let Some((i, scale)) = index.filter(|i| small(i.0)) {
+                if let Some(base) = base.filter(|b| !small(*b)) {
+                    self.check(base);
+                }
+                return Some(At {
+                    gs: true,
+                    ..At::sum(base, Some((i, scale))).displaced(disp)
+                });
+            }
             self.asm.lea(A, At::sum(base, index));
         } else {
             let seg = layout::seg_base(usize::from(m.seg));
@@ -439,16 +472,16 @@ impl Copier<'_> {
         Some(At::guest(A, disp))
     }
 
-    /// Whether the block may lead back to itself by blocks that do not look.
+    /// Whether it may lead back to itself by copies that do not look: each circle of them has a step that does not go up.
     fn looks(&self) -> bool {
-        let (Some(first), Some(last)) = (self.insns.first(), self.insns.last()) else {
-            return false;
-        };
-        match last.control {
-            Control::Jump(to) | Control::Branch(to) | Control::Call(to) => to <= first.rip,
-            Control::Next | Control::Leave => false,
+        let first = self.insns.first().map_or(0, |i| i.rip);
+        let goes_back = |i: &Insn| match i.control {
+            Control::Jump(to) | Control::Call(to) => to <= first,
+            Control::Branch(to) => to <= first || i.next_rip() <= first,
+            Control::Next | Control::Leave => i.next_rip() <= first,
             Control::Indirect | Control::IndirectCall | Control::Return => true,
-        }
+        };
+        self.insns.iter().any(goes_back)
     }
 
     fn begin(&mut self, budget: bool) {
@@ -466,9 +499,7 @@ impl Copier<'_> {
             }
             self.safe();
         }
-        self.asm.load(S, At::state(layout::RETIRED));
-        self.asm.lea(S, At::plain(S, self.insns.len() as i32));
-        self.asm.store(At::state(layout::RETIRED), S);
+        self.asm.count(true, number(self.table, self.insns.len()));
         self.take();
     }
 
@@ -521,9 +552,14 @@ impl Copier<'_> {
         self.leave(Left::Step(number), self.kept);
         let left = (self.insns.len() - k) as u32;
         self.out.steps.push((k, self.asm.here(), left));
-        self.checked = 0;
+        (self.checked, self.small) = (0, 0);
         self.kept = ARITH;
         self.take();
+    }
+
+    /// Where the copy goes on behind the instruction, if it does.
+    fn next(&self) -> Option<u64> {
+        self.insns.get(self.done + 1).map(|i| i.rip)
     }
 
     /// A jump to where the guest goes on.
@@ -564,7 +600,7 @@ impl Copier<'_> {
                 self.check(sp);
                 let r = self.plan.host(r);
                 self.asm.load(r, At::guest(sp, 0));
-                self.checked &= !(1 << r);
+                self.forget(r);
                 self.asm.lea(sp, At::plain(sp, 8));
             }
             (Op::Leave, _) => {
@@ -572,12 +608,24 @@ impl Copier<'_> {
                 self.asm.load(A, At::guest(RBP, 0));
                 self.asm.lea(sp, At::plain(RBP, 8));
                 self.asm.copy(RBP, A);
-                self.checked &= !(1 << RBP);
+                self.forget(RBP);
+                self.forget(sp);
                 self.checked |= 1 << sp;
             }
+            (_, Control::Jump(to)) if self.next() == Some(to) => {}
             (_, Control::Jump(to)) => {
                 self.give();
                 self.exit(&[0xe9], to);
+            }
+            (Op::Jcc(cc), Control::Branch(to)) if self.next().is_some() => {
+                let falls = self.next() == Some(i.next_rip());
+                let (cc, to) = if falls {
+                    (cc as u8, to)
+                } else {
+                    (cc as u8 ^ 1, i.next_rip())
+                };
+                let at = self.asm.jump(&[0x0f, 0x80 | cc]);
+                self.tails.push(Tail::Side(at, self.done, to));
             }
             (Op::Jcc(cc), Control::Branch(to)) => {
                 self.give();
@@ -601,7 +649,7 @@ impl Copier<'_> {
                 }
                 let r = self.plan.host(r);
                 self.asm.constant(r, i.mem.disp as u64 & i.width.mask());
-                self.checked &= !(1 << r);
+                self.forget(r);
             }
             _ => self.copy(ins, uses)?,
         }
@@ -613,6 +661,12 @@ impl Copier<'_> {
             self.kept = if undefined { ARITH & !AF } else { ARITH };
         }
         Some(())
+    }
+
+    /// A host register has another value.
+    fn forget(&mut self, r: u8) {
+        self.checked &= !(1 << r);
+        self.small &= !(1 << r);
     }
 
     /// Goes where a register, memory or the stack says.
@@ -681,11 +735,15 @@ impl Copier<'_> {
         if is_mem && i.op != Op::Lea {
             let at = self.operand(&i.mem)?;
             ins.set_segment_prefix(Register::GS);
-            ins.set_memory_base(wide(at.base?));
-            ins.set_memory_index(Register::None);
-            ins.set_memory_index_scale(1);
+            ins.set_memory_base(at.base.map_or(Register::None, wide));
+            let (index, scale) = at
+                .index
+                .map_or((Register::None, 0), |(r, scale)| (wide(r), scale));
+            ins.set_memory_index(index);
+            ins.set_memory_index_scale(1 << scale);
             ins.set_memory_displacement64(i64::from(at.disp) as u64);
             ins.set_memory_displ_size(match at.disp {
+                _ if at.base.is_none() => 8,
                 0 => 0,
                 -128..128 => 1,
                 _ => 8,
@@ -717,8 +775,13 @@ impl Copier<'_> {
             && matches!(i.ops, [Operand::Gpr(RSP), Operand::Imm(v), ..] if v.abs() < NEAR);
         for r in (0..16).filter(|r| uses.written >> r & 1 != 0) {
             if !(r == RSP && small) {
-                self.checked &= !(1 << self.plan.host(r));
+                self.forget(self.plan.host(r));
             }
+        }
+        if let Operand::Gpr(r) = i.ops[0]
+            && leaves_small(i)
+        {
+            self.small |= 1 << self.plan.host(r);
         }
         Some(())
     }
@@ -758,12 +821,16 @@ impl Copier<'_> {
         let kept = self.kept;
         for tail in std::mem::take(&mut self.tails) {
             match tail {
-                Tail::Exit(at, to) => {
+                Tail::Side(at, k, to) => {
                     self.asm.aim(at);
-                    let number = self.first.0 + self.out.exits.len() as u32;
-                    self.out.exits.push((at, self.asm.here(), to));
-                    self.asm.constant(A, to);
-                    self.leave(Left::Exit(number), kept);
+                    let ahead = insns.len() - k - 1;
+                    self.asm.count(false, number(self.table, ahead));
+                    self.give();
+                    let at = self.asm.jump(&[0xe9]);
+                    self.unlinked(at, to, kept);
+                }
+                Tail::Exit(at, to) => {
+                    self.unlinked(at, to, kept);
                 }
                 Tail::Miss(at, k) => {
                     self.asm.aim(at);
@@ -783,6 +850,15 @@ impl Copier<'_> {
         self.ways_out();
         self.out.code = self.asm.code;
         self.out
+    }
+
+    /// Where the jump of an exit goes as long as it is not linked.
+    fn unlinked(&mut self, jump: u32, to: u64, kept: u64) {
+        self.asm.aim(jump);
+        let number = self.first.0 + self.out.exits.len() as u32;
+        self.out.exits.push((jump, self.asm.here(), to));
+        self.asm.constant(A, to);
+        self.leave(Left::Exit(number), kept);
     }
 
     fn ways_out(&mut self) {
@@ -807,6 +883,38 @@ impl Copier<'_> {
             self.out.sites.push((begins, way));
         }
         self.out.sites.sort_by_key(|s| s.0);
+    }
+}
+
+/// Whether the instruction, one that is copied as it is, leaves 32 bits in its first operand, a register: with zeroes above, or with their sign.
+fn leaves_small(i: &Insn) -> bool {
+    match i.op {
+        Op::Cmp | Op::Test | Op::Xchg | Op::Xadd | Op::Cmpxchg | Op::Thunk => false,
+        Op::Movzx | Op::Movsx => i.width.bytes() >= 4,
+        Op::Mov if i.width.bytes() == 8 => {
+            matches!(i.ops[1], Operand::Imm(v) if i32::try_from(v).is_ok())
+        }
+        // A count of 0 leaves the register as it is, its high half cleared.
+        Op::Mov
+        | Op::Lea
+        | Op::Add
+        | Op::Adc
+        | Op::Sub
+        | Op::Sbb
+        | Op::And
+        | Op::Or
+        | Op::Xor
+        | Op::Inc
+        | Op::Dec
+        | Op::Neg
+        | Op::Not
+        | Op::Imul2
+        | Op::Imul3
+        | Op::Shl
+        | Op::Shr
+        | Op::Sar
+        | Op::Cmov(_) => i.width.bytes() == 4,
+        _ => false,
     }
 }
 

@@ -133,7 +133,14 @@ impl Block {
         })
     }
 
-    /// Its instructions, decoded anew; never none.
+    /// How many instructions it has; never none.
+    #[must_use]
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(&self) -> usize {
+        self.steps.len()
+    }
+
+    /// Its instructions, decoded anew.
     pub fn insns(&self) -> impl Iterator<Item = Insn> + '_ {
         let mut done = 0;
         self.steps.iter().map(move |s| {

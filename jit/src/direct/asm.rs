@@ -33,6 +33,10 @@ impl At {
             gs: false,
         }
     }
+    /// The same place, displaced.
+    pub(super) fn displaced(self, disp: i32) -> Self {
+        Self { disp, ..self }
+    }
     pub(super) fn sum(base: Option<u8>, index: Option<(u8, u8)>) -> Self {
         Self {
             base,
@@ -150,6 +154,13 @@ impl Asm {
     /// The low 16 bits.
     pub(super) fn low16(&mut self, to: u8, from: u8) {
         self.between(&[0x0f, 0xb7], to, from, false);
+    }
+    /// Adds what is at an address in the lowest 2 GiB to the count of instructions, or takes it off.
+    pub(super) fn count(&mut self, add: bool, at: i32) {
+        let op = if add { 0xd4 } else { 0xfb };
+        // PADDQ or PSUBQ mm0, [at]
+        self.bytes(&[0x0f, op, 0x04, 0x25]);
+        self.bytes(&at.to_le_bytes());
     }
     /// Goes where the memory operand says.
     pub(super) fn jump_to(&mut self, at: At) {

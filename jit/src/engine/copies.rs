@@ -7,13 +7,13 @@
 
 use super::Engine;
 use crate::codebuf::CodeBuf;
-use crate::direct::{self, Left, Maker};
+use crate::direct::{self, Left, MOST, Maker};
 use crate::faults::Copied;
 use crate::layout::{self, word};
 use crate::runtime;
 use rustc_hash::FxHashMap;
 use sevlab_cpu::flags::LazyFlags;
-use sevlab_cpu::insn::Insn;
+use sevlab_cpu::insn::{Control, Insn};
 use sevlab_cpu::{CpuState, Stop, Vcpu, interp};
 
 /// Marks an address that the interpreter keeps for a block as that of a copy.
@@ -26,7 +26,7 @@ const ALIGN: usize = 16;
 /// A block's copy.
 struct Block {
     code: usize,
-    pages: [u64; 2],
+    pages: Vec<u64>,
     /// Exits that lead here.
     incoming: Vec<u32>,
     leaves: u32,
@@ -102,14 +102,18 @@ impl Engine {
             vcpu.interp.set_translated(rip, word);
             return;
         }
+        let Some(block) = vcpu.interp.block(rip) else {
+            return;
+        };
+        if !block.wants_copy() {
+            return;
+        }
+        let trace = self.trace(vcpu, block);
+        let insns: Vec<Insn> = trace.iter().flat_map(|b| b.insns()).collect();
         let copies = &mut self.direct;
         let Some(maker) = &mut copies.maker else {
             return;
         };
-        let Some(block) = vcpu.interp.block(rip).filter(|b| b.wants_copy()) else {
-            return;
-        };
-        let insns: Vec<Insn> = block.insns().collect();
         let (first_exit, first_step) = (copies.exits.len() as u32, copies.steps.len() as u32);
         let Some(made) = maker.make(&insns, first_exit, first_step) else {
             block.refuse_copy();
@@ -135,8 +139,11 @@ impl Engine {
                 resume: offset(resume),
                 ahead,
             }));
-        let pages = [rip >> 12, block.end.wrapping_sub(1) >> 12];
-        for page in &pages[..if pages[0] == pages[1] { 1 } else { 2 }] {
+        let ends = |b: &&interp::Block| [b.rip >> 12, b.end.wrapping_sub(1) >> 12];
+        let mut pages: Vec<u64> = trace.iter().flat_map(ends).collect();
+        pages.sort_unstable();
+        pages.dedup();
+        for page in &pages {
             copies.by_page.entry(*page).or_default().push(rip);
         }
         self.faults.direct.insert(
@@ -158,6 +165,38 @@ impl Engine {
             },
         );
         vcpu.interp.set_translated(rip, at as u64 | COPY);
+    }
+
+    /// The blocks that mostly run behind one, as far as they are not copied yet.
+    fn trace<'b>(&self, vcpu: &'b Vcpu, first: &'b interp::Block) -> Vec<&'b interp::Block> {
+        let mut trace = vec![first];
+        let mut room = MOST - first.len().min(MOST);
+        let enough = first.hits.get() / 2;
+        while let Some(last) = trace.last()
+            && let Some(insn) = last.insns().last()
+        {
+            let next = match insn.control {
+                Control::Jump(to) => [to, to],
+                Control::Branch(to) => [to, insn.next_rip()],
+                _ => break,
+            };
+            let blocks = next.iter().filter_map(|&to| vcpu.interp.block(to));
+            let Some(block) = blocks.max_by_key(|b| b.hits.get()) else {
+                break;
+            };
+            let fits = block.hits.get() >= enough
+                && block.len() <= room
+                && block.wants_copy()
+                && !self.direct.blocks.contains_key(&block.rip)
+                && !self.regions.contains_key(&block.rip)
+                && trace.iter().all(|b| b.rip != block.rip);
+            if !fits {
+                break;
+            }
+            room -= block.len();
+            trace.push(block);
+        }
+        trace
     }
 
     /// Runs copies, from the one at `rip` on, which is left by `exit` for it.
