@@ -42,6 +42,11 @@ pub enum DecodeError {
 
 /// Decodes the instruction at `rip`, whose first bytes are `bytes` (give 15 where there are as many).
 pub fn decode(rip: u64, bytes: &[u8]) -> Result<Insn, DecodeError> {
+    decode_both(rip, bytes).map(|both| both.1)
+}
+
+/// The same, with what the decoder says of it.
+pub(crate) fn decode_both(rip: u64, bytes: &[u8]) -> Result<(Instruction, Insn), DecodeError> {
     let bytes = &bytes[..bytes.len().min(MAX_LEN)];
     let mut decoder = Decoder::with_ip(64, bytes, rip, DecoderOptions::NONE);
     let mut x = Instruction::default();
@@ -58,7 +63,7 @@ pub fn decode(rip: u64, bytes: &[u8]) -> Result<Insn, DecodeError> {
         }
         _ => return Err(DecodeError::Invalid { rip }),
     }
-    Ok(convert(&x, bytes))
+    Ok((x, convert(&x, bytes)))
 }
 
 /// Whether 15 bytes that are no valid instruction are not even an invalid one.

@@ -25,9 +25,7 @@ mod uses;
 
 use crate::layout;
 use asm::{Asm, At};
-use iced_x86::{
-    Decoder, DecoderOptions, Encoder, Instruction, InstructionInfoFactory, OpKind, Register,
-};
+use iced_x86::{Encoder, Instruction, InstructionInfoFactory, OpKind, Register};
 use sevlab_cpu::flags::{AF, ARITH};
 use sevlab_cpu::insn::{Control, Insn, MemRef, Op, Operand};
 use std::cell::Cell;
@@ -253,16 +251,16 @@ impl Maker {
     pub(crate) fn make(
         &mut self,
         insns: &[Insn],
+        decoded: &[Option<Instruction>],
         first_exit: u32,
         first_step: u32,
     ) -> Option<Direct> {
         let decoded: Vec<(Instruction, Option<Uses>)> = insns
             .iter()
-            .map(|i| {
-                let bytes = &i.bytes[..usize::from(i.len).min(15)];
-                let ins = Decoder::with_ip(64, bytes, i.rip, DecoderOptions::NONE).decode();
-                let uses = uses(i, &ins, &mut self.info);
-                (ins, uses)
+            .zip(decoded)
+            .map(|(i, ins)| match ins {
+                Some(ins) => (*ins, uses(i, ins, &mut self.info)),
+                None => (Instruction::default(), None),
             })
             .collect();
         let stays = |(i, (_, uses)): (&Insn, &(_, Option<Uses>))| {

@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
+use iced_x86::Instruction;
 use sevlab_arch::PAGE_SIZE;
 
 use super::steps::Step;
@@ -143,18 +144,39 @@ impl Block {
     /// Its instructions, decoded anew.
     pub fn insns(&self) -> impl Iterator<Item = Insn> + '_ {
         let mut done = 0;
-        self.steps.iter().map(move |s| {
-            let rip = self.rip.wrapping_add(done as u64);
-            let rest = &self.bytes[done..];
-            let i = match self.kept.get(s.kept_at()).filter(|i| i.rip == rip) {
-                Some(i) => *i,
-                // It was one when the block was made, and is no other.
-                None => decode::decode(rip, rest)
-                    .unwrap_or_else(|_| decode::faulting(rip, Op::Ud, &rest[..1])),
-            };
+        (0..self.steps.len()).map(move |k| {
+            let i = self.insn(k, done, |rip, rest| decode::decode(rip, rest).ok());
             done += usize::from(i.len);
             i
         })
+    }
+
+    /// The same, with what the decoder says of each; `None` for what it takes for none.
+    pub fn decoded(&self) -> impl Iterator<Item = (Option<Instruction>, Insn)> + '_ {
+        let mut done = 0;
+        (0..self.steps.len()).map(move |k| {
+            let rip = self.rip.wrapping_add(done as u64);
+            let both = decode::decode_both(rip, &self.bytes[done..]).ok();
+            let i = self.insn(k, done, |_, _| both.map(|b| b.1));
+            done += usize::from(i.len);
+            (both.map(|b| b.0), i)
+        })
+    }
+
+    /// Instruction `k`, before which there are `done` bytes.
+    #[inline]
+    fn insn(&self, k: usize, done: usize, decode: impl Fn(u64, &[u8]) -> Option<Insn>) -> Insn {
+        let rip = self.rip.wrapping_add(done as u64);
+        let rest = &self.bytes[done..];
+        match self
+            .kept
+            .get(self.steps[k].kept_at())
+            .filter(|i| i.rip == rip)
+        {
+            Some(i) => *i,
+            // It was one when the block was made, and is no other.
+            None => decode(rip, rest).unwrap_or_else(|| decode::faulting(rip, Op::Ud, &rest[..1])),
+        }
     }
 
     /// Its first instruction.

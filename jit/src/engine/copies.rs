@@ -11,6 +11,7 @@ use crate::direct::{self, Left, MOST, Maker};
 use crate::faults::Copied;
 use crate::layout::{self, word};
 use crate::runtime;
+use iced_x86::Instruction;
 use rustc_hash::FxHashMap;
 use sevlab_cpu::flags::LazyFlags;
 use sevlab_cpu::insn::{Control, Insn};
@@ -58,6 +59,26 @@ struct Step {
     resume: usize,
     /// Instructions counted that are not done before it.
     ahead: u32,
+}
+
+/// Instructions that follow each other.
+#[derive(Default)]
+struct Trace {
+    insns: Vec<Insn>,
+    decoded: Vec<Option<Instruction>>,
+    /// Pages that they are in, some of them twice.
+    pages: Vec<u64>,
+}
+
+impl Trace {
+    fn add(&mut self, block: &interp::Block) {
+        for (ins, i) in block.decoded() {
+            self.decoded.push(ins);
+            self.insns.push(i);
+        }
+        self.pages
+            .extend([block.rip >> 12, block.end.wrapping_sub(1) >> 12]);
+    }
 }
 
 /// All copies.
@@ -109,13 +130,12 @@ impl Engine {
             return;
         }
         let trace = self.trace(vcpu, block);
-        let insns: Vec<Insn> = trace.iter().flat_map(|b| b.insns()).collect();
         let copies = &mut self.direct;
         let Some(maker) = &mut copies.maker else {
             return;
         };
         let (first_exit, first_step) = (copies.exits.len() as u32, copies.steps.len() as u32);
-        let Some(made) = maker.make(&insns, first_exit, first_step) else {
+        let Some(made) = maker.make(&trace.insns, &trace.decoded, first_exit, first_step) else {
             block.refuse_copy();
             return;
         };
@@ -135,12 +155,11 @@ impl Engine {
         copies
             .steps
             .extend(made.steps.iter().map(|&(k, resume, ahead)| Step {
-                insn: insns[k],
+                insn: trace.insns[k],
                 resume: offset(resume),
                 ahead,
             }));
-        let ends = |b: &&interp::Block| [b.rip >> 12, b.end.wrapping_sub(1) >> 12];
-        let mut pages: Vec<u64> = trace.iter().flat_map(ends).collect();
+        let mut pages = trace.pages;
         pages.sort_unstable();
         pages.dedup();
         for page in &pages {
@@ -167,17 +186,15 @@ impl Engine {
         vcpu.interp.set_translated(rip, at as u64 | COPY);
     }
 
-    /// The blocks that mostly run behind one, as far as they are not copied yet.
-    fn trace<'b>(&self, vcpu: &'b Vcpu, first: &'b interp::Block) -> Vec<&'b interp::Block> {
-        let mut trace = vec![first];
-        let mut room = MOST - first.len().min(MOST);
+    /// A block and those that mostly run behind it, as far as they are not copied yet.
+    fn trace(&self, vcpu: &Vcpu, first: &interp::Block) -> Trace {
+        let mut trace = Trace::default();
+        trace.add(first);
         let enough = first.hits.get() / 2;
-        while let Some(last) = trace.last()
-            && let Some(insn) = last.insns().last()
-        {
-            let next = match insn.control {
+        while let Some(last) = trace.insns.last() {
+            let next = match last.control {
                 Control::Jump(to) => [to, to],
-                Control::Branch(to) => [to, insn.next_rip()],
+                Control::Branch(to) => [to, last.next_rip()],
                 _ => break,
             };
             let blocks = next.iter().filter_map(|&to| vcpu.interp.block(to));
@@ -185,16 +202,17 @@ impl Engine {
                 break;
             };
             let fits = block.hits.get() >= enough
-                && block.len() <= room
+                && trace.insns.len() + block.len() <= MOST
                 && block.wants_copy()
                 && !self.direct.blocks.contains_key(&block.rip)
                 && !self.regions.contains_key(&block.rip)
-                && trace.iter().all(|b| b.rip != block.rip);
+                && trace.insns.iter().all(|i| i.rip != block.rip);
             if !fits {
                 break;
             }
-            room -= block.len();
-            trace.push(block);
+            trace.add(block);
+            // It has run for this one's sake so often: whether it needs a copy of its own is to be seen.
+            block.hits.set(1);
         }
         trace
     }
