@@ -69,30 +69,34 @@ pub(crate) enum Left {
     Indirect,
     /// For an instruction that the interpreter has to run: its number.
     Step(u32),
-    /// An access faulted, with so many instructions counted that were not done; 0: whoever runs the vCPU is to look.
+    /// An access faulted, with so many instructions counted that were not done.
     Out(u32),
+    /// Whoever runs the vCPU is to look.
+    Look,
 }
 
 impl Left {
-    const UNDEFINED_AF: u32 = 4;
+    const UNDEFINED_AF: u32 = 8;
 
     const fn word(self) -> u32 {
         match self {
-            Self::Exit(n) => n << 3,
+            Self::Exit(n) => n << 4,
             Self::Indirect => 1,
-            Self::Step(n) => n << 3 | 2,
-            Self::Out(n) => n << 3 | 3,
+            Self::Step(n) => n << 4 | 2,
+            Self::Out(n) => n << 4 | 3,
+            Self::Look => 4,
         }
     }
 
     /// What a word says, and which arithmetic flags are the guest's.
     pub(crate) fn of(word: u32) -> (Self, u64) {
-        let n = word >> 3;
-        let left = match word & 3 {
+        let n = word >> 4;
+        let left = match word & 7 {
             0 => Self::Exit(n),
             1 => Self::Indirect,
             2 => Self::Step(n),
-            _ => Self::Out(n),
+            3 => Self::Out(n),
+            _ => Self::Look,
         };
         let kept = if word & Self::UNDEFINED_AF != 0 {
             ARITH & !AF
@@ -283,6 +287,8 @@ impl Maker {
                 asm: Asm::default(),
                 insns: &insns[..n],
                 checked: 0,
+                sum: None,
+                again: 0,
                 small: 0,
                 kept: ARITH,
                 done: 0,
@@ -291,7 +297,7 @@ impl Maker {
                 first: (first_exit, first_step),
                 out: Direct::default(),
             };
-            c.begin(self.budget);
+            c.begin(self.budget, plan.constant_bases(&insns[..n], &decoded));
             let mut failed = None;
             for (k, (ins, uses)) in decoded[..n].iter().enumerate() {
                 match uses {
@@ -357,10 +363,45 @@ impl Plan {
         (plan, n)
     }
 
+    /// See [`Copier::begin`].
+    fn constant_bases(&self, insns: &[Insn], decoded: &[(Instruction, Option<Uses>)]) -> u16 {
+        let mut bases = 0u16;
+        for (i, (ins, uses)) in insns.iter().zip(decoded) {
+            if uses.is_none() {
+                break;
+            }
+            let m = &i.mem;
+            if touches(i, ins)
+                && m.base != MemRef::NONE
+                && (m.index, m.seg) == (MemRef::NONE, MemRef::NONE)
+            {
+                bases |= 1 << (m.base & 15);
+            }
+            if i.control != Control::Next {
+                break;
+            }
+        }
+        let moved = self.moved.iter().take(self.count);
+        let changes = moved.fold(self.written, |all, m| all | 1 << m.0 | 1 << m.1);
+        let constant = (0..16u8).filter(|r| bases & !changes & 1 << r != 0);
+        constant.fold(0, |all, r| all | 1 << self.host(r))
+    }
+
     /// The host register that a guest register is in.
     fn host(&self, r: u8) -> u8 {
         self.hosts[usize::from(r & 15)]
     }
+}
+
+/// Where an access faults that can't be made.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// At this instruction.
+    At(usize),
+    /// Before the first, of which nothing has been done.
+    Head,
+    /// There too, and it is not the guest's access.
+    Look,
 }
 
 /// What is behind a block's own code.
@@ -382,15 +423,19 @@ struct Copier<'a> {
     insns: &'a [Insn],
     /// Host registers whose value is known to be in the view.
     checked: u16,
+    /// What A is the sum of, if it is one that is known to be in the view.
+    sum: Option<(u8, (u8, u8))>,
     /// Those whose value is known to be less than 2^32 away from 0, as what has 32 bits: so much and more, with any scale and
     /// displacement, are the view's guards.
     small: u16,
+    /// Where it begins anew once what does not change is checked.
+    again: u32,
     /// Those of the flags that are kept: what a shift or a product leaves in AF is undefined, and 0 in the interpreter.
     kept: u64,
     /// Instructions done.
     done: usize,
-    /// Where code begins that may fault, and what the way out says: the instruction, and which flags are kept. Or that may not.
-    faulting: Vec<(u32, Option<(usize, u64)>)>,
+    /// Where code begins that may fault, and what the way out says: where, and which flags are kept. Or that may not.
+    faulting: Vec<(u32, Option<(Way, u64)>)>,
     tails: Vec<Tail>,
     /// Numbers of the first exit and step.
     first: (u32, u32),
@@ -400,7 +445,8 @@ struct Copier<'a> {
 impl Copier<'_> {
     /// From here on an access of instruction `k` may fault.
     fn faults(&mut self, k: usize) {
-        self.faulting.push((self.asm.here(), Some((k, self.kept))));
+        self.faulting
+            .push((self.asm.here(), Some((Way::At(k), self.kept))));
     }
 
     /// From here on nothing faults.
@@ -434,7 +480,7 @@ impl Copier<'_> {
             if va >> VIEW_BITS != 0 {
                 return None;
             }
-            self.asm.constant(A, va);
+            self.constant(va);
             return Some(At::guest(A, 0));
         }
         let disp = disp?;
@@ -456,18 +502,28 @@ impl Copier<'_> {
                     ..At::sum(base, Some((i, scale))).displaced(disp)
                 });
             }
-            self.asm.lea(A, At::sum(base, index));
+            let sum = base.zip(index);
+            if sum.is_none() || sum != self.sum {
+                self.asm.lea(A, At::sum(base, index));
+                self.check_bits(A, VIEW_BITS);
+                self.sum = sum;
+            }
         } else {
+            self.sum = None;
             let seg = layout::seg_base(usize::from(m.seg));
             self.asm.load(A, At::state(seg));
             for (r, scale) in base.map(|b| (b, 0)).into_iter().chain(index) {
                 self.asm.lea(A, At::sum(Some(A), Some((r, scale))));
             }
+            self.check_bits(A, VIEW_BITS);
         }
-        self.checked &= !(1 << A);
-        self.check(A);
-        self.checked &= !(1 << A);
         Some(At::guest(A, disp))
+    }
+
+    /// A has another value: this one.
+    fn constant(&mut self, value: u64) {
+        self.sum = None;
+        self.asm.constant(A, value);
     }
 
     /// Whether it may lead back to itself by copies that do not look: each circle of them has a step that does not go up.
@@ -482,10 +538,36 @@ impl Copier<'_> {
         self.insns.iter().any(goes_back)
     }
 
-    fn begin(&mut self, budget: bool) {
+    /// Where the guest is when it comes in.
+    fn head(&self) -> u64 {
+        self.insns.first().map_or(0, |i| i.rip)
+    }
+
+    /// Whether the last instruction may go on at the first.
+    fn is_loop(&self) -> bool {
+        let last = self.insns.last();
+        last.is_some_and(|i| match i.control {
+            Control::Jump(to) => to == self.head(),
+            Control::Branch(to) => to == self.head() || i.next_rip() == self.head(),
+            _ => false,
+        })
+    }
+
+    /// The way in. `bases`: host registers that addresses are made of before there is a way out, and that do not change.
+    fn begin(&mut self, budget: bool, bases: u16) {
+        if self.is_loop() {
+            self.faulting
+                .push((self.asm.here(), Some((Way::Head, self.kept))));
+            for r in (0..16).filter(|r| bases >> r & 1 != 0) {
+                self.check(r);
+            }
+        }
+        self.safe();
+        self.again = self.asm.here();
         if self.looks() {
             // Before the first instruction is counted.
-            self.faults(self.insns.len());
+            self.faulting
+                .push((self.asm.here(), Some((Way::Look, self.kept))));
             self.asm
                 .mem(&[0x8b], S, At::state(layout::EXIT_REQUEST), false);
             self.asm.mem(&[0x8b], S, At::entry(self.table, S), false);
@@ -545,7 +627,7 @@ impl Copier<'_> {
         let k = self.done;
         self.safe();
         self.give();
-        self.asm.constant(A, self.insns[k].rip);
+        self.constant(self.insns[k].rip);
         let number = self.first.1 + self.out.steps.len() as u32;
         self.leave(Left::Step(number), self.kept);
         let left = (self.insns.len() - k) as u32;
@@ -563,7 +645,11 @@ impl Copier<'_> {
     /// A jump to where the guest goes on.
     fn exit(&mut self, op: &[u8], to: u64) {
         let at = self.asm.jump(op);
-        self.tails.push(Tail::Exit(at, to));
+        if to == self.head() {
+            self.asm.aim_back(at, self.again);
+        } else {
+            self.tails.push(Tail::Exit(at, to));
+        }
     }
 
     /// Copies an instruction.
@@ -580,12 +666,13 @@ impl Copier<'_> {
                 match i.ops[0] {
                     Operand::Gpr(r) => self.push(self.plan.host(r)),
                     Operand::Imm(v) => {
-                        self.asm.constant(A, v as u64);
+                        self.constant(v as u64);
                         self.push(A);
                     }
                     Operand::Mem => {
                         let at = self.operand(&i.mem)?;
                         self.asm.load(A, at);
+                        self.sum = None;
                         self.push(A);
                     }
                     _ => return None,
@@ -603,6 +690,7 @@ impl Copier<'_> {
             }
             (Op::Leave, _) => {
                 self.check(RBP);
+                self.sum = None;
                 self.asm.load(A, At::guest(RBP, 0));
                 self.asm.lea(sp, At::plain(RBP, 8));
                 self.asm.copy(RBP, A);
@@ -646,8 +734,10 @@ impl Copier<'_> {
                     return None;
                 }
                 let r = self.plan.host(r);
-                self.asm.constant(r, i.mem.disp as u64 & i.width.mask());
+                let value = i.mem.disp as u64 & i.width.mask();
+                self.asm.constant(r, value);
                 self.forget(r);
+                self.checked |= u16::from(value >> VIEW_BITS == 0) << r;
             }
             _ => self.copy(ins, uses)?,
         }
@@ -665,6 +755,7 @@ impl Copier<'_> {
     fn forget(&mut self, r: u8) {
         self.checked &= !(1 << r);
         self.small &= !(1 << r);
+        self.sum = self.sum.filter(|s| s.0 != r && s.1.0 != r);
     }
 
     /// Goes where a register, memory or the stack says.
@@ -825,7 +916,11 @@ impl Copier<'_> {
                     self.asm.count(false, number(self.table, ahead));
                     self.give();
                     let at = self.asm.jump(&[0xe9]);
-                    self.unlinked(at, to, kept);
+                    if to == self.head() {
+                        self.asm.aim_back(at, self.again);
+                    } else {
+                        self.unlinked(at, to, kept);
+                    }
                 }
                 Tail::Exit(at, to) => {
                     self.unlinked(at, to, kept);
@@ -861,24 +956,29 @@ impl Copier<'_> {
 
     fn ways_out(&mut self) {
         let n = self.insns.len();
-        let mut ways: Vec<((usize, u64), u32)> = Vec::new();
+        let mut ways: Vec<((Way, u64), u32)> = Vec::new();
         for (begins, what) in std::mem::take(&mut self.faulting) {
-            let Some((k, kept)) = what else {
+            let Some((way, kept)) = what else {
                 self.out.sites.push((begins, u32::MAX));
                 continue;
             };
-            let known = ways.iter().find(|w| w.0 == (k, kept)).map(|w| w.1);
-            let way = known.unwrap_or_else(|| {
+            let known = ways.iter().find(|w| w.0 == (way, kept)).map(|w| w.1);
+            let out = known.unwrap_or_else(|| {
                 let here = self.asm.here();
-                ways.push(((k, kept), here));
-                if k < n {
-                    self.give();
-                }
-                self.asm.constant(A, self.insns[k % n].rip);
-                self.leave(Left::Out((n - k) as u32), kept);
+                ways.push(((way, kept), here));
+                let (rip, left) = match way {
+                    Way::At(k) => {
+                        self.give();
+                        (self.insns[k].rip, Left::Out((n - k) as u32))
+                    }
+                    Way::Head => (self.head(), Left::Out(0)),
+                    Way::Look => (self.head(), Left::Look),
+                };
+                self.asm.constant(A, rip);
+                self.leave(left, kept);
                 here
             });
-            self.out.sites.push((begins, way));
+            self.out.sites.push((begins, out));
         }
         self.out.sites.sort_by_key(|s| s.0);
     }
@@ -922,7 +1022,13 @@ mod tests {
 
     #[test]
     fn a_word_says_why() {
-        for left in [Left::Exit(77), Left::Indirect, Left::Step(3), Left::Out(5)] {
+        for left in [
+            Left::Exit(77),
+            Left::Indirect,
+            Left::Step(3),
+            Left::Out(5),
+            Left::Look,
+        ] {
             assert_eq!(Left::of(left.word()), (left, ARITH));
             assert_eq!(
                 Left::of(left.word() | Left::UNDEFINED_AF),

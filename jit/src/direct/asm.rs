@@ -172,6 +172,11 @@ impl Asm {
         self.bytes(&[0; 4]);
         self.here() - 4
     }
+    /// Aims a jump at what was before.
+    pub(super) fn aim_back(&mut self, distance_at: u32, to: u32) {
+        let (at, by) = (distance_at as usize, to.wrapping_sub(distance_at + 4));
+        self.code[at..at + 4].copy_from_slice(&by.to_le_bytes());
+    }
     /// Aims a jump at what comes next.
     pub(super) fn aim(&mut self, distance_at: u32) {
         let (at, by) = (distance_at as usize, self.here() - distance_at - 4);

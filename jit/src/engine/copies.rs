@@ -253,7 +253,7 @@ impl Engine {
                     Some(code) => code,
                     None => return Ok(()),
                 },
-                Left::Out(0) => return Ok(()),
+                Left::Look => return Ok(()),
                 Left::Out(ahead) => {
                     self.uncount(vcpu, ahead);
                     self.note_leave(vcpu.state.engine[word(layout::LEFT_REGION)], vcpu);
