@@ -294,3 +294,23 @@ fn shell_lines() {
         }
     }
 }
+
+/// A program that ends while its interval timer runs ends as it says, and not by the timer's signal.
+#[test]
+fn an_armed_timer_does_not_outlive_the_guest() {
+    const SOURCE: &str = "#include <signal.h>\n#include <stdlib.h>\n#include <sys/time.h>\n
+        static volatile int n;
+        static void caught(int s) { if (++n == 20) exit(3); }
+        int main(void) {
+            struct itimerval t = {{0, 500}, {0, 500}};
+            signal(SIGALRM, caught);
+            setitimer(ITIMER_REAL, &t, 0);
+            for (;;) ;
+        }";
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    if let Some(program) = compile_c(SOURCE, folder.path(), "timer", &["-O0"]) {
+        for _ in 0..4 {
+            Case::new(program.clone(), &[]).check(&TRANSLATED);
+        }
+    }
+}

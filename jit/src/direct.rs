@@ -53,8 +53,6 @@ const HOSTS: [Option<u8>; 16] = {
 const A: u8 = 10;
 /// What is forgotten soon.
 const S: u8 = 11;
-/// log2 of the view's size: what has higher bits is not in it.
-const VIEW_BITS: u8 = 45;
 /// Most instructions of a copy.
 pub(crate) const MOST: usize = 64;
 /// A stack pointer that was checked may move so far by one instruction.
@@ -234,17 +232,21 @@ pub(crate) struct Maker {
     info: InstructionInfoFactory,
     pub targets: Targets,
     table: i32,
+    /// log2 of the view's size: what has higher bits is not in it.
+    view_bits: u8,
     /// Blocks count against the budget of a turn.
     budget: bool,
 }
 
 impl Maker {
-    pub(crate) fn new(budget: bool) -> Option<Self> {
+    /// For a view of `view` bytes, a power of two.
+    pub(crate) fn new(view: u64, budget: bool) -> Option<Self> {
         Some(Self {
             encoder: Encoder::new(64),
             info: InstructionInfoFactory::new(),
             targets: Targets::new()?,
             table: table()?,
+            view_bits: view.trailing_zeros() as u8,
             budget,
         })
     }
@@ -282,6 +284,7 @@ impl Maker {
             let mut c = Copier {
                 plan,
                 table: self.table,
+                view_bits: self.view_bits,
                 targets: self.targets.0 as i32,
                 encoder: &mut self.encoder,
                 asm: Asm::default(),
@@ -417,6 +420,7 @@ enum Tail {
 struct Copier<'a> {
     plan: Plan,
     table: i32,
+    view_bits: u8,
     targets: i32,
     encoder: &'a mut Encoder,
     asm: Asm,
@@ -454,10 +458,11 @@ impl Copier<'_> {
         self.faulting.push((self.asm.here(), None));
     }
 
-    /// Faults unless the register's value is an address in the view. What has bits 61 to 63 alone passes: the access faults.
+    /// Faults unless the register's value is an address in the view. What has higher bits than are looked at passes, and is no address of the
+    /// host's: the access faults.
     fn check(&mut self, r: u8) {
         if self.checked >> r & 1 == 0 {
-            self.check_bits(r, VIEW_BITS);
+            self.check_bits(r, self.view_bits);
             self.checked |= 1 << r;
         }
     }
@@ -477,7 +482,7 @@ impl Copier<'_> {
         if base.is_none() && index.is_none() && m.seg == MemRef::NONE {
             // The processor's own, or an address as a number.
             let va = m.disp as u64;
-            if va >> VIEW_BITS != 0 {
+            if va >> self.view_bits != 0 {
                 return None;
             }
             self.constant(va);
@@ -505,7 +510,7 @@ impl Copier<'_> {
             let sum = base.zip(index);
             if sum.is_none() || sum != self.sum {
                 self.asm.lea(A, At::sum(base, index));
-                self.check_bits(A, VIEW_BITS);
+                self.check_bits(A, self.view_bits);
                 self.sum = sum;
             }
         } else {
@@ -515,7 +520,7 @@ impl Copier<'_> {
             for (r, scale) in base.map(|b| (b, 0)).into_iter().chain(index) {
                 self.asm.lea(A, At::sum(Some(A), Some((r, scale))));
             }
-            self.check_bits(A, VIEW_BITS);
+            self.check_bits(A, self.view_bits);
         }
         Some(At::guest(A, disp))
     }
@@ -737,7 +742,7 @@ impl Copier<'_> {
                 let value = i.mem.disp as u64 & i.width.mask();
                 self.asm.constant(r, value);
                 self.forget(r);
-                self.checked |= u16::from(value >> VIEW_BITS == 0) << r;
+                self.checked |= u16::from(value >> self.view_bits == 0) << r;
             }
             _ => self.copy(ins, uses)?,
         }
@@ -930,7 +935,7 @@ impl Copier<'_> {
                     self.asm.load(RCX, At::state(layout::KEPT));
                     self.faults(k);
                     // Nothing that the guest may go to is outside the view; the interpreter knows what is wrong with it.
-                    self.check_bits(A, VIEW_BITS);
+                    self.check_bits(A, self.view_bits);
                     self.check_bits(A, 48);
                     // It was encoded before.
                     let _ = self.move_stack(&insns[k], S);

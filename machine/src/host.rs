@@ -391,6 +391,14 @@ pub(crate) fn catch_kicks() {
 
 impl Drop for Forwarding {
     fn drop(&mut self) {
+        // The guest's interval timers are the process's, which is not to be killed by one when it has ended.
+        for which in [libc::ITIMER_REAL, libc::ITIMER_VIRTUAL, libc::ITIMER_PROF] {
+            // SAFETY: zeroes are a valid `itimerval`: disarmed.
+            unsafe {
+                let off: libc::itimerval = std::mem::zeroed();
+                libc::setitimer(which, &raw const off, ptr::null_mut());
+            }
+        }
         for (signo, action) in &self.old {
             // SAFETY: puts back what `install` found.
             unsafe { libc::sigaction(*signo, ptr::from_ref(action), ptr::null_mut()) };

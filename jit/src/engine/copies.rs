@@ -84,6 +84,8 @@ impl Trace {
 /// All copies.
 #[derive(Default)]
 pub(super) struct Copies {
+    /// Where the view is that they are made for, which is also its size; 0: there are none.
+    view: u64,
     /// Makes them; `None` if there can be none.
     maker: Option<Maker>,
     blocks: FxHashMap<u64, Block>,
@@ -112,8 +114,10 @@ impl Engine {
         engine[word(layout::LEAVE)] = direct::enter::leave_address() as u64;
         engine[word(layout::AVX)] = u64::from(std::arch::is_x86_feature_detected!("avx"));
         direct::set_gs(base);
-        if self.direct.maker.is_none() {
-            self.direct.maker = Maker::new(self.options.budget);
+        if self.direct.view != base {
+            self.forget_copies_made();
+            self.direct.view = base;
+            self.direct.maker = Maker::new(base, self.options.budget);
         }
     }
 

@@ -92,7 +92,13 @@ pub const EXACT: [(&str, &str); 7] = [
 ];
 
 /// Those of [`EXACT`] that depend on [`Measured::isa`].
-const GENERATED: [&str; 4] = ["host_insns", "host_bytes", "page_insns", "page_bytes"];
+const GENERATED: [&str; 5] = [
+    "host_insns",
+    "host_bytes",
+    "page_insns",
+    "page_bytes",
+    "copy_bytes",
+];
 
 /// What to measure.
 #[derive(Clone, Debug)]
