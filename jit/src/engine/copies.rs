@@ -68,6 +68,8 @@ struct Trace {
     decoded: Vec<Option<Instruction>>,
     /// Pages that they are in, some of them twice.
     pages: Vec<u64>,
+    /// The blocks behind the first.
+    behind: Vec<u64>,
 }
 
 impl Trace {
@@ -130,6 +132,9 @@ impl Engine {
         let Some(block) = vcpu.interp.block(rip) else {
             return;
         };
+        if self.direct.maker.is_none() {
+            return;
+        }
         if !block.wants_copy() {
             return;
         }
@@ -163,6 +168,10 @@ impl Engine {
                 resume: offset(resume),
                 ahead,
             }));
+        for behind in trace.behind.iter().filter_map(|&at| vcpu.interp.block(at)) {
+            // It has run for this one's sake so often: whether it needs a copy of its own is to be seen.
+            behind.hits.set(1);
+        }
         let mut pages = trace.pages;
         pages.sort_unstable();
         pages.dedup();
@@ -214,9 +223,8 @@ impl Engine {
             if !fits {
                 break;
             }
+            trace.behind.push(block.rip);
             trace.add(block);
-            // It has run for this one's sake so often: whether it needs a copy of its own is to be seen.
-            block.hits.set(1);
         }
         trace
     }
