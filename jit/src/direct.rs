@@ -624,7 +624,19 @@ impl Copier<'_> {
     fn push(&mut self, r: u8) {
         let sp = self.plan.host(RSP);
         self.asm.store(At::guest(sp, -8), r);
-        self.asm.lea(sp, At::plain(sp, -8));
+        self.move_sp(-8);
+    }
+
+    /// Moves the guest's stack pointer by so little that it stays checked.
+    fn move_sp(&mut self, by: i32) {
+        let sp = self.plan.host(RSP);
+        self.asm.lea(sp, At::plain(sp, by));
+        self.unsum(sp);
+    }
+
+    /// What A is the sum of has changed, if it is this host register.
+    fn unsum(&mut self, r: u8) {
+        self.sum = self.sum.filter(|s| s.0 != r && s.1.0 != r);
     }
 
     /// Leaves an instruction to the interpreter.
@@ -691,7 +703,7 @@ impl Copier<'_> {
                 let r = self.plan.host(r);
                 self.asm.load(r, At::guest(sp, 0));
                 self.forget(r);
-                self.asm.lea(sp, At::plain(sp, 8));
+                self.move_sp(8);
             }
             (Op::Leave, _) => {
                 self.check(RBP);
@@ -760,7 +772,7 @@ impl Copier<'_> {
     fn forget(&mut self, r: u8) {
         self.checked &= !(1 << r);
         self.small &= !(1 << r);
-        self.sum = self.sum.filter(|s| s.0 != r && s.1.0 != r);
+        self.unsum(r);
     }
 
     /// Goes where a register, memory or the stack says.
@@ -803,14 +815,13 @@ impl Copier<'_> {
 
     /// What a return or a call does to the stack. `free`: a register for the address.
     fn move_stack(&mut self, i: &Insn, free: u8) -> Option<()> {
-        let sp = self.plan.host(RSP);
         match i.control {
             Control::Return => {
                 let more = match i.ops[0] {
                     Operand::Imm(v) => i32::try_from(v).ok().filter(|v| *v >= 0)?,
                     _ => 0,
                 };
-                self.asm.lea(sp, At::plain(sp, 8 + more));
+                self.move_sp(8 + more);
             }
             Control::IndirectCall => {
                 self.asm.constant(free, i.next_rip());
@@ -868,7 +879,9 @@ impl Copier<'_> {
             && i.width.bytes() == 8
             && matches!(i.ops, [Operand::Gpr(RSP), Operand::Imm(v), ..] if v.abs() < NEAR);
         for r in (0..16).filter(|r| uses.written >> r & 1 != 0) {
-            if !(r == RSP && small) {
+            if r == RSP && small {
+                self.unsum(self.plan.host(r));
+            } else {
                 self.forget(self.plan.host(r));
             }
         }

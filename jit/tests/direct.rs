@@ -56,3 +56,41 @@ fn copies_fault_precisely() {
         assert!(stats.direct >= 1, "{stats:?}");
     }
 }
+
+/// An address that is a sum with the stack pointer is another one once that has moved.
+#[test]
+fn sums_follow_the_stack_pointer() {
+    let code = assemble(|a| {
+        let mut top = a.create_label();
+        a.mov(r15d, 5)?;
+        a.set_label(&mut top)?;
+        a.sub(rsp, 64)?;
+        a.mov(qword_ptr(rsp + rdi * 8), r15)?;
+        a.push(r15)?;
+        a.add(rax, qword_ptr(rsp + rdi * 8))?;
+        a.pop(rcx)?;
+        a.xor(rdx, qword_ptr(rsp + rdi * 8))?;
+        a.add(rsp, 64)?;
+        a.add(rax, qword_ptr(rsp + rdi * 8))?;
+        a.dec(r15d)?;
+        a.jne(top)?;
+        a.cpuid()
+    });
+    let mut start = Start::new(4, &code);
+    start.gpr[7] = 1;
+    let mut plain = Machine::new(Kind::Plain, None);
+    plain.reset(&start);
+    let expected = plain.run().expect("it ends");
+    let options = JitOptions {
+        threshold: u32::MAX,
+        direct: 1,
+        background: false,
+        code_bytes: 4 << 20,
+        ..JitOptions::default()
+    };
+    let mut m = Machine::new(Kind::Plain, Some(options));
+    for _ in 0..3 {
+        m.reset(&start);
+        assert_eq!(m.run().expect("engines have no budget").gpr, expected.gpr);
+    }
+}
