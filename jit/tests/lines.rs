@@ -383,7 +383,8 @@ fn random(kind: Kind, cases: u64, seed: u64) {
     );
     assert_eq!(failed, 0, "programs differ");
     assert_eq!(refused, 0, "regions were refused");
-    assert!(cases < 48 || translated > 50, "most must run translated");
+    // About half: what a program runs once is interpreted, and some sixty programs scatter by ten in a hundred.
+    assert!(cases < 48 || translated > 25, "too little runs translated");
 }
 
 /// A loop of accesses to random places in a range, and of jumps to random blocks, each in a line of its own.
