@@ -30,7 +30,7 @@ use sevlab_cpu::flags::{AF, ARITH};
 use sevlab_cpu::insn::{Control, Insn, MemRef, Op, Operand};
 use std::cell::Cell;
 use std::sync::OnceLock;
-use uses::{Uses, ordered, touches, uses, wide};
+use uses::{Uses, is_plain, ordered, touches, uses, wide};
 
 const RCX: u8 = 1;
 const RSP: u8 = 4;
@@ -447,10 +447,10 @@ struct Copier<'a> {
 }
 
 impl Copier<'_> {
-    /// From here on an access of instruction `k` may fault.
-    fn faults(&mut self, k: usize) {
+    /// From here on an access may fault there.
+    fn faults(&mut self, way: Way) {
         self.faulting
-            .push((self.asm.here(), Some((Way::At(k), self.kept))));
+            .push((self.asm.here(), Some((way, self.kept))));
     }
 
     /// From here on nothing faults.
@@ -533,7 +533,7 @@ impl Copier<'_> {
 
     /// Whether it may lead back to itself by copies that do not look: each circle of them has a step that does not go up.
     fn looks(&self) -> bool {
-        let first = self.insns.first().map_or(0, |i| i.rip);
+        let first = self.head();
         let goes_back = |i: &Insn| match i.control {
             Control::Jump(to) | Control::Call(to) => to <= first,
             Control::Branch(to) => to <= first || i.next_rip() <= first,
@@ -561,8 +561,7 @@ impl Copier<'_> {
     /// The way in. `bases`: host registers that addresses are made of before there is a way out, and that do not change.
     fn begin(&mut self, budget: bool, bases: u16) {
         if self.is_loop() {
-            self.faulting
-                .push((self.asm.here(), Some((Way::Head, self.kept))));
+            self.faults(Way::Head);
             for r in (0..16).filter(|r| bases >> r & 1 != 0) {
                 self.check(r);
             }
@@ -571,8 +570,7 @@ impl Copier<'_> {
         self.again = self.asm.here();
         if self.looks() {
             // Before the first instruction is counted.
-            self.faulting
-                .push((self.asm.here(), Some((Way::Look, self.kept))));
+            self.faults(Way::Look);
             self.asm
                 .mem(&[0x8b], S, At::state(layout::EXIT_REQUEST), false);
             self.asm.mem(&[0x8b], S, At::entry(self.table, S), false);
@@ -673,7 +671,7 @@ impl Copier<'_> {
     fn insn(&mut self, ins: &Instruction, uses: Uses) -> Option<()> {
         let i = &self.insns[self.done];
         if touches(i, ins) {
-            self.faults(self.done);
+            self.faults(Way::At(self.done));
         }
         let sp = self.plan.host(RSP);
         match (i.op, i.control) {
@@ -946,7 +944,7 @@ impl Copier<'_> {
                 Tail::Miss(at, k) => {
                     self.asm.aim(at);
                     self.asm.load(RCX, At::state(layout::KEPT));
-                    self.faults(k);
+                    self.faults(Way::At(k));
                     // Nothing that the guest may go to is outside the view; the interpreter knows what is wrong with it.
                     self.check_bits(A, self.view_bits);
                     self.check_bits(A, 48);
@@ -1005,32 +1003,14 @@ impl Copier<'_> {
 /// Whether the instruction, one that is copied as it is, leaves 32 bits in its first operand, a register: with zeroes above, or with their sign.
 fn leaves_small(i: &Insn) -> bool {
     match i.op {
-        Op::Cmp | Op::Test | Op::Xchg | Op::Xadd | Op::Cmpxchg | Op::Thunk => false,
+        Op::Cmp | Op::Test | Op::Setcc(_) => false,
         Op::Movzx | Op::Movsx => i.width.bytes() >= 4,
         Op::Mov if i.width.bytes() == 8 => {
             matches!(i.ops[1], Operand::Imm(v) if i32::try_from(v).is_ok())
         }
         // A count of 0 leaves the register as it is, its high half cleared.
-        Op::Mov
-        | Op::Lea
-        | Op::Add
-        | Op::Adc
-        | Op::Sub
-        | Op::Sbb
-        | Op::And
-        | Op::Or
-        | Op::Xor
-        | Op::Inc
-        | Op::Dec
-        | Op::Neg
-        | Op::Not
-        | Op::Imul2
-        | Op::Imul3
-        | Op::Shl
-        | Op::Shr
-        | Op::Sar
-        | Op::Cmov(_) => i.width.bytes() == 4,
-        _ => false,
+        Op::Shl | Op::Shr | Op::Sar => i.width.bytes() == 4,
+        op => is_plain(op) && i.width.bytes() == 4,
     }
 }
 

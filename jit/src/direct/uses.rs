@@ -37,31 +37,7 @@ pub(super) fn uses(i: &Insn, ins: &Instruction, info: &mut InstructionInfoFactor
         | Op::JmpInd => flow(i),
         Op::Jcc(_) => Some(Uses::default()),
         Op::Nop => Some(Uses::default()),
-        Op::Mov
-        | Op::Movzx
-        | Op::Movsx
-        | Op::Lea
-        | Op::Cmov(_)
-        | Op::Setcc(_)
-        | Op::Add
-        | Op::Adc
-        | Op::Sub
-        | Op::Sbb
-        | Op::And
-        | Op::Or
-        | Op::Xor
-        | Op::Inc
-        | Op::Dec
-        | Op::Neg
-        | Op::Not
-        | Op::Imul2
-        | Op::Imul3
-        | Op::Cmp
-        | Op::Test
-            if !i.ops.iter().any(|o| matches!(o, Operand::Vec(_))) =>
-        {
-            Some(plain(i))
-        }
+        op if is_plain(op) && !i.ops.iter().any(|o| matches!(o, Operand::Vec(_))) => Some(plain(i)),
         Op::Mul
         | Op::Imul1
         | Op::Div
@@ -121,6 +97,34 @@ pub(super) fn uses(i: &Insn, ins: &Instruction, info: &mut InstructionInfoFactor
         }
         _ => None,
     }
+}
+
+/// Whether an operation has no other registers than its operands, the first of which it may write.
+pub(super) fn is_plain(op: Op) -> bool {
+    matches!(
+        op,
+        Op::Mov
+            | Op::Movzx
+            | Op::Movsx
+            | Op::Lea
+            | Op::Cmov(_)
+            | Op::Setcc(_)
+            | Op::Add
+            | Op::Adc
+            | Op::Sub
+            | Op::Sbb
+            | Op::And
+            | Op::Or
+            | Op::Xor
+            | Op::Inc
+            | Op::Dec
+            | Op::Neg
+            | Op::Not
+            | Op::Imul2
+            | Op::Imul3
+            | Op::Cmp
+            | Op::Test
+    )
 }
 
 /// The uses of an instruction that has no other registers than its operands, the first of which it may write.

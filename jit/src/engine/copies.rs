@@ -129,15 +129,10 @@ impl Engine {
             vcpu.interp.set_translated(rip, word);
             return;
         }
-        let Some(block) = vcpu.interp.block(rip) else {
+        let can = self.direct.maker.is_some();
+        let Some(block) = vcpu.interp.block(rip).filter(|b| can && b.wants_copy()) else {
             return;
         };
-        if self.direct.maker.is_none() {
-            return;
-        }
-        if !block.wants_copy() {
-            return;
-        }
         let trace = self.trace(vcpu, block);
         let copies = &mut self.direct;
         let Some(maker) = &mut copies.maker else {
