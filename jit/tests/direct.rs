@@ -94,3 +94,31 @@ fn sums_follow_the_stack_pointer() {
         assert_eq!(m.run().expect("engines have no budget").gpr, expected.gpr);
     }
 }
+
+/// A conversion whose store faults has noted no exceptions.
+#[test]
+fn a_conversion_that_faults_notes_nothing() {
+    let code = assemble(|a| {
+        a.mov(ecx, 1)?;
+        a.mov(edx, 2)?;
+        a.vcvtps2ph(xmmword_ptr(rsi), ymm15, 0x7f)?;
+        a.cpuid()
+    });
+    let mut start = Start::new(4, &code);
+    (start.gpr[6], start.mxcsr) = (1 << 40, 0x1f80);
+    // Inexact.
+    (start.xmm[15], start.ymmh[15]) = ([0x3f80_0001; 2], [0x3f80_0001; 2]);
+    let options = JitOptions {
+        threshold: u32::MAX,
+        direct: 1,
+        background: false,
+        code_bytes: 4 << 20,
+        ..JitOptions::default()
+    };
+    let mut m = Machine::new(Kind::Plain, Some(options));
+    for _ in 0..3 {
+        m.reset(&start);
+        let out = m.run().expect("engines have no budget");
+        assert_eq!(out.mxcsr, 0x1f80);
+    }
+}
