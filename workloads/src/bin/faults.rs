@@ -96,7 +96,11 @@ pub unsafe extern "C" fn main(argc: c_int, argv: *const *const c_char) -> c_int 
             }
             "readonly" => {
                 let p = c"constant".as_ptr() as usize;
-                asm!("mov byte ptr [{0}], 1", in(reg) p & !0xfff);
+                let page = p & !0xfff;
+                // A page never touched is natively not present, unless the kernel mapped it along with a neighbour: the error code
+                // would be a matter of chance.
+                asm!("mov al, byte ptr [{0}]", in(reg) page, out("al") _);
+                asm!("mov byte ptr [{0}], 1", in(reg) page);
             }
             "noexec" => {
                 let p = libc::mmap(
