@@ -131,14 +131,16 @@ mod how {
 /// An instruction for each vector register, with its number between the parts.
 macro_rules! high_halves {
     ($($part:literal),+) => {
-        high_halves!(@ [$($part),+] 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
+        $crate::faults::high_halves!(@ [$($part),+] 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
     };
-    (@ $parts:tt $($n:literal)+) => { concat!($(high_halves!(# $parts $n), "\n"),+) };
+    (@ $parts:tt $($n:literal)+) => { concat!($($crate::faults::high_halves!(# $parts $n), "\n"),+) };
     (# [$a:literal, $b:literal, $c:literal] $n:literal) => { concat!($a, $n, $b, $n, $c) };
     (# [$a:literal, $b:literal, $c:literal, $d:literal] $n:literal) => {
         concat!($a, $n, $b, $n, $c, $n, $d)
     };
 }
+
+pub(crate) use high_halves;
 
 std::arch::global_asm!(
     // Comes from the handler: the address of the faulting instruction is on the stack, everything else as it was there.
@@ -221,8 +223,8 @@ extern "sysv64" fn settle(state: *mut CpuState, back: *mut usize) -> i64 {
         engine[word(layout::FAULT_HOW)],
     );
     let (base, table) = (engine[word(layout::VIEW)], engine[word(layout::SITES)]);
-    // Beyond the view nothing is in it either.
-    let (mut unseen, mut own_code) = (why == how::OUTSIDE, false);
+    // Beyond the view nothing is in it either, nor where there is none.
+    let (mut unseen, mut own_code) = (why == how::OUTSIDE || base == 0, false);
     if !unseen {
         let va = host.wrapping_sub(base);
         let (access, blocked) = if why == how::WRITE {

@@ -73,6 +73,21 @@ pub const KEPT: i32 = engine_word(28);
 /// Not 0: the host has AVX, so vector registers have high halves.
 pub const AVX: i32 = engine_word(29);
 
+/// For copies where caches are simulated: helper of an access that the filter does not pass.
+pub const H_COPY_ACCESS: i32 = engine_word(30);
+/// And of a fetch.
+pub const H_COPY_FETCH: i32 = engine_word(31);
+/// The table of what these have to know.
+pub const ACCESSES: i32 = engine_word(32);
+/// The six flags between copies there, as LAHF and SETO give them.
+pub const FLAGS: i32 = engine_word(33);
+/// The clock plus 1, where such a copy is entered.
+pub const STAMP: i32 = engine_word(34);
+/// Its code.
+pub const START: i32 = engine_word(35);
+/// Not 0: high halves of vector registers are in use.
+pub const HIGHS: i32 = engine_word(36);
+
 /// How [`H_LOAD`] and [`H_RMW`] find an address: a copy of bytes that are to be written will do.
 pub const COPY: u64 = 1;
 /// The bytes must lie in one page, and no copy will do.

@@ -124,7 +124,7 @@ pub(crate) fn take_pending() -> Option<Stop> {
 
 /// Writes the helpers' addresses into the state.
 pub(crate) fn install(state: &mut CpuState) {
-    let table: [(i32, unsafe extern "C" fn()); 16] = [
+    let table: [(i32, unsafe extern "C" fn()); 18] = [
         (layout::H_LOAD, sevlab_stub_load),
         (layout::H_RMW, sevlab_stub_rmw),
         (layout::H_STORE, sevlab_stub_store),
@@ -144,6 +144,8 @@ pub(crate) fn install(state: &mut CpuState) {
         (layout::H_LINE_FETCH, lines::sevlab_stub_line_fetch),
         (layout::H_LINE_THUNK, lines::sevlab_stub_line_thunk),
         (layout::H_LINE_STEP, lines::sevlab_stub_line_step),
+        (layout::H_COPY_ACCESS, lines::sevlab_stub_copy_access),
+        (layout::H_COPY_FETCH, lines::sevlab_stub_copy_fetch),
     ];
     for (offset, stub) in table {
         state.engine[word(offset)] = stub as usize as u64;

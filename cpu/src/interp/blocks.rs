@@ -163,6 +163,11 @@ impl Block {
         })
     }
 
+    /// Under a machine model: what each instruction adds to the tally.
+    pub fn tallies(&self) -> impl Iterator<Item = u64> + '_ {
+        self.counted.iter().map(|c| c.tally)
+    }
+
     /// Instruction `k`, before which there are `done` bytes.
     #[inline]
     fn insn(&self, k: usize, done: usize, decode: impl Fn(u64, &[u8]) -> Option<Insn>) -> Insn {

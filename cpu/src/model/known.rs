@@ -22,7 +22,7 @@ use crate::vcpu::Vcpu;
 
 /// Pages that are known at a time of a first-level TLB, and of the second level: more than they mostly have, since two of them may
 /// want one place.
-pub(super) const FIRST: usize = 512;
+pub(super) const FIRST: usize = 8192;
 pub(super) const SECOND: usize = 4096;
 const NEVER: u64 = u64::MAX;
 
@@ -205,7 +205,7 @@ impl CoreModel {
         let (fetches, known) = (&self.fetches, &mut self.known_code);
         self.tlbs.fetch.fill(va, e, |page, large| {
             each_page(page, large, |at| {
-                fetches.drop_va_page(Va(at));
+                fetches.put_to_sleep(Va(at));
                 known.drop_page(at);
             });
         });

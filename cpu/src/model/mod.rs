@@ -528,6 +528,12 @@ impl Vcpu {
         });
     }
 
+    /// Whether somebody is told of every access.
+    #[must_use]
+    pub fn is_traced(&self) -> bool {
+        self.trace.is_some()
+    }
+
     /// The vCPU's time in cycles; 0 without a model.
     #[must_use]
     pub fn cycles(&self) -> u64 {

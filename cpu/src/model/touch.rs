@@ -343,10 +343,11 @@ impl Vcpu {
             m.fill_data(va, e);
         }
         match found {
-            Some(_) if !fetch => m.lines.wake(Va(va)),
-            Some(_) => {}
+            Some(_) if fetch => m.fetches.wake(Va(va)),
+            Some(_) => m.lines.wake(Va(va)),
             None => each_page(va & !e.mask(), e.large, |at| {
-                m.lines.forget_sleeping(Va(at))
+                m.lines.forget_sleeping(Va(at));
+                m.fetches.forget_sleeping(Va(at));
             }),
         }
         Ok(e)

@@ -181,9 +181,10 @@ fn arith(bits: u32) -> u64 {
         .sum()
 }
 
-fn alignment(ins: &Instruction, u: &Uses, kind: ThunkKind) -> u16 {
+/// What the address of an operand of `size` bytes must be a multiple of.
+pub(super) fn alignment(ins: &Instruction, size: u16, kind: ThunkKind) -> u16 {
     use M::*;
-    let size = u.mem_read.max(u.mem_write).max(1);
+    let size = size.max(1);
     match ins.mnemonic() {
         Vmovaps | Vmovapd | Vmovdqa | Vmovntps | Vmovntpd | Vmovntdq | Vmovntdqa => size,
         Movups | Movupd | Movdqu | Lddqu | Pcmpestri | Pcmpestrm | Pcmpistri | Pcmpistrm => 1,
@@ -281,7 +282,7 @@ pub(super) fn make(
     t.explicit = t.reads_flags != 0 || (t.writes_flags != 0 && t.writes_flags != ARITH);
     t.mem_read = u.mem_read;
     t.mem_write = u.mem_write;
-    t.align = alignment(ins, &u, kind);
+    t.align = alignment(ins, u.mem_read.max(u.mem_write), kind);
     t.natural = natural(&u);
     t.simd = u.vec != 0 || kind == ThunkKind::Vector;
     let mmx = match kind {

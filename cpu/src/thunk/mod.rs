@@ -45,6 +45,12 @@ use soft::Soft;
 pub use route::{ThunkKind, integer, route};
 pub use run::{ThunkCpu, ThunkMemory, run, run_on};
 
+/// What the address of an instruction's memory operand of `size` bytes must be a multiple of, if it runs as a thunk.
+#[must_use]
+pub fn alignment(ins: &Instruction, size: u16) -> u16 {
+    route(ins.code()).map_or(1, |kind| make::alignment(ins, size, kind))
+}
+
 /// Whether the host has all that instructions of this code need.
 #[must_use]
 pub fn host_has(code: Code) -> bool {

@@ -52,6 +52,15 @@ impl At {
             ..Self::sum(None, Some((index, 3)))
         }
     }
+    /// An address in the lowest 2 GiB.
+    pub(super) fn absolute(at: i32) -> Self {
+        Self {
+            base: None,
+            index: None,
+            disp: at,
+            gs: false,
+        }
+    }
     pub(super) fn guest(base: u8, disp: i32) -> Self {
         Self {
             gs: true,
@@ -155,12 +164,29 @@ impl Asm {
     pub(super) fn low16(&mut self, to: u8, from: u8) {
         self.between(&[0x0f, 0xb7], to, from, false);
     }
-    /// Adds what is at an address in the lowest 2 GiB to the count of instructions, or takes it off.
-    pub(super) fn count(&mut self, add: bool, at: i32) {
+    /// Adds what is at an address in the lowest 2 GiB to MMX register `r`, or takes it off.
+    pub(super) fn add_mmx(&mut self, r: u8, add: bool, at: i32) {
         let op = if add { 0xd4 } else { 0xfb };
-        // PADDQ or PSUBQ mm0, [at]
-        self.bytes(&[0x0f, op, 0x04, 0x25]);
-        self.bytes(&at.to_le_bytes());
+        // PADDQ or PSUBQ
+        self.mem(&[0x0f, op], r, At::absolute(at), false);
+    }
+    /// Shifts to the left (4) or to the right (5).
+    pub(super) fn shift(&mut self, how: u8, r: u8, by: u8) {
+        self.between(&[0xc1], how, r, true);
+        self.bytes(&[by]);
+    }
+    /// Adds (0) a number, or compares with it (7).
+    pub(super) fn group(&mut self, what: u8, r: u8, value: i32) {
+        match i8::try_from(value) {
+            Ok(short) => {
+                self.between(&[0x83], what, r, true);
+                self.bytes(&[short as u8]);
+            }
+            Err(_) => {
+                self.between(&[0x81], what, r, true);
+                self.bytes(&value.to_le_bytes());
+            }
+        }
     }
     /// Goes where the memory operand says.
     pub(super) fn jump_to(&mut self, at: At) {

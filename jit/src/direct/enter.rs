@@ -1,10 +1,12 @@
+#![allow(unsafe_code)] // enters and leaves copied code
 //! The ways into copied code and out of it: the guest's registers come into the host's, and go back to the state.
 //!
 //! The count of retired instructions is in MM0 meanwhile, which nobody else uses: to add to it there changes no flags, and the next addition
 //! does not wait for a store.
 
+use super::lines::flags_word;
 use super::{HOSTS, RSP};
-use crate::layout;
+use crate::layout::{self, word};
 use sevlab_cpu::CpuState;
 
 /// One line for each vector register, from `$low` on `$high` bytes apart.
@@ -62,11 +64,13 @@ std::arch::global_asm!(
     "vptest xmm0, xmm0",
     "jz 2f",
     each_vector!("low in", "high in"),
+    "mov dword ptr [r15 + {highs}], 1",
     "jmp 4f",
     "2:",
     "vzeroupper",
     "3:",
     each_vector!("low in"),
+    "mov dword ptr [r15 + {highs}], 0",
     "4:",
     "movq mm0, [r15 + {retired}]",
     "push qword ptr [r15 + {flags}]",
@@ -76,6 +80,32 @@ std::arch::global_asm!(
     "mov rsi, [r15 + {gpr} + 48]", "mov rdi, [r15 + {gpr} + 56]", "mov r8, [r15 + {gpr} + 64]",
     "mov r12, [r15 + {gpr} + 96]", "mov r13, [r15 + {gpr} + 104]", "mov r14, [r15 + {gpr} + 112]",
     "jmp r10",
+    // Where caches are simulated: what comes behind, with the code in the state.
+    ".globl sevlab_direct_start_lines",
+    ".p2align 4",
+    "sevlab_direct_start_lines:",
+    "movq mm0, [r15 + {stamp}]",
+    "pxor mm1, mm1",
+    "movq mm2, [r15 + {fetched}]",
+    "jmp [r15 + {start}]",
+    // And what comes before: sums and flags get to where they are expected, R14 is nothing.
+    ".globl sevlab_direct_leave_lines",
+    ".p2align 4",
+    "sevlab_direct_leave_lines:",
+    "movq r14, mm0",
+    "dec r14",
+    "sub r14, [r15 + {repeats}]",
+    "movq mm0, r14",
+    "movq r14, mm1",
+    "add [r15 + {tally}], r14",
+    "movq [r15 + {fetched}], mm2",
+    "mov r14, rax",
+    "mov eax, [r15 + {lahf}]",
+    "add al, 127",
+    "sahf",
+    "mov rax, r14",
+    "mov r14, [r15 + {gpr} + 112]",
+    "jmp sevlab_direct_leave",
     // R10: the guest's RIP. R11: why it is left.
     ".globl sevlab_direct_leave",
     ".p2align 4",
@@ -102,6 +132,13 @@ std::arch::global_asm!(
     rip = const layout::RIP,
     flags = const layout::CC + 24,
     retired = const layout::RETIRED,
+    repeats = const layout::REPEATS,
+    tally = const layout::TALLY,
+    fetched = const layout::FETCHED,
+    stamp = const layout::STAMP,
+    start = const layout::START,
+    lahf = const layout::FLAGS,
+    highs = const layout::HIGHS,
     xmm = const layout::xmm(0),
     ymmh = const layout::ymmh(0),
     avx = const layout::AVX,
@@ -110,6 +147,8 @@ std::arch::global_asm!(
 unsafe extern "C" {
     fn sevlab_direct_enter();
     fn sevlab_direct_leave();
+    fn sevlab_direct_start_lines();
+    fn sevlab_direct_leave_lines();
 }
 
 /// What enters copied code.
@@ -120,7 +159,21 @@ pub(crate) fn enter(state: *mut CpuState, code: usize) -> u32 {
     enter(state, code)
 }
 
-/// Address of what leaves it.
-pub(crate) fn leave_address() -> usize {
-    sevlab_direct_leave as *const () as usize
+/// The same where caches are simulated. The flags' record is explicit.
+pub(crate) fn enter_lines(s: &mut CpuState, code: usize) -> u32 {
+    let stamp = s.clock() + 1;
+    let engine = &mut s.engine;
+    engine[word(layout::FLAGS)] = flags_word(s.cc.r);
+    engine[word(layout::STAMP)] = stamp;
+    engine[word(layout::START)] = code as u64;
+    enter(s, sevlab_direct_start_lines as *const () as usize)
+}
+
+/// Address of what leaves it; `lines`: where caches are simulated.
+pub(crate) fn leave_address(lines: bool) -> usize {
+    if lines {
+        sevlab_direct_leave_lines as *const () as usize
+    } else {
+        sevlab_direct_leave as *const () as usize
+    }
 }

@@ -7,8 +7,9 @@
 
 use super::Engine;
 use crate::codebuf::CodeBuf;
-use crate::direct::{self, Left, MOST, Maker};
-use crate::faults::Copied;
+use crate::direct::lines::{Access, Filters};
+use crate::direct::{self, First, Left, MOST, Maker, Memory};
+use crate::faults::{self, Copied};
 use crate::layout::{self, word};
 use crate::runtime;
 use iced_x86::Instruction;
@@ -27,6 +28,8 @@ const ALIGN: usize = 16;
 /// A block's copy.
 struct Block {
     code: usize,
+    /// Where caches are simulated: its code for who has fetched the block's first line last.
+    same: usize,
     pages: Vec<u64>,
     /// Exits that lead here.
     incoming: Vec<u32>,
@@ -42,6 +45,19 @@ struct Exit {
     /// Where it goes.
     goes: usize,
     to: u64,
+    /// The line fetched last.
+    line: u64,
+}
+
+impl Block {
+    /// Where who has fetched that line last goes on.
+    fn entry(&self, rip: u64, fetched: u64) -> usize {
+        if fetched == rip >> 6 && self.same != 0 {
+            self.same
+        } else {
+            self.code
+        }
+    }
 }
 
 impl Exit {
@@ -56,8 +72,9 @@ impl Exit {
 /// An instruction that the interpreter runs for a copy.
 struct Step {
     insn: Insn,
+    tally: u64,
     resume: usize,
-    /// Instructions counted that are not done before it.
+    /// Instructions counted that are not done before it; where caches are simulated, those that come behind it.
     ahead: u32,
 }
 
@@ -66,6 +83,8 @@ struct Step {
 struct Trace {
     insns: Vec<Insn>,
     decoded: Vec<Option<Instruction>>,
+    /// What they count where caches are simulated.
+    tallies: Vec<u64>,
     /// Pages that they are in, some of them twice.
     pages: Vec<u64>,
     /// The blocks behind the first.
@@ -78,6 +97,7 @@ impl Trace {
             self.decoded.push(ins);
             self.insns.push(i);
         }
+        self.tallies.extend(block.tallies());
         self.pages
             .extend([block.rip >> 12, block.end.wrapping_sub(1) >> 12]);
     }
@@ -86,14 +106,15 @@ impl Trace {
 /// All copies.
 #[derive(Default)]
 pub(super) struct Copies {
-    /// Where the view is that they are made for, which is also its size; 0: there are none.
-    view: u64,
+    /// Where guest memory is that they are made for; `None`: there are none.
+    memory: Option<Memory>,
     /// Makes them; `None` if there can be none.
     maker: Option<Maker>,
     blocks: FxHashMap<u64, Block>,
     by_page: FxHashMap<u64, Vec<u64>>,
     exits: Vec<Exit>,
     steps: Vec<Step>,
+    accesses: Vec<Access>,
     /// The exit by which copies were left, if it is to be linked to where it led.
     pub(super) unlinked: Option<u32>,
 }
@@ -106,20 +127,38 @@ impl Copies {
 }
 
 impl Engine {
+    /// Where guest memory is for copies of a vCPU whose view, if it has one, begins at `view`, where it is as large; `None`: it may have none.
+    fn memory(&self, vcpu: &Vcpu, view: Option<u64>) -> Option<Memory> {
+        if self.options.direct == 0 || !direct::is_possible() {
+            return None;
+        }
+        if !self.options.lines {
+            let budget = self.options.budget;
+            let bytes = view.filter(|_| self.views(vcpu))?;
+            return Some(Memory::View { bytes, budget });
+        }
+        let filters = [vcpu.state.lines, vcpu.state.fetches].map(|at| at.addr());
+        let can = vcpu.state.trail.is_null() && !vcpu.is_traced() && faults::install();
+        let filters = Filters::at(filters[0], filters[1]).filter(|_| can)?;
+        Some(Memory::Lines(filters))
+    }
+
     /// Readies this thread for the copies of a vCPU, if it may have some: its view begins at `view`.
     pub(super) fn prepare_direct(&mut self, vcpu: &mut Vcpu, view: Option<u64>) {
-        let base = view.filter(|_| self.options.direct != 0 && self.views(vcpu));
-        let Some(base) = base.filter(|_| direct::is_possible()) else {
+        let Some(memory) = self.memory(vcpu, view) else {
             return self.forget_copies_made();
         };
         let engine = &mut vcpu.state.engine;
-        engine[word(layout::LEAVE)] = direct::enter::leave_address() as u64;
+        let lines = matches!(memory, Memory::Lines(_));
+        engine[word(layout::LEAVE)] = direct::enter::leave_address(lines) as u64;
         engine[word(layout::AVX)] = u64::from(std::arch::is_x86_feature_detected!("avx"));
-        direct::set_gs(base);
-        if self.direct.view != base {
+        if let Memory::View { bytes, .. } = memory {
+            direct::set_gs(bytes);
+        }
+        if self.direct.memory != Some(memory) {
             self.forget_copies_made();
-            self.direct.view = base;
-            self.direct.maker = Maker::new(base, self.options.budget);
+            self.direct.memory = Some(memory);
+            self.direct.maker = Maker::new(memory);
         }
     }
 
@@ -138,8 +177,13 @@ impl Engine {
         let Some(maker) = &mut copies.maker else {
             return;
         };
-        let (first_exit, first_step) = (copies.exits.len() as u32, copies.steps.len() as u32);
-        let Some(made) = maker.make(&trace.insns, &trace.decoded, first_exit, first_step) else {
+        let first = First {
+            exit: copies.exits.len() as u32,
+            step: copies.steps.len() as u32,
+            access: copies.accesses.len() as u32,
+        };
+        let made = maker.make(&trace.insns, &trace.decoded, &trace.tallies, first);
+        let Some(made) = made else {
             block.refuse_copy();
             return;
         };
@@ -148,18 +192,19 @@ impl Engine {
             return;
         };
         let offset = |n: u32| at + n as usize;
-        copies
-            .exits
-            .extend(made.exits.iter().map(|&(jump, stub, to)| Exit {
-                jump: offset(jump),
-                stub: offset(stub),
-                goes: offset(stub),
-                to,
-            }));
+        copies.exits.extend(made.exits.iter().map(|exit| Exit {
+            jump: offset(exit.jump),
+            stub: offset(exit.stub),
+            goes: offset(exit.stub),
+            to: exit.to,
+            line: exit.line,
+        }));
+        copies.accesses.extend(&made.accesses);
         copies
             .steps
             .extend(made.steps.iter().map(|&(k, resume, ahead)| Step {
                 insn: trace.insns[k],
+                tally: trace.tallies.get(k).copied().unwrap_or(0),
                 resume: offset(resume),
                 ahead,
             }));
@@ -186,6 +231,7 @@ impl Engine {
             rip,
             Block {
                 code: at,
+                same: if made.same == 0 { 0 } else { offset(made.same) },
                 pages,
                 incoming: Vec::new(),
                 leaves: 0,
@@ -235,10 +281,17 @@ impl Engine {
         if let Some(n) = exit {
             self.link(n, rip);
         }
-        let mut code = code;
+        let lines = self.options.lines;
+        let mut code = match self.direct.blocks.get(&rip) {
+            Some(block) if lines => block.entry(rip, vcpu.state.fetch_line),
+            _ => code,
+        };
         loop {
             let before = vcpu.state.retired;
-            let left = enter(&mut vcpu.state, code);
+            vcpu.state.engine[word(layout::ACCESSES)] = self.direct.accesses.as_ptr() as u64;
+            let outer = std::mem::replace(&mut vcpu.modelled, lines);
+            let left = enter(&mut vcpu.state, code, lines);
+            vcpu.modelled = outer;
             self.stats.copied += vcpu.state.retired - before;
             let rip = vcpu.state.rip;
             code = match left {
@@ -252,7 +305,7 @@ impl Engine {
                 Left::Indirect => match (self.direct.blocks.get(&rip), &self.direct.maker) {
                     (Some(block), Some(maker)) => {
                         maker.targets.enter(rip, block.code);
-                        block.code
+                        block.entry(rip, vcpu.state.fetch_line)
                     }
                     _ => return Ok(()),
                 },
@@ -260,10 +313,13 @@ impl Engine {
                     Some(code) => code,
                     None => return Ok(()),
                 },
+                Left::Look if lines => return self.finish_turn(vcpu),
                 Left::Look => return Ok(()),
                 Left::Out(ahead) => {
                     self.uncount(vcpu, ahead);
-                    self.note_leave(vcpu.state.engine[word(layout::LEFT_REGION)], vcpu);
+                    if !lines {
+                        self.note_leave(vcpu.state.engine[word(layout::LEFT_REGION)], vcpu);
+                    }
                     return self.interpret(vcpu, interp::step);
                 }
             };
@@ -282,11 +338,12 @@ impl Engine {
             .blocks
             .get_mut(&rip)
             .filter(|_| exit.to == rip)?;
+        let code = block.entry(rip, exit.line);
         if self.options.chaining {
             block.incoming.push(n);
-            exit.aim(&self.shared.code, block.code);
+            exit.aim(&self.shared.code, code);
         }
-        Some(block.code)
+        Some(code)
     }
 
     /// Instructions were counted that were not done.
@@ -299,9 +356,14 @@ impl Engine {
     fn step(&mut self, vcpu: &mut Vcpu, n: u32) -> Result<Option<usize>, Stop> {
         let step = &self.direct.steps[n as usize];
         let (resume, ahead, before) = (step.resume, step.ahead, vcpu.state.retired);
-        let done = runtime::step_over(vcpu, &step.insn, 0);
+        let done = runtime::step_over(vcpu, &step.insn, step.tally);
         let ran = vcpu.state.retired - before;
         self.stats.interpreted += ran;
+        if self.options.lines {
+            // Behind it the copy does not ask whether the turn ends.
+            let fits = vcpu.state.clock().saturating_add(ahead.into()) <= vcpu.state.stop_at;
+            return done.map(|goes_on| (goes_on && fits).then_some(resume));
+        }
         match done {
             // It is counted twice.
             Ok(true) => {
@@ -376,9 +438,14 @@ impl Engine {
 }
 
 /// Runs copied code from `code` on, until it is left.
-fn enter(s: &mut CpuState, code: usize) -> Left {
+fn enter(s: &mut CpuState, code: usize, lines: bool) -> Left {
     s.cc = LazyFlags::explicit(s.cc.bits());
-    let (left, kept) = Left::of(direct::enter::enter(s, code));
+    let word = if lines {
+        direct::enter::enter_lines(s, code)
+    } else {
+        direct::enter::enter(s, code)
+    };
+    let (left, kept) = Left::of(word);
     s.cc = LazyFlags::explicit(s.cc.r & kept);
     left
 }

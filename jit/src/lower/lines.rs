@@ -570,26 +570,18 @@ impl Lower<'_, '_> {
     fn line_probe(&mut self, va: Value, bytes: u32, why: For) -> (Value, Value, Value) {
         self.sync();
         let entry = self.element_of(va, SHIFT, LineFilter::ENTRIES, 3);
-        let page = self.element_of(va, PAGE_SHIFT, LineFilter::PAGES, 4);
+        let page = self.element_of(va, PAGE_SHIFT, LineFilter::PAGES, 3);
         let entry = self.fb.ins().load(types::I64, state_flags(), entry, 0);
-        // What a tag is compared with, and where it is in the entry; for stores with the bit behind it.
-        let (shift, bit) = match why {
-            For::Load => (SHIFT, 0),
-            For::Store => (SHIFT - 1, 1),
-        };
         let last = if let Some(va) = self.constant(va) {
             let last = va.wrapping_add(u64::from(bytes - 1));
-            self.iconst(types::I64, last >> shift | bit)
+            self.iconst(types::I64, last >> SHIFT)
         } else {
             let last = self.add_constant(va, u64::from(bytes - 1));
-            let last = self.fb.ins().ushr_imm_u(last, shift as i64);
-            match why {
-                For::Load => last,
-                For::Store => self.fb.ins().bor_imm_u(last, bit as i64),
-            }
+            self.fb.ins().ushr_imm_u(last, SHIFT as i64)
         };
-        let tag = u64::from(TAG_SHIFT) - bit;
-        let found = self.fb.ins().ushr_imm_u(entry, tag as i64);
+        // With the bit behind the tag, which is to be 0 for a store.
+        let bit = u32::from(why == For::Store);
+        let found = self.fb.ins().ushr_imm_u(entry, i64::from(TAG_SHIFT - bit));
         let addend = self
             .fb
             .ins()
@@ -598,7 +590,10 @@ impl Lower<'_, '_> {
             .fb
             .ins()
             .load(types::I64, state_flags(), page, LineFilter::ASLEEP as i32);
-        let last = self.fb.ins().iadd(last, asleep);
+        let mut last = self.fb.ins().iadd(last, asleep);
+        if why == For::Store {
+            last = self.fb.ins().ishl_imm_u(last, 1);
+        }
         let hit = self.fb.ins().icmp(IntCC::Equal, found, last);
         let host = self.fb.ins().iadd(va, addend);
         (hit, entry, host)

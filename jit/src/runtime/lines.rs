@@ -5,13 +5,15 @@
 //! behind. An access in one line is a touch, whose host address the code then uses; one that crosses lines is the vCPU's
 //! business, through a copy. What faults has changed nothing: the interpreter meets it again.
 
-use crate::layout;
+use crate::layout::{self, word};
 use sevlab_memctl::{LineFilter, TAG_SHIFT};
 
 use super::{CpuState, answer, copy_to_scratch, run_step, run_thunk, site, store_bytes, vcpu};
+use crate::direct::lines::Access;
 use sevlab_cpu::Vcpu;
-use sevlab_cpu::mmu::Access;
+use sevlab_cpu::mmu::Access as Why;
 use sevlab_cpu::model::At;
+use std::mem::offset_of;
 
 // A helper begins without saving anything, with the one case that a program can meet as often as hits: an access
 // across two lines of a page which the filter both has. All that is left to do are two
@@ -24,11 +26,11 @@ std::arch::global_asm!(
     "mov r9, rdi", "shr r9, 6", "shr r10, 6",
     "movzx eax, r9w", "movzx r11d, r10w", "mov r13, [r15 + {lines}]",
     "mov rax, [r13 + rax * 8]", "mov r11, [r13 + r11 * 8]",
-    "mov r12d, edi", "shr r12d, 8", "and r12d, {page}", "add r12, r13",
+    "mov r12, rdi", "shr r12, 12", "movzx r12d, r12w", "lea r12, [r13 + r12 * 8]",
     "add r9, [r12 + {asleep}]", "add r10, [r12 + {asleep}]",
     ".if \\write",
-    "mov r13, rax", "shr r13, {tag} - 1", "lea r9, [r9 + r9 + 1]", "cmp r13, r9", "jne 9f",
-    "mov r13, r11", "shr r13, {tag} - 1", "lea r10, [r10 + r10 + 1]", "cmp r13, r10", "jne 9f",
+    "mov r13, rax", "shr r13, {tag} - 1", "add r9, r9", "cmp r13, r9", "jne 9f",
+    "mov r13, r11", "shr r13, {tag} - 1", "add r10, r10", "cmp r13, r10", "jne 9f",
     ".else",
     "mov r13, rax", "shr r13, {tag}", "cmp r13, r9", "jne 9f",
     "mov r13, r11", "shr r13, {tag}", "cmp r13, r10", "jne 9f",
@@ -105,11 +107,80 @@ std::arch::global_asm!(
     "9: sevlab_restore_all",
     "sevlab_call_saving_all {store_wide}",
 
+    // For copies: the address in R10, the number in R11; R14 is what the helper answers, and ZF whether that is 0. What comes between the
+    // guest's instructions there keeps nothing else.
+    ".macro sevlab_copy_helper target",
+    "push rax", "push rcx", "push rdx", "push rsi", "push rdi", "push r8", "push r9",
+    "sub rsp, 520",
+    "cmp dword ptr [r15 + {highs}], 0",
+    "jne 2f",
+    crate::runtime::store_vectors!(),
+    "mov rdi, r10", "mov esi, r11d",
+    "movq rdx, mm0", "movq rcx, mm1", "movq r8, mm2",
+    "mov r9, r15",
+    "call \\target",
+    "mov r14, rax",
+    crate::runtime::load_vectors!(),
+    "jmp 3f",
+    "2:",
+    crate::faults::high_halves!("vmovups [rsp + 32 * ", "], ymm", ""),
+    // Or the helper's instructions wait for halves that they do not use.
+    "vzeroupper",
+    "mov rdi, r10", "mov esi, r11d",
+    "movq rdx, mm0", "movq rcx, mm1", "movq r8, mm2",
+    "mov r9, r15",
+    "call \\target",
+    "mov r14, rax",
+    crate::faults::high_halves!("vmovups ymm", ", [rsp + 32 * ", "]"),
+    "3:",
+    "add rsp, 520",
+    "pop r9", "pop r8", "pop rdi", "pop rsi", "pop rdx", "pop rcx", "pop rax",
+    "test r14, r14",
+    "ret",
+    ".endm",
+    // An access across two lines that the filter both has is as for translated code, above.
+    ".globl sevlab_stub_copy_access",
+    ".p2align 4",
+    "sevlab_stub_copy_access:",
+    "push rax", "push rcx", "push rdx", "push rsi", "push rdi", "push r8",
+    "mov rax, [r15 + {accesses}]", "imul rcx, r11, {access}", "add rax, rcx",
+    "movzx ecx, word ptr [rax + {bytes}]",
+    "lea rdx, [r10 + rcx - 1]",
+    "mov rsi, r10", "xor rsi, rdx", "shr rsi, 6", "jz 9f", "shr rsi, 6", "jnz 9f",
+    "cmp byte ptr [rax + {whole}], 0", "jne 9f",
+    "movzx esi, word ptr [rax + {align}]", "dec esi", "test r10, rsi", "jnz 9f",
+    "mov rsi, r10", "shr rsi, 47", "jnz 9f",
+    "movzx eax, byte ptr [rax + {write}]",
+    "mov rcx, [r15 + {lines}]",
+    "mov rsi, r10", "shr rsi, 12", "movzx esi, si", "lea rsi, [rcx + rsi * 8]",
+    "mov r14, r10", "shr r14, 6", "shr rdx, 6",
+    "movzx edi, r14w", "mov rdi, [rcx + rdi * 8]",
+    "movzx r8d, dx", "mov r8, [rcx + r8 * 8]",
+    "add r14, [rsi + {asleep}]", "add rdx, [rsi + {asleep}]",
+    "shl r14, {tag}", "shl rdx, {tag}", "xor r14, rdi", "xor rdx, r8",
+    "mov edi, 1 << {tag}", "test eax, eax", "jz 1f", "shr edi, 1", "1:",
+    "cmp r14, rdi", "jae 9f", "cmp rdx, rdi", "jae 9f",
+    "movzx r14d, r14w", "movzx edx, dx",
+    "movq [rcx + r14 * 8 + {stamp}], mm0", "movq [rcx + rdx * 8 + {stamp}], mm0",
+    "test eax, eax", "jz 2f",
+    "mov byte ptr [rcx + r14 + {wrote}], 1", "mov byte ptr [rcx + rdx + {wrote}], 1",
+    "2:",
+    "mov r14, [rsi + {addend}]", "add r14, r10",
+    "pop r8", "pop rdi", "pop rsi", "pop rdx", "pop rcx", "pop rax",
+    "test r14, r14",
+    "ret",
+    "9:",
+    "pop r8", "pop rdi", "pop rsi", "pop rdx", "pop rcx", "pop rax",
+    "sevlab_copy_helper {copy_access}",
+    ".globl sevlab_stub_copy_fetch",
+    ".p2align 4",
+    "sevlab_stub_copy_fetch:",
+    "sevlab_copy_helper {copy_fetch}",
+
     "sevlab_line_helper sevlab_stub_line_fetch, {fetch}",
     "sevlab_line_helper sevlab_stub_line_thunk, {thunk}",
     "sevlab_line_helper sevlab_stub_line_step, {step}",
     tag = const TAG_SHIFT,
-    page = const (LineFilter::PAGES - 1) << 4,
     lines = const layout::LINES,
     ret = const layout::RET,
     scratch = const layout::SCRATCH,
@@ -117,6 +188,15 @@ std::arch::global_asm!(
     addend = const LineFilter::ADDEND,
     asleep = const LineFilter::ASLEEP,
     wrote = const LineFilter::WROTE,
+    highs = const layout::HIGHS,
+    accesses = const layout::ACCESSES,
+    access = const size_of::<Access>(),
+    bytes = const offset_of!(Access, bytes),
+    align = const offset_of!(Access, align),
+    write = const offset_of!(Access, write),
+    whole = const offset_of!(Access, whole),
+    copy_access = sym copy_access,
+    copy_fetch = sym copy_fetch,
     load = sym load,
     rmw = sym rmw,
     store = sym store,
@@ -126,8 +206,8 @@ std::arch::global_asm!(
     step = sym step,
 );
 
-/// An index is a word of 16 bits, and that of a page a part of an address's low half.
-const _: () = assert!(LineFilter::ENTRIES == 1 << 16 && LineFilter::PAGES <= 1 << 20);
+/// Both indexes are words of 16 bits.
+const _: () = assert!(LineFilter::ENTRIES == 1 << 16 && LineFilter::PAGES == 1 << 16);
 
 unsafe extern "C" {
     pub(super) fn sevlab_stub_line_load();
@@ -137,6 +217,8 @@ unsafe extern "C" {
     pub(super) fn sevlab_stub_line_fetch();
     pub(super) fn sevlab_stub_line_thunk();
     pub(super) fn sevlab_stub_line_step();
+    pub(super) fn sevlab_stub_copy_access();
+    pub(super) fn sevlab_stub_copy_fetch();
 }
 
 /// The vCPU, with its lag set to what translated code says of its position: the clock, and what the state's tally lacks.
@@ -163,22 +245,22 @@ fn crosses(va: u64, n: u64) -> bool {
     va & 63 > 64 - n
 }
 
-fn touch(v: &mut Vcpu, va: u64, n: u64, access: Access) -> u64 {
+fn touch(v: &mut Vcpu, va: u64, n: u64, access: Why) -> u64 {
     let at = v.at();
     v.touch_data(va, n, access, at)
         .map_or(0, |host| host.as_ptr() as u64)
 }
 
-/// The host address of bytes in two lines of one page that is known: both touched for a load. Their plaintext stays where it is
+/// The host address of bytes in two lines of one page that is known, both touched. They stay where they are
 /// at least until the next instruction, even if one of the lines pushes out the other.
-fn both_lines(v: &mut Vcpu, va: u64) -> Option<u64> {
+fn both_lines(v: &mut Vcpu, va: u64, access: Why) -> Option<u64> {
     let upper = (va | 63).wrapping_add(1);
     if upper & 0xfff == 0 {
         return None;
     }
     let at = v.at();
-    let host = v.touch_known(va, Access::Read, at)?.ok()?;
-    v.touch_known(upper, Access::Read, at)?.ok()?;
+    let host = v.touch_known(va, access, at)?.ok()?;
+    v.touch_known(upper, access, at)?.ok()?;
     Some(host.as_ptr() as u64)
 }
 
@@ -186,7 +268,7 @@ fn both_lines(v: &mut Vcpu, va: u64) -> Option<u64> {
 fn store_line(v: &mut Vcpu, va: u64, bytes: &[u8]) -> bool {
     let at = v.at();
     if !crosses(va, bytes.len() as u64)
-        && let Some(known) = v.touch_known(va, Access::Write, at)
+        && let Some(known) = v.touch_known(va, Why::Write, at)
     {
         return known.is_ok_and(|host| {
             // SAFETY: the bytes are of one line, which the controller has just given for a store.
@@ -203,9 +285,9 @@ extern "sysv64" fn load(va: u64, n: u64, _: u64, clock: u64, tally: u64, state: 
     // SAFETY: called by translated code only, with the pinned register as the last argument.
     let v = unsafe { at(state, clock, tally) };
     let host = if crosses(va, n) {
-        both_lines(v, va).unwrap_or_else(|| copy_to_scratch(v, va, n))
+        both_lines(v, va, Why::Read).unwrap_or_else(|| copy_to_scratch(v, va, n))
     } else {
-        touch(v, va, n, Access::Read)
+        touch(v, va, n, Why::Read)
     };
     done(v, host);
 }
@@ -216,12 +298,12 @@ extern "sysv64" fn rmw(va: u64, n: u64, _: u64, clock: u64, tally: u64, state: *
     let at = v.at();
     let host = if crosses(va, n) {
         0
-    } else if let Some(known) = v.touch_known(va, Access::Write, at) {
+    } else if let Some(known) = v.touch_known(va, Why::Write, at) {
         known.map_or(0, |host| host.as_ptr() as u64)
     } else if v.would_hit_code(va, n) {
         0
     } else {
-        touch(v, va, n, Access::Write)
+        touch(v, va, n, Why::Write)
     };
     done(v, host);
 }
@@ -282,4 +364,77 @@ extern "sysv64" fn step(n: u64, ahead: u64, _: u64, _: u64, _: u64, state: *mut 
     };
     let go_on = run_step(v, site) && v.state.clock().saturating_add(ahead) < v.state.stop_at;
     answer(v, u64::from(go_on));
+}
+
+/// The vCPU and access `n` of a copy, whose instruction's stamp and whose sums are these, see [`crate::direct::lines`].
+///
+/// # Safety
+/// As [`vcpu`]; `n` is a number that the engine gave out.
+unsafe fn at_copy<'a>(
+    state: *mut CpuState,
+    n: u64,
+    stamp: u64,
+    tally: u64,
+    fetched: u64,
+) -> (&'a mut Vcpu, &'a Access) {
+    // SAFETY: the caller's promises; the engine put its table there and does not touch it while copies run.
+    let (v, access) = unsafe {
+        let v = vcpu(state);
+        let table = v.state.engine[word(layout::ACCESSES)] as *const Access;
+        (v, &*table.add(n as usize))
+    };
+    v.lag = At {
+        retired: stamp.wrapping_sub(1).wrapping_sub(v.state.clock()),
+        tally: tally.wrapping_add(access.tally),
+    };
+    v.state.fetched = fetched.wrapping_add(access.fetched.into());
+    (v, access)
+}
+
+/// The host address of an access of a copy, or 0: the interpreter has to run its instruction.
+extern "sysv64" fn copy_access(
+    va: u64,
+    n: u64,
+    stamp: u64,
+    tally: u64,
+    fetched: u64,
+    state: *mut CpuState,
+) -> u64 {
+    // SAFETY: called by copies only, with the pinned register as the last argument and a number of their own.
+    let (v, access) = unsafe { at_copy(state, n, stamp, tally, fetched) };
+    let bytes = u64::from(access.bytes);
+    let why = if access.write { Why::Write } else { Why::Read };
+    let host = if va & (u64::from(access.align) - 1) != 0 {
+        0
+    } else if !crosses(va, bytes) {
+        let at = v.at();
+        match v.touch_known(va, why, at) {
+            Some(known) => known.map_or(0, |host| host.as_ptr() as u64),
+            None if access.write && v.would_hit_code(va, bytes) => 0,
+            None => touch(v, va, bytes, why),
+        }
+    } else if access.whole {
+        0
+    } else {
+        both_lines(v, va, why).unwrap_or(0)
+    };
+    v.lag = At::default();
+    host
+}
+
+/// Fetches a line for a copy; 0 if it can't be.
+extern "sysv64" fn copy_fetch(
+    va: u64,
+    n: u64,
+    stamp: u64,
+    tally: u64,
+    fetched: u64,
+    state: *mut CpuState,
+) -> u64 {
+    // SAFETY: as in `copy_access`.
+    let (v, _) = unsafe { at_copy(state, n, stamp, tally, fetched) };
+    let at = v.at();
+    let ok = v.touch_fetch(va, at).is_ok();
+    v.lag = At::default();
+    ok.into()
 }

@@ -33,8 +33,8 @@ use super::table::Table;
 const LINE_SHIFT: u32 = 6;
 /// A tag is an entry shifted by this.
 pub const TAG_SHIFT: u32 = 22;
-/// The bit of an entry that lets stores pass, right below the tag.
-const WRITES: u64 = 1 << (TAG_SHIFT - 1);
+/// The bit of an entry that lets no store pass, right below the tag.
+const NO_WRITES: u64 = 1 << (TAG_SHIFT - 1);
 /// An entry's bits with the slot.
 const SLOT: u64 = (1 << SLOT_BITS) - 1;
 const SLOT_BITS: u32 = 16;
@@ -42,8 +42,11 @@ const SLOT_BITS: u32 = 16;
 pub(super) const SLOTS: usize = 1 << SLOT_BITS;
 /// Bits of a line's number that a tag may have: of addresses in the lower half. It has room for one more.
 const TAG_BITS: u32 = 63 - TAG_SHIFT;
-/// What is added to the line numbers of a sleeping page before they are compared with tags: more than any tag.
-const ASLEEP: u64 = 1 << 60;
+/// What is added to the line numbers of a sleeping page before they are compared with tags: more than any tag, and no more than
+/// an entry has room for.
+const ASLEEP: u64 = 1 << TAG_BITS;
+/// The bit of a fetch filter's entry that belongs to a sleeping page: no line's number has it.
+const SLEEPS: u64 = ASLEEP << TAG_SHIFT;
 /// No page.
 const NO_PAGE: u64 = u64::MAX;
 
@@ -98,7 +101,7 @@ impl<const N: usize, const WORDS: usize> Entries<N, WORDS> {
     #[inline]
     fn va(&self, i: usize) -> Option<u64> {
         let word = self.word(i).load(Relaxed);
-        (word != never(i)).then_some(word >> TAG_SHIFT << LINE_SHIFT)
+        (word != never(i)).then_some((word & !SLEEPS) >> TAG_SHIFT << LINE_SHIFT)
     }
 
     /// The slot that entry `i` names.
@@ -113,7 +116,7 @@ impl<const N: usize, const WORDS: usize> Entries<N, WORDS> {
         debug_assert!(line(va) >> TAG_BITS == 0 && slot < SLOTS);
         let used = &self.used[i / 64];
         used.store(used.load(Relaxed) | 1 << (i % 64), Relaxed);
-        let writes = if write { WRITES } else { 0 };
+        let writes = if write { 0 } else { NO_WRITES };
         let word = line(va) << TAG_SHIFT | writes | slot as u64;
         self.word(i).store(word, Relaxed);
     }
@@ -126,7 +129,7 @@ impl<const N: usize, const WORDS: usize> Entries<N, WORDS> {
     #[inline]
     fn clear_write(&self, i: usize) {
         // Whoever is not the owner may come between two operations of his.
-        self.word(i).fetch_and(!WRITES, Relaxed);
+        self.word(i).fetch_or(NO_WRITES, Relaxed);
     }
 
     /// Calls `f` with the entries that the lines of `va`'s 4 KiB page have.
@@ -167,13 +170,13 @@ pub(super) fn has_tag(va: Va) -> bool {
     line(va.0) >> TAG_BITS == 0
 }
 
-/// A core's filter of data accesses: [`LineFilter::ENTRIES`] words, then the stamps by slot; and for each page a pair {addend,
-/// asleep}: what makes host addresses of its virtual ones, so that an access waits for nothing of its line's entry, and 0 if its
+/// A core's filter of data accesses: [`LineFilter::ENTRIES`] words, then the stamps by slot; and for each page a pair of words
+/// addend and asleep: what makes host addresses of its virtual ones, so that an access waits for nothing of its line's entry, and 0 if its
 /// tags count.
 ///
 /// The entry of an access of `n` bytes at `va` is `(va >> 6) % ENTRIES`, the pair that of `(va >> 12) % PAGES`. A load hits if
-/// `entry >> TAG_SHIFT` equals `((va + n - 1) >> 6) + asleep`, a store if `entry >> (TAG_SHIFT - 1)` equals
-/// `((va + n - 1) >> 5 | 1) + asleep`. A hit stores the access's stamp at the slot of the entry's low 16 bits, a store also 1 in the slot's byte of
+/// `entry >> TAG_SHIFT` equals `((va + n - 1) >> 6) + asleep`, a store if `entry >> (TAG_SHIFT - 1)` equals twice that. A hit stores the
+/// access's stamp at the slot of the entry's low 16 bits, a store also 1 in the slot's byte of
 /// `wrote`, and its byte is at `va + addend`. Where the arrays are in its memory: [`LineFilter::STAMP`] and so on.
 pub struct LineFilter {
     /// The arrays.
@@ -187,15 +190,15 @@ impl LineFilter {
     /// each access to one of two that do is a call.
     pub const ENTRIES: usize = 1 << 16;
     /// Number of pairs; a power of two. Of two pages that want the same one only one has tags.
-    pub const PAGES: usize = 1 << 14;
+    pub const PAGES: usize = 1 << 16;
     /// Byte offset of the stamps, 8 bytes each, from [`LineFilter::base_ptr`], where the entries are.
     pub const STAMP: usize = 8 * Self::ENTRIES;
-    /// Of the pairs' first words: host address minus guest virtual address, wrapping. The other word is behind it.
+    /// Of the pairs' first words: host address minus guest virtual address, wrapping.
     pub const ADDEND: usize = Self::STAMP + 8 * SLOTS;
     /// Of the pairs' second words.
-    pub const ASLEEP: usize = Self::ADDEND + 8;
+    pub const ASLEEP: usize = Self::ADDEND + 8 * Self::PAGES;
     /// Of a byte a slot, 1 where a store has passed.
-    pub const WROTE: usize = Self::ADDEND + 16 * Self::PAGES;
+    pub const WROTE: usize = Self::ASLEEP + 8 * Self::PAGES;
 
     const WORDS: usize = Self::WROTE / 8 + SLOTS / 8;
 
@@ -229,12 +232,12 @@ impl LineFilter {
 
     #[inline]
     fn addend(&self, va: Va) -> &AtomicU64 {
-        &self.entries.words[Self::ADDEND / 8 + 2 * Self::page_index(va)]
+        &self.entries.words[Self::ADDEND / 8 + Self::page_index(va)]
     }
 
     #[inline]
     fn asleep(&self, va: Va) -> &AtomicU64 {
-        &self.entries.words[Self::ASLEEP / 8 + 2 * Self::page_index(va)]
+        &self.entries.words[Self::ASLEEP / 8 + Self::page_index(va)]
     }
 
     /// Whether the page of `va` is the one that has its pair.
@@ -250,7 +253,7 @@ impl LineFilter {
         let last = va.0.wrapping_add(n.wrapping_sub(1));
         let asleep = self.asleep(va).load(Relaxed);
         let hit = if write {
-            word >> (TAG_SHIFT - 1) == (last >> (LINE_SHIFT - 1) | 1) + asleep
+            word >> (TAG_SHIFT - 1) == (line(last) + asleep) << 1
         } else {
             word >> TAG_SHIFT == line(last) + asleep
         };
@@ -307,7 +310,7 @@ impl LineFilter {
     pub fn entries(&self) -> impl Iterator<Item = (Va, bool, u64)> + '_ {
         let all = (0..Self::ENTRIES).filter_map(|i| {
             let (va, slot) = (Va(self.entries.va(i)?), self.entries.slot(i)?);
-            let writes = self.entries.word(i).load(Relaxed) & WRITES != 0;
+            let writes = self.entries.word(i).load(Relaxed) & NO_WRITES == 0;
             Some((va, writes, self.entries.stamps()[slot].load(Relaxed)))
         });
         all.filter(|(va, ..)| self.asleep(*va).load(Relaxed) == 0)
@@ -455,15 +458,39 @@ impl FetchFilter {
         hit
     }
 
-    /// The lines that have tags, by index, and their stamps.
+    /// The lines whose tags count, by index, and their stamps.
     pub fn entries(&self) -> impl Iterator<Item = (Va, u64)> + '_ {
         (0..Self::ENTRIES).filter_map(|i| {
             let (va, slot) = (Va(self.entries.va(i)?), self.entries.slot(i)?);
-            Some((va, self.entries.stamps()[slot].load(Relaxed)))
+            let awake = self.entries.word(i).load(Relaxed) & SLEEPS == 0;
+            awake.then(|| (va, self.entries.stamps()[slot].load(Relaxed)))
         })
     }
 
-    /// Takes the tags of all lines of `va`'s 4 KiB page away: for whoever removes a translation from the L1 ITLB.
+    /// The tags of `va`'s 4 KiB page do not count: its translation has left the L1 ITLB, and may come back as it is.
+    pub fn put_to_sleep(&self, va: Va) {
+        self.entries.each_of_page(va, |i| {
+            self.entries.word(i).fetch_or(SLEEPS, Relaxed);
+        });
+    }
+
+    /// The translation of `va`'s 4 KiB page is back in the L1 ITLB, with the rights that it had: its tags count.
+    pub fn wake(&self, va: Va) {
+        self.entries.each_of_page(va, |i| {
+            self.entries.word(i).fetch_and(!SLEEPS, Relaxed);
+        });
+    }
+
+    /// Takes the tags of `va`'s 4 KiB page away that sleep: it has another translation, or may have.
+    pub fn forget_sleeping(&self, va: Va) {
+        self.entries.each_of_page(va, |i| {
+            if self.entries.word(i).load(Relaxed) & SLEEPS != 0 {
+                self.entries.clear(i);
+            }
+        });
+    }
+
+    /// Takes the tags of all lines of `va`'s 4 KiB page away, whether they sleep or not: for whoever changes a translation.
     pub fn drop_va_page(&self, va: Va) {
         self.entries.each_of_page(va, |i| self.entries.clear(i));
     }
