@@ -130,8 +130,6 @@ pub(crate) struct Direct {
     pub steps: Vec<(usize, u32, u32)>,
     /// Where an instruction's code begins that may fault, and its way out; both as offsets in the code. Each reaches to the next.
     pub sites: Vec<(u32, u32)>,
-    /// What helpers have to know of its accesses, by number from the first on.
-    pub accesses: Vec<lines::Access>,
 }
 
 /// A jump to where the guest goes on.
@@ -146,12 +144,11 @@ pub(crate) struct Exit {
     pub line: u64,
 }
 
-/// Numbers of the first exit, step and access of a copy.
+/// Numbers of the first exit and step of a copy.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct First {
     pub exit: u32,
     pub step: u32,
-    pub access: u32,
 }
 
 /// Where guest memory is for copies.
@@ -195,6 +192,7 @@ pub(crate) struct Maker {
     encoder: Encoder,
     info: InstructionInfoFactory,
     pub targets: Targets,
+    pub accesses: lines::Accesses,
     table: i32,
     memory: Memory,
 }
@@ -205,6 +203,7 @@ impl Maker {
             encoder: Encoder::new(64),
             info: InstructionInfoFactory::new(),
             targets: Targets::new()?,
+            accesses: lines::Accesses::default(),
             table: table()?,
             memory,
         })
@@ -253,7 +252,13 @@ impl Maker {
                     copy_all(c, &decoded[..n], unencodable)
                 }
                 Memory::Lines(filters) => {
-                    let c = lines::Copier::new(w, filters, tallies, &mut self.info);
+                    let c = lines::Copier::new(
+                        w,
+                        filters,
+                        tallies,
+                        &mut self.info,
+                        &mut self.accesses,
+                    );
                     copy_all(c, &decoded[..n], unencodable)
                 }
             };

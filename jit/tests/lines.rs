@@ -19,7 +19,9 @@ use compare::{Sticky, engines, same};
 use forms::Forms;
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
-use machine::{CODE, CODE_PAGES, DATA, DATA_PAGES, Kind, Machine, Outcome, PAGE, Rng, Start};
+use machine::{
+    ALIAS, CODE, CODE_PAGES, DATA, DATA_PAGES, Kind, Machine, Outcome, PAGE, Rng, Start,
+};
 use program::{Generator, Program, assemble_at, listing};
 use sevlab_arch::{Spa, Va};
 use sevlab_cpu::Stop;
@@ -166,8 +168,10 @@ struct TurnEnd {
 fn filters(m: &Machine) -> Vec<[u64; 3]> {
     let core = m.vcpu.model.as_ref().expect("made with one");
     let data = core.lines().entries().map(|(va, writes, stamp)| {
-        let code = CODE..CODE + CODE_PAGES * PAGE;
-        [va.0, u64::from(writes && !code.contains(&va.0)), stamp]
+        let is_code = [CODE, ALIAS]
+            .iter()
+            .any(|at| (*at..at + CODE_PAGES * PAGE).contains(&va.0));
+        [va.0, u64::from(writes && !is_code), stamp]
     });
     let code = core.fetches().entries();
     data.chain(code.map(|(va, stamp)| [va.0, 0, stamp]))

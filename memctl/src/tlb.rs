@@ -533,8 +533,13 @@ impl TlbSet {
     }
 
     pub(crate) fn drop_write_host(&self, host: NonNull<u8>) {
-        self.each(|t| t.drop_write_host(host));
+        self.drop_write_entries(host);
         self.each_filter(host, 1, true);
+    }
+
+    /// As [`TlbSet::drop_write_host`], for somebody who knows what the filters have.
+    pub(crate) fn drop_write_entries(&self, host: NonNull<u8>) {
+        self.each(|t| t.drop_write_host(host));
     }
 
     /// Whether there is one TLB at most.

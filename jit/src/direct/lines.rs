@@ -19,6 +19,7 @@ use super::writer::Writer;
 use super::{A, Copies, Direct, Exit, Left, P, RBP, RSP, S};
 use crate::layout;
 use iced_x86::{Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind};
+use rustc_hash::FxHashMap;
 use sevlab_cpu::flags::ARITH;
 use sevlab_cpu::insn::{Control, Insn, MemRef, Op, Operand};
 use sevlab_cpu::thunk;
@@ -58,7 +59,7 @@ impl Filters {
 }
 
 /// What a helper has to know of an access, or of the fetch of a line.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(C)] // the helper's first part is assembly
 pub(crate) struct Access {
     /// What MM1 lacks.
@@ -72,6 +73,27 @@ pub(crate) struct Access {
     pub write: bool,
     /// The interpreter has to make it if it lies in two lines: the instruction may fault behind it, or these are touched twice.
     pub whole: bool,
+}
+
+/// All accesses of copies, by number. Most are like others', and have their number: helpers find the few there are in the host's caches.
+#[derive(Default)]
+pub(crate) struct Accesses {
+    list: Vec<Access>,
+    numbers: FxHashMap<Access, u32>,
+}
+
+impl Accesses {
+    fn number(&mut self, access: Access) -> u32 {
+        *self.numbers.entry(access).or_insert_with(|| {
+            self.list.push(access);
+            self.list.len() as u32 - 1
+        })
+    }
+
+    /// Where the list is.
+    pub(crate) fn address(&self) -> u64 {
+        self.list.as_ptr() as u64
+    }
 }
 
 /// What the sums lack, and the line fetched last.
@@ -151,6 +173,7 @@ pub(super) struct Copier<'a> {
     filters: Filters,
     tallies: &'a [u64],
     info: &'a mut InstructionInfoFactory,
+    accesses: &'a mut Accesses,
     /// Instructions that MM0 counts.
     clock: usize,
     tally: u64,
@@ -190,12 +213,14 @@ impl<'a> Copier<'a> {
         filters: Filters,
         tallies: &'a [u64],
         info: &'a mut InstructionInfoFactory,
+        accesses: &'a mut Accesses,
     ) -> Self {
         let mut c = Self {
             w,
             filters,
             tallies,
             info,
+            accesses,
             clock: 0,
             tally: 0,
             fetched: 0,
@@ -362,7 +387,7 @@ impl<'a> Copier<'a> {
         let stamps = self.filters.fetches + FetchFilter::STAMP as i32;
         asm.mem(&[0x0f, 0x7f], 0, At::entry(stamps, S), false);
         let back = asm.here();
-        let number = self.number(Access {
+        let number = self.accesses.number(Access {
             tally: self.tally,
             fetched: self.fetched,
             bytes: 1,
@@ -404,12 +429,6 @@ impl<'a> Copier<'a> {
         }
     }
 
-    fn number(&mut self, access: Access) -> u32 {
-        let n = self.w.first.access + self.w.out.accesses.len() as u32;
-        self.w.out.accesses.push(access);
-        n
-    }
-
     // ---- accesses ----
 
     fn address_of(&self, m: &MemRef) -> Option<Address> {
@@ -436,7 +455,7 @@ impl<'a> Copier<'a> {
             ..way
         };
         self.lose_flags();
-        let number = self.number(Access {
+        let number = self.accesses.number(Access {
             tally: self.tally,
             fetched: self.fetched,
             ..access

@@ -7,7 +7,7 @@
 
 use super::Engine;
 use crate::codebuf::CodeBuf;
-use crate::direct::lines::{Access, Filters};
+use crate::direct::lines::Filters;
 use crate::direct::{self, First, Left, MOST, Maker, Memory};
 use crate::faults::{self, Copied};
 use crate::layout::{self, word};
@@ -114,7 +114,6 @@ pub(super) struct Copies {
     by_page: FxHashMap<u64, Vec<u64>>,
     exits: Vec<Exit>,
     steps: Vec<Step>,
-    accesses: Vec<Access>,
     /// The exit by which copies were left, if it is to be linked to where it led.
     pub(super) unlinked: Option<u32>,
 }
@@ -180,7 +179,6 @@ impl Engine {
         let first = First {
             exit: copies.exits.len() as u32,
             step: copies.steps.len() as u32,
-            access: copies.accesses.len() as u32,
         };
         let made = maker.make(&trace.insns, &trace.decoded, &trace.tallies, first);
         let Some(made) = made else {
@@ -199,7 +197,6 @@ impl Engine {
             to: exit.to,
             line: exit.line,
         }));
-        copies.accesses.extend(&made.accesses);
         copies
             .steps
             .extend(made.steps.iter().map(|&(k, resume, ahead)| Step {
@@ -288,7 +285,9 @@ impl Engine {
         };
         loop {
             let before = vcpu.state.retired;
-            vcpu.state.engine[word(layout::ACCESSES)] = self.direct.accesses.as_ptr() as u64;
+            if let Some(maker) = &self.direct.maker {
+                vcpu.state.engine[word(layout::ACCESSES)] = maker.accesses.address();
+            }
             let outer = std::mem::replace(&mut vcpu.modelled, lines);
             let left = enter(&mut vcpu.state, code, lines);
             vcpu.modelled = outer;

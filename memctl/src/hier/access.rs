@@ -110,7 +110,8 @@ impl Hier {
         let alone = self.is_alone(core, line, a);
         let l1d = &mut self.cores[core].l1d;
         l1d.hit(slot, line, a.stamp);
-        enter_data(l1d, slot, env.host(line, a.domain), a, alone);
+        let passes = alone || l1d.dirty(slot);
+        enter_data(l1d, slot, env.host(line, a.domain), a, passes);
         Level::L1
     }
 
@@ -141,7 +142,7 @@ impl Hier {
         let alone = self.is_alone(core, line, a);
         let l1d = &mut self.cores[core].l1d;
         l1d.insert(slot, line, write, a.stamp);
-        enter_data(l1d, slot, env.host(line, a.domain), a, alone);
+        enter_data(l1d, slot, env.host(line, a.domain), a, alone || write);
         self.in_flight = [NOTHING; 3];
         self.pages.decrypt(env, line, cause.owed.take());
         if self.prefetches {
@@ -311,20 +312,20 @@ pub(super) fn enter_fetch(l1i: &mut L1<FetchFilter>, slot: usize, host: NonNull<
     }
 }
 
-/// Makes the line in `slot`, whose bytes are at `host`, the filter's, with the rights that the access was granted; `alone`: stores
-/// pass even if it is clean.
+/// Makes the line in `slot`, whose bytes are at `host`, the filter's, with the rights that the access was granted; `passes`: stores may
+/// pass, since it is dirty, or may become so.
 #[inline]
 pub(super) fn enter_data(
     l1d: &mut L1<LineFilter>,
     slot: usize,
     host: NonNull<u8>,
     a: &Line,
-    alone: bool,
+    passes: bool,
 ) {
     if !a.grant.read || !has_tag(a.va) {
         return l1d.forget(slot);
     }
-    let write = a.grant.write && (alone || l1d.dirty(slot));
+    let write = a.grant.write && passes;
     let i = LineFilter::index(a.va);
     l1d.claim(slot, i);
     if let Some(f) = l1d.filter() {

@@ -156,11 +156,23 @@ impl MemCtl {
 
     /// Takes the write tags of every core's filter for lines of the frame at `page` away: it holds decoded code now.
     pub fn drop_line_writes(&self, page: Spa) {
-        if page.0 < self.span() {
-            self.tlbs.drop_write_host(self.dram.raw.ptr(page.page().0));
+        if page.0 >= self.span() {
+            return;
         }
+        self.tlbs
+            .drop_write_entries(self.dram.raw.ptr(page.page().0));
         if let Some(plain) = self.dram.plain_of().filter(|_| page.0 < self.size()) {
-            self.tlbs.drop_write_host(plain.ptr(page.page().0));
+            self.tlbs.drop_write_entries(plain.ptr(page.page().0));
+        }
+        let mut meta = self.lock();
+        let Some(hier) = &mut meta.hier else { return };
+        // What has a tag is in a cache.
+        for line in hier.pages.page(page.pfn()).lines(page.pfn()) {
+            for core in &hier.cores {
+                if let Some(slot) = core.l1d.cache.find(line) {
+                    core.l1d.forget_write(slot);
+                }
+            }
         }
     }
 

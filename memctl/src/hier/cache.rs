@@ -209,10 +209,21 @@ impl Cache {
         u64::from(word >> TAG_SHIFT) << self.set_bits | set as u64
     }
 
-    /// Puts another word into a slot, as [`Cache::insert`] does where the order is the owner's.
+    /// The word of a way of a set, to put another there as [`Cache::insert`] does where the order is the owner's; for a cache of 8 ways at
+    /// most.
     #[inline]
-    pub(super) fn replace(&mut self, slot: usize, word: u32) {
-        *self.slot_mut(slot) = word;
+    pub(super) fn way_mut(&mut self, set: usize, way: usize) -> &mut u32 {
+        &mut self.sets[set].words[way % CHUNK]
+    }
+
+    /// As [`Cache::hit`], for a cache of 8 ways at most.
+    #[inline(always)] // in the short way, and small
+    pub(super) fn hit_way(&mut self, set: usize, way: usize, line: u64) {
+        match self.order {
+            Order::Ranks { on_hit: true } => self.sets[set].renew(way),
+            Order::Ranks { .. } => {}
+            _ => self.hit(set * CHUNK + way, line),
+        }
     }
 
     /// Whether a slot's line is dirty.
@@ -436,9 +447,14 @@ impl Ways {
     /// Those that are newer than rank `mine` become one older.
     #[inline]
     fn age(&mut self, mine: u8) {
-        for r in &mut self.ranks {
-            *r += u8::from(*r < mine);
-        }
+        super::host::age(&mut self.ranks, mine);
+    }
+
+    /// This way becomes the newest; for a set that is one of these.
+    #[inline]
+    fn renew(&mut self, way: usize) {
+        self.age(self.ranks[way % CHUNK]);
+        self.ranks[way % CHUNK] = 0;
     }
 }
 

@@ -27,6 +27,30 @@ pub(super) fn matches(words: &[u32; 8], want: u32, mask: u32) -> u32 {
     }
 }
 
+/// Adds 1 to each byte that is below `mine`.
+#[inline]
+pub(super) fn age(ranks: &mut [u8; 8], mine: u8) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{
+            _mm_add_epi8, _mm_loadl_epi64, _mm_min_epu8, _mm_set1_epi8, _mm_storel_epi64,
+            _mm_subs_epu8,
+        };
+        // SAFETY: SSE2 is part of the target; load and store are of the array, and need no alignment.
+        unsafe {
+            let p = ranks.as_mut_ptr();
+            let r = _mm_loadl_epi64(p.cast());
+            let below = _mm_subs_epu8(_mm_set1_epi8(mine as i8), r);
+            let older = _mm_add_epi8(r, _mm_min_epu8(below, _mm_set1_epi8(1)));
+            _mm_storel_epi64(p.cast(), older);
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    for r in ranks {
+        *r += u8::from(*r < mine);
+    }
+}
+
 /// Asks for the line at `p`; any address will do.
 #[inline]
 pub(super) fn prefetch<T>(p: *const T) {

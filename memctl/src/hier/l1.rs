@@ -170,13 +170,31 @@ impl<F: Filter> L1<F> {
         self.stamps()[slot].store(stamp, Relaxed);
     }
 
-    /// Puts a line, by its word, into a slot that another may be in, where stamps are the order.
+    /// Puts a line, by its word, into a slot that another may be in, where stamps are the order and a set has 8 ways at most. `wrote`: the
+    /// filter has noted a store to the other.
     #[inline(always)] // in the short way, and small
-    pub(super) fn replace(&mut self, slot: usize, word: u32, stamp: u64) {
-        self.take_dirty(slot);
-        self.forget(slot);
-        self.cache.replace(slot, word);
-        self.stamp(slot, stamp);
+    pub(super) fn replace(&mut self, set: usize, way: usize, word: u32, stamp: u64, wrote: bool) {
+        let slot = set * WAYS + way;
+        let entry = std::mem::replace(&mut self.entry[slot], NO_ENTRY);
+        match self.filter.as_deref() {
+            Some(f) => {
+                if wrote {
+                    f.clear_wrote(slot);
+                }
+                if entry != NO_ENTRY && f.slot(entry as usize) == Some(slot) {
+                    f.clear(entry as usize);
+                }
+                f.stamps()[slot].store(stamp, Relaxed);
+            }
+            None => self.stamps[slot].store(stamp, Relaxed),
+        }
+        *self.cache.way_mut(set, way) = word;
+    }
+
+    /// Whether the filter has noted a store to the slot's line.
+    #[inline(always)] // in the short way, and small
+    pub(super) fn wrote(&self, slot: usize) -> bool {
+        self.filter.as_deref().is_some_and(|f| f.wrote(slot))
     }
 
     /// Puts the line into a free slot.

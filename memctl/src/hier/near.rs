@@ -71,7 +71,8 @@ fn exchange<F: Filter>(l1: &mut L1<F>, below: &mut Cache, w: Wanted) -> Option<F
         free => free.trailing_zeros() as usize,
     };
     let (victim, to) = (ways.word(way), set * CHUNK + way);
-    let dirty = l1.dirty(to);
+    let wrote = l1.wrote(to);
+    let dirty = wrote || cache::is_dirty(victim);
     if dirty || !w.clean_may_go && cache::is_valid(victim) {
         let (set, want) = below.at(l1.cache.line_of(victim, set));
         let hit = below.ways(set).find(want);
@@ -79,11 +80,12 @@ fn exchange<F: Filter>(l1: &mut L1<F>, below: &mut Cache, w: Wanted) -> Option<F
             return None;
         }
         if dirty {
-            below.set_dirty(slot(set, hit), true);
+            let word = below.way_mut(set, hit.trailing_zeros() as usize);
+            *word = cache::with_dirty(*word, true);
         }
     }
-    below.hit(slot(from, hit), w.line);
-    l1.replace(to, cache::with_dirty(word, w.write), w.stamp);
+    below.hit_way(from, hit.trailing_zeros() as usize % CHUNK, w.line);
+    l1.replace(set, way, cache::with_dirty(word, w.write), w.stamp, wrote);
     Some(Found::Brought(to, dirty))
 }
 
@@ -139,7 +141,8 @@ impl Hier {
         let alone = c.stores_pass;
         Some(match exchange(&mut c.l1d, below, wanted)? {
             Found::Here(slot) => {
-                enter_data(&mut c.l1d, slot, host, a, alone);
+                let passes = alone || c.l1d.dirty(slot);
+                enter_data(&mut c.l1d, slot, host, a, passes);
                 Near::First(host)
             }
             Found::Brought(slot, wrote) => {
@@ -147,7 +150,7 @@ impl Hier {
                 c.counters.l1d.misses[kind] += 1;
                 c.counters.l1d.write_backs += u64::from(wrote);
                 counters.hits[kind] += 1;
-                enter_data(&mut c.l1d, slot, host, a, alone);
+                enter_data(&mut c.l1d, slot, host, a, alone || wanted.write);
                 if self.degree > 0
                     && let Some(stride) = c.strides.train(line)
                 {
