@@ -252,13 +252,8 @@ impl Maker {
                     copy_all(c, &decoded[..n], unencodable)
                 }
                 Memory::Lines(filters) => {
-                    let c = lines::Copier::new(
-                        w,
-                        filters,
-                        tallies,
-                        &mut self.info,
-                        &mut self.accesses,
-                    );
+                    let c =
+                        lines::Copier::new(w, filters, tallies, &mut self.info, &mut self.accesses);
                     copy_all(c, &decoded[..n], unencodable)
                 }
             };

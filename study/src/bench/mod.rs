@@ -72,7 +72,7 @@ pub struct Case {
 }
 
 /// The names of exact counts, in the order of tables, and what they are.
-pub const EXACT: [(&str, &str); 7] = [
+pub const EXACT: [(&str, &str); 8] = [
     ("cycles", "simulated cycles, SEV-SNP, epyc-milan"),
     ("instructions", "guest instructions"),
     (
@@ -89,15 +89,17 @@ pub const EXACT: [(&str, &str); 7] = [
         "copy_bytes",
         "bytes of host code of copied blocks, cache mode page",
     ),
+    ("line_bytes", "the same, simulated caches"),
 ];
 
 /// Those of [`EXACT`] that depend on [`Measured::isa`].
-const GENERATED: [&str; 5] = [
+const GENERATED: [&str; 6] = [
     "host_insns",
     "host_bytes",
     "page_insns",
     "page_bytes",
     "copy_bytes",
+    "line_bytes",
 ];
 
 /// What to measure.
@@ -185,25 +187,31 @@ pub fn measure(
                 Some(r) => Err(failed(r.why.unwrap_or_else(|| r.status.words().to_owned()))),
             }
         };
-        let simulated = run("--sev snp --cache hierarchy --seed 1 --jit-opt count_host=on")?;
+        let lines = "--sev snp --cache hierarchy --seed 1 --jit-opt";
+        let simulated = run(&format!("{lines} direct=16"))?;
+        let translated = run(&format!("{lines} direct=off --jit-opt count_host=on"))?;
+        let cycles = |r: &Record| r.count(&["stats", "simulation", "cycles"]);
+        if cycles(&simulated) != cycles(&translated) {
+            let (a, b) = (cycles(&simulated), cycles(&translated));
+            let why = format!("{a} cycles as copies and {b} translated, which are to be the same");
+            return Err(failed(why));
+        }
         let page = "--sev snp --cpu epyc-milan --seed 1 --deterministic --jit-opt";
         let copied = run(&format!("{page} direct=16"))?;
         let page = run(&format!("{page} direct=off --jit-opt count_host=on"))?;
         let code = |r: &Record, key: &str| r.count(&["stats", key]);
         let exact = [
-            (
-                "cycles",
-                simulated.count(&["stats", "simulation", "cycles"]),
-            ),
+            ("cycles", cycles(&simulated)),
             (
                 "instructions",
                 simulated.count(&["stats", "simulation", "instructions"]),
             ),
-            ("host_insns", code(&simulated, "host_code_instructions")),
-            ("host_bytes", code(&simulated, "host_code_bytes")),
+            ("host_insns", code(&translated, "host_code_instructions")),
+            ("host_bytes", code(&translated, "host_code_bytes")),
             ("page_insns", code(&page, "host_code_instructions")),
             ("page_bytes", code(&page, "host_code_bytes")),
             ("copy_bytes", code(&copied, "copied_code_bytes")),
+            ("line_bytes", code(&simulated, "copied_code_bytes")),
         ];
         let mut walls = Vec::new();
         let mut retired = Vec::new();
