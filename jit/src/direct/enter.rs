@@ -87,6 +87,11 @@ std::arch::global_asm!(
     "movq mm0, [r15 + {stamp}]",
     "pxor mm1, mm1",
     "movq mm2, [r15 + {fetched}]",
+    "pcmpeqd mm3, mm3", "psrlq mm3, 63",
+    "movq mm4, mm3", "paddq mm4, mm3",
+    "movq mm5, mm4", "paddq mm5, mm3",
+    "movq mm6, mm5", "paddq mm6, mm3",
+    "movq mm7, mm6", "paddq mm7, mm3",
     "jmp [r15 + {start}]",
     // And what comes before: sums and flags get to where they are expected, R14 is nothing.
     ".globl sevlab_direct_leave_lines",

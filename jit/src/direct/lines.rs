@@ -9,7 +9,7 @@
 //!    change the host's, so they are kept before one and come back before who reads them. Where an access may fault, they are in the word.
 //! 2. MM0 is the stamp of what the instruction touches: the clock before it, plus 1. It goes up where the next access is.
 //! 3. MM1 has the tally and MM2 the count of fetched lines, of what was done before the copy's first instruction, or before that
-//!    behind the last step. What came since is known where the copy is left, and in each [`Access`].
+//!    behind the last step. What came since is known where the copy is left, and in each [`Access`]. MM3 to MM7 have the numbers 1 to 5.
 //! 4. An access is made before its stamp is stored: if it faults, nothing has changed.
 
 use super::asm::{Asm, At};
@@ -244,7 +244,7 @@ impl<'a> Copier<'a> {
         let first = line(c.w.head());
         c.fetch(first, 0);
         c.fetched = 0;
-        c.w.count(2, 1);
+        c.count(2, 1);
         c.body = c.w.asm.here();
         c
     }
@@ -328,10 +328,18 @@ impl<'a> Copier<'a> {
 
     // ---- sums ----
 
+    /// Adds a number to MMX register `r`; the first five are in MMX registers themselves.
+    fn count(&mut self, r: u8, n: usize) {
+        match n {
+            1..=5 => self.w.asm.between(&[0x0f, 0xd4], r, 2 + n as u8, false),
+            n => self.w.count(r, n),
+        }
+    }
+
     /// MM0 counts the instructions before `k`.
     fn advance(&mut self, k: usize) {
         let more = k - self.clock;
-        self.w.count(0, more);
+        self.count(0, more);
         self.clock = k;
     }
 
@@ -347,12 +355,12 @@ impl<'a> Copier<'a> {
 
     /// Makes the sums complete.
     fn settle(&mut self, p: Position) {
-        self.w.count(0, p.clock);
+        self.count(0, p.clock);
         if p.tally != 0 {
             self.w.asm.bytes(&[0x0f, 0xd4, 0x0d]);
             self.word(p.tally);
         }
-        self.w.count(2, p.fetched as usize);
+        self.count(2, p.fetched as usize);
     }
 
     /// The distance to a word behind the code.
