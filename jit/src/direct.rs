@@ -126,7 +126,7 @@ pub(crate) struct Direct {
     /// Its exits, by number from the first on.
     pub exits: Vec<Exit>,
     /// Instructions for the interpreter, by number from the first on: which of the block's, where the block goes on behind it, and how many
-    /// instructions are counted that were not done before it.
+    /// there are from it on.
     pub steps: Vec<(usize, u32, u32)>,
     /// Where an instruction's code begins that may fault, and its way out; both as offsets in the code. Each reaches to the next.
     pub sites: Vec<(u32, u32)>,

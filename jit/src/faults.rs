@@ -128,20 +128,6 @@ mod how {
     pub(super) const OUTSIDE: u64 = 2;
 }
 
-/// An instruction for each vector register, with its number between the parts.
-macro_rules! high_halves {
-    ($($part:literal),+) => {
-        $crate::faults::high_halves!(@ [$($part),+] 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
-    };
-    (@ $parts:tt $($n:literal)+) => { concat!($($crate::faults::high_halves!(# $parts $n), "\n"),+) };
-    (# [$a:literal, $b:literal, $c:literal] $n:literal) => { concat!($a, $n, $b, $n, $c) };
-    (# [$a:literal, $b:literal, $c:literal, $d:literal] $n:literal) => {
-        concat!($a, $n, $b, $n, $c, $n, $d)
-    };
-}
-
-pub(crate) use high_halves;
-
 std::arch::global_asm!(
     // Comes from the handler: the address of the faulting instruction is on the stack, everything else as it was there.
     ".globl sevlab_stub_fault",
@@ -159,7 +145,7 @@ std::arch::global_asm!(
     crate::runtime::store_vectors!(),
     "cmp qword ptr [r15 + {avx}], 0",
     "je 3f",
-    high_halves!("vextractf128 [rsp + 256 + 16 * ", "], ymm", ", 1"),
+    crate::runtime::each_vector!("vextractf128 [rsp + 256 + 16 * ", "], ymm", ", 1"),
     "3:",
     "call {settle}",
     "test rax, rax",
@@ -167,7 +153,7 @@ std::arch::global_asm!(
     crate::runtime::load_vectors!(),
     "cmp qword ptr [r15 + {avx}], 0",
     "je 4f",
-    high_halves!("vinsertf128 ymm", ", ymm", ", [rsp + 256 + 16 * ", "], 1"),
+    crate::runtime::each_vector!("vinsertf128 ymm", ", ymm", ", [rsp + 256 + 16 * ", "], 1"),
     "4:",
     "mov rsp, rbx",
     "pop rbx",

@@ -15,31 +15,32 @@ use sevlab_cpu::thunk::Thunk;
 use sevlab_cpu::{CpuState, Insn, MemRef, Stop, Vcpu};
 use std::cell::{Cell, RefCell};
 
+/// A line for each vector register, with its number between the parts.
+macro_rules! each_vector {
+    ($($part:literal),+) => {
+        $crate::runtime::each_vector!(@ [$($part),+] 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
+    };
+    (@ $parts:tt $($n:literal)+) => {
+        concat!($($crate::runtime::each_vector!(# $parts $n), "\n"),+)
+    };
+    (# [$first:literal $(, $part:literal)*] $n:literal) => { concat!($first $(, $n, $part)*) };
+}
+
 /// The vector registers into 256 bytes from RSP on.
 macro_rules! store_vectors {
     () => {
-        concat!(
-            "movups [rsp+0], xmm0; movups [rsp+16], xmm1; movups [rsp+32], xmm2; movups [rsp+48], xmm3\n",
-            "movups [rsp+64], xmm4; movups [rsp+80], xmm5; movups [rsp+96], xmm6; movups [rsp+112], xmm7\n",
-            "movups [rsp+128], xmm8; movups [rsp+144], xmm9; movups [rsp+160], xmm10; movups [rsp+176], xmm11\n",
-            "movups [rsp+192], xmm12; movups [rsp+208], xmm13; movups [rsp+224], xmm14; movups [rsp+240], xmm15\n",
-        )
+        $crate::runtime::each_vector!("movups [rsp + 16 * ", "], xmm", "")
     };
 }
 
 /// And back.
 macro_rules! load_vectors {
     () => {
-        concat!(
-            "movups xmm0, [rsp+0]; movups xmm1, [rsp+16]; movups xmm2, [rsp+32]; movups xmm3, [rsp+48]\n",
-            "movups xmm4, [rsp+64]; movups xmm5, [rsp+80]; movups xmm6, [rsp+96]; movups xmm7, [rsp+112]\n",
-            "movups xmm8, [rsp+128]; movups xmm9, [rsp+144]; movups xmm10, [rsp+160]; movups xmm11, [rsp+176]\n",
-            "movups xmm12, [rsp+192]; movups xmm13, [rsp+208]; movups xmm14, [rsp+224]; movups xmm15, [rsp+240]\n",
-        )
+        $crate::runtime::each_vector!("movups xmm", ", [rsp + 16 * ", "]")
     };
 }
 
-pub(crate) use {load_vectors, store_vectors};
+pub(crate) use {each_vector, load_vectors, store_vectors};
 
 std::arch::global_asm!(
     ".macro sevlab_helper stub, target",

@@ -131,6 +131,19 @@ impl Asm {
     pub(super) fn lea(&mut self, r: u8, at: At) {
         self.mem(&[0x8d], r, At { gs: false, ..at }, true);
     }
+    /// The base of a guest segment plus other registers.
+    pub(super) fn segment_sum(
+        &mut self,
+        r: u8,
+        segment: u8,
+        base: Option<u8>,
+        index: Option<(u8, u8)>,
+    ) {
+        self.load(r, At::state(layout::seg_base(usize::from(segment))));
+        for one in base.map(|b| (b, 0)).into_iter().chain(index) {
+            self.lea(r, At::sum(Some(r), Some(one)));
+        }
+    }
     pub(super) fn constant(&mut self, r: u8, value: u64) {
         let wide = u32::try_from(value).is_err();
         let rex = u8::from(wide) << 3 | r >> 3;

@@ -7,35 +7,8 @@
 use super::lines::flags_word;
 use super::{HOSTS, RSP};
 use crate::layout::{self, word};
+use crate::runtime::each_vector;
 use sevlab_cpu::CpuState;
-
-/// One line for each vector register, from `$low` on `$high` bytes apart.
-macro_rules! each_vector {
-    ($($template:tt),+) => {
-        each_vector!(@ [$($template),+] 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
-    };
-    (@ $templates:tt $($n:tt)+) => {
-        concat!($(each_vector!(# $templates $n)),+)
-    };
-    (# [$($template:tt),+] $n:tt) => {
-        concat!($(each_vector!(& $template $n)),+)
-    };
-    (& "low in" $n:tt) => {
-        concat!("movups xmm", $n, ", [r15 + {xmm} + 16 * ", $n, "]\n")
-    };
-    (& "low out" $n:tt) => {
-        concat!("movups [r15 + {xmm} + 16 * ", $n, "], xmm", $n, "\n")
-    };
-    (& "high in" $n:tt) => {
-        concat!("vinsertf128 ymm", $n, ", ymm", $n, ", [r15 + {ymmh} + 16 * ", $n, "], 1\n")
-    };
-    (& "high out" $n:tt) => {
-        concat!("vextractf128 [r15 + {ymmh} + 16 * ", $n, "], ymm", $n, ", 1\n")
-    };
-    (& "high or" $n:tt) => {
-        concat!("vorps xmm0, xmm0, [r15 + {ymmh} + 16 * ", $n, "]\n")
-    };
-}
 
 const _: () = {
     // What the assembly below says of `HOSTS`.
@@ -60,16 +33,17 @@ std::arch::global_asm!(
     "je 3f",
     // Registers whose high halves are empty are to be known as such by the host: it is faster then.
     "vxorps xmm0, xmm0, xmm0",
-    each_vector!("high or"),
+    each_vector!("vorps xmm0, xmm0, [r15 + {ymmh} + 16 * ", "]"),
     "vptest xmm0, xmm0",
     "jz 2f",
-    each_vector!("low in", "high in"),
+    each_vector!("movups xmm", ", [r15 + {xmm} + 16 * ", "]"),
+    each_vector!("vinsertf128 ymm", ", ymm", ", [r15 + {ymmh} + 16 * ", "], 1"),
     "mov dword ptr [r15 + {highs}], 1",
     "jmp 4f",
     "2:",
     "vzeroupper",
     "3:",
-    each_vector!("low in"),
+    each_vector!("movups xmm", ", [r15 + {xmm} + 16 * ", "]"),
     "mov dword ptr [r15 + {highs}], 0",
     "4:",
     "movq mm0, [r15 + {retired}]",
@@ -124,10 +98,10 @@ std::arch::global_asm!(
     "pop qword ptr [r15 + {flags}]",
     "movq [r15 + {retired}], mm0",
     "emms",
-    each_vector!("low out"),
+    each_vector!("movups [r15 + {xmm} + 16 * ", "], xmm", ""),
     "cmp qword ptr [r15 + {avx}], 0",
     "je 5f",
-    each_vector!("high out"),
+    each_vector!("vextractf128 [r15 + {ymmh} + 16 * ", "], ymm", ", 1"),
     "vzeroupper",
     "5:",
     "mov eax, r11d",

@@ -12,18 +12,23 @@
 //!    behind the last step. What came since is known where the copy is left, and in each [`Access`]. MM3 to MM7 have the numbers 1 to 5.
 //! 4. An access is made before its stamp is stored: if it faults, nothing has changed.
 
+mod access;
+mod behind;
+mod sums;
+
 use super::asm::{Asm, At};
 use super::tables::Targets;
 use super::uses::{Uses, touches};
-use super::writer::Writer;
-use super::{A, Copies, Direct, Exit, Left, P, RBP, RSP, S};
+use super::writer::{Writer, returned};
+use super::{A, Copies, Direct, Left, P, RBP, RSP, S};
 use crate::layout;
-use iced_x86::{Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind};
+use behind::{Tail, Way};
+use iced_x86::{Instruction, InstructionInfoFactory, OpKind};
 use rustc_hash::FxHashMap;
 use sevlab_cpu::flags::ARITH;
 use sevlab_cpu::insn::{Control, Insn, MemRef, Op, Operand};
-use sevlab_cpu::thunk;
-use sevlab_memctl::{FetchFilter, LineFilter, TAG_SHIFT};
+use sevlab_memctl::{FetchFilter, LineFilter};
+pub(crate) use sums::flags_word;
 
 const RAX: u8 = 0;
 /// log2 of a line, and of a page.
@@ -46,14 +51,13 @@ pub(crate) struct Filters {
 impl Filters {
     /// Of filters at these addresses.
     pub(crate) fn at(lines: usize, fetches: usize) -> Option<Self> {
-        let low = |at: usize| {
-            i32::try_from(at)
-                .ok()
-                .filter(|at| *at < i32::MAX - (8 << 20))
+        let low = |at: usize, bytes: usize| {
+            i32::try_from(at + bytes).ok()?;
+            i32::try_from(at).ok()
         };
         Some(Self {
-            lines: low(lines)?,
-            fetches: low(fetches)?,
+            lines: low(lines, LineFilter::BYTES)?,
+            fetches: low(fetches, FetchFilter::BYTES)?,
         })
     }
 }
@@ -106,68 +110,6 @@ struct Position {
     line: u64,
 }
 
-/// A way out at an instruction, of which nothing is done.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Way {
-    rip: u64,
-    position: Position,
-    kept: u64,
-    why: Left,
-}
-
-/// An address as the guest gives it, with host registers.
-#[derive(Clone, Copy)]
-struct Address {
-    base: Option<u8>,
-    index: Option<(u8, u8)>,
-    disp: i64,
-    segment: Option<u8>,
-}
-
-/// What is behind a copy's own code.
-enum Tail {
-    /// An access that the filter does not pass.
-    Access {
-        jump: u32,
-        address: Address,
-        number: u32,
-        way: Way,
-        /// The instruction reads flags.
-        flags: bool,
-        bytes: Vec<u8>,
-        back: u32,
-    },
-    /// A fetch that the filter does not pass.
-    Fetch {
-        jump: u32,
-        line: u64,
-        number: u32,
-        way: Way,
-        back: u32,
-    },
-    /// A way out in the middle.
-    Side {
-        jump: u32,
-        position: Position,
-        to: u64,
-        kept: u64,
-    },
-    /// An exit that is not linked.
-    Exit {
-        jump: u32,
-        to: u64,
-        line: u64,
-        kept: u64,
-    },
-    /// A target that is not in the table, or whose line has been fetched last.
-    Miss {
-        jumps: [u32; 2],
-        k: usize,
-        position: Position,
-        way: Way,
-    },
-}
-
 pub(super) struct Copier<'a> {
     w: Writer<'a>,
     filters: Filters,
@@ -205,6 +147,11 @@ const fn line(va: u64) -> u64 {
 
 fn last_line(i: &Insn) -> u64 {
     line(i.next_rip().wrapping_sub(1))
+}
+
+/// Whether it may fault behind the load of its operand.
+fn divides(i: &Insn) -> bool {
+    matches!(i.op, Op::Div | Op::Idiv)
 }
 
 impl<'a> Copier<'a> {
@@ -256,281 +203,17 @@ impl<'a> Copier<'a> {
         let more = self.w.insns.len() as i32 - 1;
         asm.group(0, S, more);
         asm.mem(&[0x3b], S, At::state(layout::STOP_AT), true);
-        let jump = asm.jump(&JA);
+        let position = Position {
+            clock: 0,
+            tally: 0,
+            fetched: 0,
+            line,
+        };
         let way = Way {
-            rip: self.w.head(),
-            position: Position {
-                clock: 0,
-                tally: 0,
-                fetched: 0,
-                line,
-            },
-            kept: self.w.kept,
             why: Left::Look,
+            ..self.way_at(0, position)
         };
-        let way = self.way(way);
-        self.way_jumps.push((jump, way));
-    }
-
-    /// The number of a way out.
-    fn way(&mut self, way: Way) -> usize {
-        let known = self.ways.iter().position(|w| *w == way);
-        known.unwrap_or_else(|| {
-            self.ways.push(way);
-            self.ways.len() - 1
-        })
-    }
-
-    /// From here on a fault goes there.
-    fn faults(&mut self, way: Way) {
-        let way = self.way(way);
-        self.faulting.push((self.w.asm.here(), Some(way)));
-    }
-
-    /// From here on nothing faults.
-    fn safe(&mut self) {
-        self.faulting.push((self.w.asm.here(), None));
-    }
-
-    // ---- flags ----
-
-    /// The flags are in the state's word, too.
-    fn keep_flags(&mut self) {
-        if !self.in_state {
-            self.in_state = true;
-            let asm = &mut self.w.asm;
-            asm.copy(P, RAX);
-            // LAHF, SETO al
-            asm.bytes(&[0x9f, 0x0f, 0x90, 0xc0]);
-            asm.mem(&[0x89], RAX, At::state(layout::FLAGS), false);
-            asm.copy(RAX, P);
-        }
-    }
-
-    /// What comes next changes the host's flags.
-    fn lose_flags(&mut self) {
-        self.keep_flags();
-        self.in_host = false;
-    }
-
-    /// The flags are the host's.
-    fn need_flags(&mut self) {
-        if !self.in_host {
-            self.in_host = true;
-            bring_flags(&mut self.w.asm);
-        }
-    }
-
-    /// An instruction has changed flags.
-    fn flags_changed(&mut self) {
-        (self.in_host, self.in_state) = (true, false);
-    }
-
-    // ---- sums ----
-
-    /// Adds a number to MMX register `r`; the first five are in MMX registers themselves.
-    fn count(&mut self, r: u8, n: usize) {
-        match n {
-            1..=5 => self.w.asm.between(&[0x0f, 0xd4], r, 2 + n as u8, false),
-            n => self.w.count(r, n),
-        }
-    }
-
-    /// MM0 counts the instructions before `k`.
-    fn advance(&mut self, k: usize) {
-        let more = k - self.clock;
-        self.count(0, more);
-        self.clock = k;
-    }
-
-    /// What the sums lack before instruction `k`, no line of which has been fetched.
-    fn position(&self, k: usize) -> Position {
-        Position {
-            clock: k - self.clock,
-            tally: self.tally,
-            fetched: self.fetched,
-            line: self.line,
-        }
-    }
-
-    /// Makes the sums complete.
-    fn settle(&mut self, p: Position) {
-        self.count(0, p.clock);
-        if p.tally != 0 {
-            self.w.asm.bytes(&[0x0f, 0xd4, 0x0d]);
-            self.word(p.tally);
-        }
-        self.count(2, p.fetched as usize);
-    }
-
-    /// The distance to a word behind the code.
-    fn word(&mut self, value: u64) {
-        self.pool.push((self.w.asm.here(), value));
-        self.w.asm.bytes(&[0; 4]);
-    }
-
-    // ---- fetches ----
-
-    /// Fetches a line for instruction `k`.
-    fn fetch(&mut self, which: u64, k: usize) {
-        let way = self.way_at(k, self.position(k));
-        self.advance(k);
-        let way = Way {
-            position: Position {
-                clock: 0,
-                ..way.position
-            },
-            ..way
-        };
-        self.lose_flags();
-        let at = self.filters.fetches + (which as usize % FetchFilter::ENTRIES * 8) as i32;
-        // What the filter has no room for matches nothing.
-        let high = (which << SHIFT) >> FetchFilter::HIGH;
-        let high = high.min(u64::from(u32::MAX)) as u32;
-        let asm = &mut self.w.asm;
-        asm.mem(&[0x81], 7, At::absolute(at + 4), false);
-        asm.bytes(&high.to_le_bytes());
-        let jump = asm.jump(&JNZ);
-        asm.mem(&[0x0f, 0xb7], S, At::absolute(at), false);
-        let stamps = self.filters.fetches + FetchFilter::STAMP as i32;
-        asm.mem(&[0x0f, 0x7f], 0, At::entry(stamps, S), false);
-        let back = asm.here();
-        let number = self.accesses.number(Access {
-            tally: self.tally,
-            fetched: self.fetched,
-            bytes: 1,
-            align: 1,
-            write: false,
-            whole: false,
-        });
-        self.tails.push(Tail::Fetch {
-            jump,
-            line: which,
-            number,
-            way,
-            back,
-        });
-        self.line = which;
-        self.fetched += 1;
-    }
-
-    /// Fetches what of the instruction's lines was not fetched last. The way out at it, whose second line counts as not fetched.
-    fn fetch_insn(&mut self) -> Way {
-        let k = self.w.done;
-        let i = &self.w.insns[k];
-        if self.line != line(i.rip) {
-            self.fetch(line(i.rip), k);
-        }
-        let position = self.position(k);
-        if last_line(i) != line(i.rip) {
-            self.fetch(last_line(i), k);
-        }
-        self.way_at(k, position)
-    }
-
-    fn way_at(&self, k: usize, position: Position) -> Way {
-        Way {
-            rip: self.w.insns[k].rip,
-            position,
-            kept: self.w.kept,
-            why: Left::Out(0),
-        }
-    }
-
-    // ---- accesses ----
-
-    fn address_of(&self, m: &MemRef) -> Option<Address> {
-        let host = |r: u8| self.w.plan.host(r);
-        let a = Address {
-            base: (m.base != MemRef::NONE).then(|| host(m.base)),
-            index: (m.index != MemRef::NONE).then(|| (host(m.index), m.scale & 3)),
-            disp: m.disp,
-            segment: (m.seg != MemRef::NONE).then_some(m.seg),
-        };
-        let plain = a.base.is_none() && a.index.is_none() && a.segment.is_none();
-        (plain || i32::try_from(a.disp).is_ok()).then_some(a)
-    }
-
-    /// An access of the current instruction, by `bytes`, whose operand is at P; its way out is `way`.
-    fn access(&mut self, address: Address, access: Access, way: Way, flags: bool, bytes: Vec<u8>) {
-        let k = self.w.done;
-        self.advance(k);
-        let way = Way {
-            position: Position {
-                clock: 0,
-                ..way.position
-            },
-            ..way
-        };
-        self.lose_flags();
-        let number = self.accesses.number(Access {
-            tally: self.tally,
-            fetched: self.fetched,
-            ..access
-        });
-        let lines = self.filters.lines;
-        let asm = &mut self.w.asm;
-        let of = |offset: usize, index: u8| At::entry(lines + offset as i32, index);
-        address.into_a(asm);
-        asm.rotate(P, A, PAGE_SHIFT);
-        asm.low16(P, P);
-        asm.lea(S, At::plain(A, i32::from(access.bytes) - 1));
-        asm.shift(5, S, SHIFT);
-        asm.mem(&[0x03], S, of(LineFilter::ASLEEP, P), true);
-        asm.load(P, of(LineFilter::ADDEND, P));
-        asm.lea(P, At::sum(Some(P), Some((A, 0))));
-        asm.shift(5, A, SHIFT);
-        asm.low16(A, A);
-        asm.shift(4, S, TAG_SHIFT as u8);
-        asm.mem(&[0x33], S, of(0, A), true);
-        // What is left of a hit is the slot, and for a load the bit behind the tag.
-        asm.group(7, S, 1 << (TAG_SHIFT - u32::from(access.write)));
-        let jump = asm.jump(&JAE);
-        if flags {
-            bring_flags(asm);
-        }
-        self.faults(way);
-        self.w.asm.bytes(&bytes);
-        self.safe();
-        let asm = &mut self.w.asm;
-        asm.low16(S, S);
-        asm.mem(&[0x0f, 0x7f], 0, of(LineFilter::STAMP, S), false);
-        if access.write {
-            let wrote = At {
-                disp: lines + LineFilter::WROTE as i32,
-                ..At::sum(None, Some((S, 0)))
-            };
-            asm.mem(&[0xc6], 0, wrote, false);
-            asm.bytes(&[1]);
-        }
-        let back = asm.here();
-        self.tails.push(Tail::Access {
-            jump,
-            address,
-            number,
-            way,
-            flags,
-            bytes,
-            back,
-        });
-    }
-
-    /// An access of 8 bytes off a host register, by what `emit` says.
-    fn word_at(&mut self, r: u8, disp: i32, write: bool, way: Way, emit: impl FnOnce(&mut Asm)) {
-        let address = Address {
-            base: Some(r),
-            index: None,
-            disp: disp.into(),
-            segment: None,
-        };
-        self.word_of(address, write, way, emit);
-    }
-
-    fn word_of(&mut self, address: Address, write: bool, way: Way, emit: impl FnOnce(&mut Asm)) {
-        let mut body = Asm::default();
-        emit(&mut body);
-        let access = Access { write, ..plain(8) };
-        self.access(address, access, way, false, body.code);
+        self.jump_to_way(&JA, way);
     }
 
     fn move_sp(&mut self, by: i32) {
@@ -544,15 +227,13 @@ impl<'a> Copier<'a> {
         self.move_sp(-8);
     }
 
-    // ---- ways out ----
-
-    /// What is done before the copy is left behind the current instruction, but for registers.
-    fn settle_behind(&mut self) {
-        let k = self.w.done;
-        self.tally = self.tally.wrapping_add(self.tallies[k]);
-        let p = self.position(k + 1);
-        self.settle(p);
-        (self.clock, self.tally, self.fetched) = (k + 1, 0, 0);
+    /// Puts the address behind a call on the stack, whose pointer stays.
+    fn store_return(&mut self, i: &Insn, way: Way) {
+        let sp = self.w.plan.host(RSP);
+        self.word_at(sp, -8, true, way, |asm| {
+            asm.constant(A, i.next_rip());
+            asm.store(At::plain(P, 0), A);
+        });
     }
 
     /// A jump to where the guest goes on, with all sums and registers in their places.
@@ -564,6 +245,16 @@ impl<'a> Copier<'a> {
             line: self.line,
             kept: self.w.kept,
         });
+    }
+
+    /// Goes on elsewhere, with all sums in their places.
+    fn go_on(&mut self, to: u64) {
+        if to == self.w.head() {
+            self.begin_again(&JMP, self.line);
+        } else {
+            self.w.give();
+            self.exit(&JMP, to);
+        }
     }
 
     /// A jump to the copy's own beginning, with all sums in their places, and registers where they are.
@@ -602,20 +293,10 @@ impl<'a> Copier<'a> {
             _ => return None,
         }
         if pushes {
-            self.word_at(sp, -8, true, way, |asm| {
-                asm.constant(A, i.next_rip());
-                asm.store(At::plain(P, 0), A);
-            });
+            self.store_return(i, way);
             self.w.asm.load(A, kept);
         }
         self.advance(self.w.done);
-        let way = Way {
-            position: Position {
-                clock: 0,
-                ..way.position
-            },
-            ..way
-        };
         self.lose_flags();
         let k = self.w.done;
         self.tally = self.tally.wrapping_add(self.tallies[k]);
@@ -650,61 +331,11 @@ impl<'a> Copier<'a> {
     /// What a return or a call does to the stack's pointer.
     fn move_stack(&mut self, i: &Insn) -> Option<()> {
         match i.control {
-            Control::Return => {
-                let more = match i.ops[0] {
-                    Operand::Imm(v) => i32::try_from(v).ok().filter(|v| *v >= 0)?,
-                    _ => 0,
-                };
-                self.move_sp(8 + more);
-            }
+            Control::Return => self.move_sp(returned(i)?),
             Control::IndirectCall => self.move_sp(-8),
             _ => {}
         }
         Some(())
-    }
-
-    /// The bytes of an instruction's memory operand, whether it is written, and what its address must be a multiple of.
-    fn shape(&mut self, i: &Insn, ins: &Instruction) -> Option<Access> {
-        let memory = self.info.info(ins).used_memory();
-        let [m] = memory else { return None };
-        let write = match m.access() {
-            OpAccess::Read | OpAccess::CondRead => false,
-            OpAccess::Write
-            | OpAccess::CondWrite
-            | OpAccess::ReadWrite
-            | OpAccess::ReadCondWrite => true,
-            OpAccess::None | OpAccess::NoMemAccess => return None,
-        };
-        let bytes = u16::try_from(m.memory_size().size()).ok()?;
-        if !(1..=64).contains(&bytes) {
-            return None;
-        }
-        let align = match i.op {
-            Op::Thunk => thunk::alignment(ins, bytes),
-            Op::Cmpxchg16b => 16,
-            _ => 1,
-        };
-        Some(Access {
-            write,
-            align,
-            whole: matches!(i.op, Op::Div | Op::Idiv)
-                || matches!(m.access(), OpAccess::ReadWrite | OpAccess::ReadCondWrite),
-            ..plain(bytes)
-        })
-    }
-
-    /// Says whether high halves of vector registers are in use behind the instruction: helpers keep them then.
-    fn note_highs(&mut self, ins: &Instruction) {
-        let uses = match ins.mnemonic() {
-            Mnemonic::Vzeroupper | Mnemonic::Vzeroall => false,
-            _ if self.highs => return,
-            _ if (0..ins.op_count()).any(|n| ins.op_register(n).is_ymm()) => true,
-            _ => return,
-        };
-        self.highs = uses;
-        let at = At::state(layout::HIGHS);
-        self.w.asm.mem(&[0xc7], 0, at, false);
-        self.w.asm.bytes(&u32::from(uses).to_le_bytes());
     }
 
     /// The instruction itself.
@@ -723,19 +354,12 @@ impl<'a> Copier<'a> {
                 self.need_flags();
             }
             if touches(i, ins) {
-                // A division may fault.
+                // A division.
                 self.keep_flags();
                 self.advance(self.w.done);
-                self.faults(Way {
-                    position: Position {
-                        clock: 0,
-                        ..way.position
-                    },
-                    ..way
-                });
+                self.faults(way);
             }
-            let bytes = self.w.encoded(ins, None)?;
-            self.w.asm.bytes(&bytes);
+            self.w.emit(ins, None)?;
             self.safe();
         }
         if changed {
@@ -747,201 +371,7 @@ impl<'a> Copier<'a> {
 
     /// Whether it lies in two lines and may fault behind a load, which may have pushed out the second: that would be fetched again.
     fn is_whole(i: &Insn, ins: &Instruction) -> bool {
-        last_line(i) != line(i.rip)
-            && matches!(i.op, Op::Div | Op::Idiv)
-            && ins.op_kinds().any(|k| k == OpKind::Memory)
-    }
-
-    fn leave(&mut self, why: Left, kept: u64, at: u64, fetched: u64) {
-        let asm = &mut self.w.asm;
-        asm.constant(S, fetched);
-        asm.store(At::state(layout::FETCH_LINE), S);
-        asm.constant(A, at);
-        self.w.leave(why, kept);
-    }
-
-    fn unlinked(&mut self, jump: u32, to: u64, line: u64, kept: u64) {
-        self.w.asm.aim(jump);
-        let number = self.w.first.exit + self.w.out.exits.len() as u32;
-        let stub = self.w.asm.here();
-        self.w.out.exits.push(Exit {
-            jump,
-            stub,
-            to,
-            line,
-        });
-        self.leave(Left::Exit(number), kept, to, line);
-    }
-
-    fn jump_to_way(&mut self, op: &[u8], way: Way) {
-        let jump = self.w.asm.jump(op);
-        let way = self.way(way);
-        self.way_jumps.push((jump, way));
-    }
-
-    fn tail(&mut self, tail: Tail) {
-        match tail {
-            Tail::Access {
-                jump,
-                address,
-                number,
-                way,
-                flags,
-                bytes,
-                back,
-            } => {
-                let asm = &mut self.w.asm;
-                asm.aim(jump);
-                address.into_a(asm);
-                asm.constant(S, number.into());
-                asm.mem(&[0xff], 2, At::state(layout::H_COPY_ACCESS), false);
-                self.jump_to_way(&JZ, way);
-                if flags {
-                    bring_flags(&mut self.w.asm);
-                }
-                self.faults(way);
-                self.w.asm.bytes(&bytes);
-                self.safe();
-                let jump = self.w.asm.jump(&JMP);
-                self.w.asm.aim_back(jump, back);
-            }
-            Tail::Fetch {
-                jump,
-                line,
-                number,
-                way,
-                back,
-            } => {
-                let asm = &mut self.w.asm;
-                asm.aim(jump);
-                asm.constant(A, line << SHIFT);
-                asm.constant(S, number.into());
-                asm.mem(&[0xff], 2, At::state(layout::H_COPY_FETCH), false);
-                self.jump_to_way(&JZ, way);
-                let jump = self.w.asm.jump(&JMP);
-                self.w.asm.aim_back(jump, back);
-            }
-            Tail::Side {
-                jump,
-                position,
-                to,
-                kept,
-            } => {
-                self.w.asm.aim(jump);
-                self.settle(position);
-                if to == self.w.head() {
-                    self.begin_again(&JMP, position.line);
-                } else {
-                    self.w.give();
-                    let jump = self.w.asm.jump(&JMP);
-                    self.unlinked(jump, to, position.line, kept);
-                }
-            }
-            Tail::Exit {
-                jump,
-                to,
-                line,
-                kept,
-            } => self.unlinked(jump, to, line, kept),
-            Tail::Miss {
-                jumps,
-                k,
-                position,
-                way,
-            } => {
-                jumps.into_iter().for_each(|jump| self.w.asm.aim(jump));
-                let asm = &mut self.w.asm;
-                // The interpreter knows what is wrong with a target that is not the guest's to have.
-                asm.copy(S, A);
-                asm.shift(5, S, 47);
-                self.jump_to_way(&JNZ, way);
-                self.settle(position);
-                // It was encoded before.
-                let _ = self.move_stack(&self.w.insns[k]);
-                self.w.give();
-                let asm = &mut self.w.asm;
-                asm.constant(S, position.line);
-                asm.store(At::state(layout::FETCH_LINE), S);
-                self.w.leave(Left::Indirect, way.kept);
-            }
-        }
-    }
-
-    /// Where it begins without a fetch.
-    fn enter_same(&mut self) {
-        self.w.out.same = self.w.asm.here();
-        self.w.take();
-        for jump in std::mem::take(&mut self.again_same) {
-            self.w.asm.aim(jump);
-        }
-        self.poll(line(self.w.head()));
-        let jump = self.w.asm.jump(&JMP);
-        self.w.asm.aim_back(jump, self.body);
-    }
-
-    fn ways_out(&mut self) {
-        let mut at = Vec::new();
-        for n in 0..self.ways.len() {
-            let way = self.ways[n];
-            at.push(self.w.asm.here());
-            for &(jump, to) in &self.way_jumps {
-                if to == n {
-                    self.w.asm.aim(jump);
-                }
-            }
-            self.settle(way.position);
-            self.w.give();
-            self.leave(way.why, way.kept, way.rip, way.position.line);
-        }
-        for &(begins, way) in &self.faulting {
-            let out = way.map_or(u32::MAX, |n| at[n]);
-            self.w.out.sites.push((begins, out));
-        }
-        self.w.out.sites.sort_by_key(|s| s.0);
-    }
-
-    fn place_words(&mut self) {
-        while !self.w.asm.here().is_multiple_of(8) {
-            self.w.asm.bytes(&[0xcc]);
-        }
-        let mut placed: Vec<(u64, u32)> = Vec::new();
-        for (at, value) in std::mem::take(&mut self.pool) {
-            let known = placed.iter().find(|p| p.0 == value).map(|p| p.1);
-            let here = known.unwrap_or_else(|| {
-                let here = self.w.asm.here();
-                placed.push((value, here));
-                self.w.asm.bytes(&value.to_le_bytes());
-                here
-            });
-            self.w.asm.aim_back(at, here);
-        }
-    }
-}
-
-/// The flags in the state's word become the host's.
-fn bring_flags(asm: &mut Asm) {
-    asm.copy(A, RAX);
-    asm.mem(&[0x8b], RAX, At::state(layout::FLAGS), false);
-    // ADD al, 127: OF if al is 1; SAHF
-    asm.bytes(&[0x04, 0x7f, 0x9e]);
-    asm.copy(RAX, A);
-}
-
-/// What LAHF and SETO give, of the six flags.
-pub(crate) fn flags_word(flags: u64) -> u64 {
-    const OF: u32 = 11;
-    (flags & 0xd5) << 8 | flags >> OF & 1
-}
-
-/// A load of so many bytes.
-fn plain(bytes: u16) -> Access {
-    Access {
-        tally: 0,
-        fetched: 0,
-        bytes,
-        align: 1,
-        write: false,
-        whole: false,
+        last_line(i) != line(i.rip) && divides(i) && ins.op_kinds().any(|k| k == OpKind::Memory)
     }
 }
 
@@ -950,32 +380,6 @@ const ARITHMETIC: u32 = {
     use iced_x86::RflagsBits as F;
     F::CF | F::PF | F::AF | F::ZF | F::SF | F::OF
 };
-
-impl Address {
-    /// A becomes it.
-    fn into_a(self, asm: &mut Asm) {
-        let Self {
-            base,
-            index,
-            disp,
-            segment,
-        } = self;
-        if let Some(segment) = segment {
-            let at = layout::seg_base(usize::from(segment));
-            asm.load(A, At::state(at));
-            for (r, scale) in base.map(|b| (b, 0)).into_iter().chain(index) {
-                asm.lea(A, At::sum(Some(A), Some((r, scale))));
-            }
-            if disp != 0 {
-                asm.lea(A, At::plain(A, disp as i32));
-            }
-        } else if base.is_none() && index.is_none() {
-            asm.constant(A, disp as u64);
-        } else {
-            asm.lea(A, At::sum(base, index).displaced(disp as i32));
-        }
-    }
-}
 
 impl Copies for Copier<'_> {
     fn insn(&mut self, ins: &Instruction, _: Uses) -> Option<()> {
@@ -1031,24 +435,13 @@ impl Copies for Copier<'_> {
             (_, Control::Jump(to)) => {
                 self.keep_flags();
                 self.settle_behind();
-                if to == self.w.head() {
-                    self.begin_again(&JMP, self.line);
-                } else {
-                    self.w.give();
-                    self.exit(&JMP, to);
-                }
+                self.go_on(to);
                 return Some(());
             }
             (Op::Jcc(cc), Control::Branch(to)) if self.w.next().is_some() => {
-                let falls = self.w.next() == Some(i.next_rip());
-                let (cc, to) = if falls {
-                    (cc as u8, to)
-                } else {
-                    (cc as u8 ^ 1, i.next_rip())
-                };
                 self.need_flags();
                 self.keep_flags();
-                let jump = self.w.asm.jump(&[0x0f, 0x80 | cc]);
+                let (jump, to) = self.w.branch_aside(i, cc as u8, to);
                 let mut position = self.position(k + 1);
                 position.tally = position.tally.wrapping_add(self.tallies[k]);
                 self.tails.push(Tail::Side {
@@ -1078,10 +471,8 @@ impl Copies for Copier<'_> {
                 return Some(());
             }
             (_, Control::Call(to)) => {
-                self.push(way, |asm| {
-                    asm.constant(A, i.next_rip());
-                    asm.store(At::plain(P, 0), A);
-                });
+                self.store_return(i, way);
+                self.move_sp(-8);
                 self.keep_flags();
                 self.settle_behind();
                 self.w.give();
@@ -1092,15 +483,7 @@ impl Copies for Copier<'_> {
                 return self.indirect(i, way);
             }
             (Op::Lea, _) if i.mem.base == MemRef::NONE && i.mem.index == MemRef::NONE => {
-                let Operand::Gpr(r) = i.ops[0] else {
-                    return None;
-                };
-                if i.width.bytes() < 4 || i.mem.addr32 {
-                    return None;
-                }
-                let r = self.w.plan.host(r);
-                let value = i.mem.disp as u64 & i.width.mask();
-                self.w.asm.constant(r, value);
+                self.w.load_address(i)?;
             }
             _ => self.copy(i, ins, way)?,
         }
@@ -1116,15 +499,11 @@ impl Copies for Copier<'_> {
         let p = self.position(k);
         self.settle(p);
         self.w.give();
-        let number = self.w.first.step + self.w.out.steps.len() as u32;
-        self.leave(Left::Step(number), self.w.kept, i.rip, p.line);
-        let more = (self.w.insns.len() - k - 1) as u32;
-        self.w.out.steps.push((k, self.w.asm.here(), more));
+        self.leave(self.w.number_step(), self.w.kept, i.rip, p.line);
         (self.clock, self.tally, self.fetched) = (k + 1, 0, 0);
         self.line = last_line(i);
         (self.in_host, self.in_state, self.highs) = (false, true, false);
-        self.w.kept = ARITH;
-        self.w.take();
+        self.w.resume();
     }
 
     fn next(&mut self) {
@@ -1137,13 +516,7 @@ impl Copies for Copier<'_> {
             self.keep_flags();
             let p = self.position(self.w.insns.len());
             self.settle(p);
-            let to = i.next_rip();
-            if to == self.w.head() {
-                self.begin_again(&JMP, self.line);
-            } else {
-                self.w.give();
-                self.exit(&JMP, to);
-            }
+            self.go_on(i.next_rip());
         }
         self.safe();
         for tail in std::mem::take(&mut self.tails) {

@@ -3,11 +3,10 @@
 use super::asm::At;
 use super::tables::{Targets, number};
 use super::uses::{Uses, is_plain, touches};
-use super::writer::Writer;
-use super::{A, Copies, Direct, Exit, Left, RBP, RCX, RSP, S};
+use super::writer::{Writer, returned};
+use super::{A, Copies, Direct, Left, RBP, RCX, RSP, S};
 use crate::layout;
 use iced_x86::{Instruction, OpKind};
-use sevlab_cpu::flags::ARITH;
 use sevlab_cpu::insn::{Control, Insn, MemRef, Op, Operand};
 
 /// A stack pointer that was checked may move so far by one instruction.
@@ -102,8 +101,7 @@ impl<'a> Copier<'a> {
     /// The host operand for the guest's memory operand, checked.
     fn operand(&mut self, m: &MemRef) -> Option<At> {
         let disp = i32::try_from(m.disp).ok();
-        let base = (m.base != MemRef::NONE).then(|| self.w.plan.host(m.base));
-        let index = (m.index != MemRef::NONE).then(|| (self.w.plan.host(m.index), m.scale & 3));
+        let (base, index) = self.w.registers(m);
         if base.is_none() && index.is_none() && m.seg == MemRef::NONE {
             // The processor's own, or an address as a number.
             let va = m.disp as u64;
@@ -140,11 +138,7 @@ impl<'a> Copier<'a> {
             }
         } else {
             self.sum = None;
-            let seg = layout::seg_base(usize::from(m.seg));
-            self.w.asm.load(A, At::state(seg));
-            for (r, scale) in base.map(|b| (b, 0)).into_iter().chain(index) {
-                self.w.asm.lea(A, At::sum(Some(A), Some((r, scale))));
-            }
+            self.w.asm.segment_sum(A, m.seg, base, index);
             self.check_bits(A, self.view_bits);
         }
         Some(At::guest(A, disp))
@@ -168,9 +162,19 @@ impl<'a> Copier<'a> {
         self.w.insns.iter().any(goes_back)
     }
 
+    /// Whether the last instruction may go on at the first.
+    fn is_loop(&self) -> bool {
+        let last = self.w.insns.last();
+        last.is_some_and(|i| match i.control {
+            Control::Jump(to) => to == self.w.head(),
+            Control::Branch(to) => to == self.w.head() || i.next_rip() == self.w.head(),
+            _ => false,
+        })
+    }
+
     /// The way in. `bases`: host registers that addresses are made of before there is a way out, and that do not change.
     fn begin(&mut self, budget: bool, bases: u16) {
-        if self.w.is_loop() {
+        if self.is_loop() {
             self.faults(Way::Head);
             for r in (0..16).filter(|r| bases >> r & 1 != 0) {
                 self.check(r);
@@ -276,13 +280,7 @@ impl<'a> Copier<'a> {
     /// What a return or a call does to the stack. `free`: a register for the address.
     fn move_stack(&mut self, i: &Insn, free: u8) -> Option<()> {
         match i.control {
-            Control::Return => {
-                let more = match i.ops[0] {
-                    Operand::Imm(v) => i32::try_from(v).ok().filter(|v| *v >= 0)?,
-                    _ => 0,
-                };
-                self.move_sp(8 + more);
-            }
+            Control::Return => self.move_sp(returned(i)?),
             Control::IndirectCall => {
                 self.w.asm.constant(free, i.next_rip());
                 self.push(free);
@@ -301,8 +299,7 @@ impl<'a> Copier<'a> {
         } else {
             None
         };
-        let bytes = self.w.encoded(ins, at)?;
-        self.w.asm.bytes(&bytes);
+        self.w.emit(ins, at)?;
         let small = matches!(i.op, Op::Add | Op::Sub)
             && i.width.bytes() == 8
             && matches!(i.ops, [Operand::Gpr(RSP), Operand::Imm(v), ..] if v.abs() < NEAR);
@@ -323,17 +320,9 @@ impl<'a> Copier<'a> {
 
     /// Where the jump of an exit goes as long as it is not linked.
     fn unlinked(&mut self, jump: u32, to: u64, kept: u64) {
-        self.w.asm.aim(jump);
-        let number = self.w.first.exit + self.w.out.exits.len() as u32;
-        let stub = self.w.asm.here();
-        self.w.out.exits.push(Exit {
-            jump,
-            stub,
-            to,
-            line: 0,
-        });
+        let why = self.w.number_exit(jump, to, 0);
         self.w.asm.constant(A, to);
-        self.w.leave(Left::Exit(number), kept);
+        self.w.leave(why, kept);
     }
 
     fn ways_out(&mut self) {
@@ -418,13 +407,7 @@ impl Copies for Copier<'_> {
                 self.exit(&[0xe9], to);
             }
             (Op::Jcc(cc), Control::Branch(to)) if self.w.next().is_some() => {
-                let falls = self.w.next() == Some(i.next_rip());
-                let (cc, to) = if falls {
-                    (cc as u8, to)
-                } else {
-                    (cc as u8 ^ 1, i.next_rip())
-                };
-                let at = self.w.asm.jump(&[0x0f, 0x80 | cc]);
+                let (at, to) = self.w.branch_aside(i, cc as u8, to);
                 self.tails
                     .push(Tail::Side(at, self.w.done, to, self.w.kept));
             }
@@ -442,15 +425,7 @@ impl Copies for Copier<'_> {
             }
             (_, Control::Return | Control::Indirect | Control::IndirectCall) => self.indirect(i)?,
             (Op::Lea, _) if i.mem.base == MemRef::NONE && i.mem.index == MemRef::NONE => {
-                let Operand::Gpr(r) = i.ops[0] else {
-                    return None;
-                };
-                if i.width.bytes() < 4 || i.mem.addr32 {
-                    return None;
-                }
-                let r = self.w.plan.host(r);
-                let value = i.mem.disp as u64 & i.width.mask();
-                self.w.asm.constant(r, value);
+                let (r, value) = self.w.load_address(i)?;
                 self.forget(r);
                 self.checked |= u16::from(value >> self.view_bits == 0) << r;
             }
@@ -465,13 +440,9 @@ impl Copies for Copier<'_> {
         self.safe();
         self.w.give();
         self.constant(self.w.insns[k].rip);
-        let number = self.w.first.step + self.w.out.steps.len() as u32;
-        self.w.leave(Left::Step(number), self.w.kept);
-        let left = (self.w.insns.len() - k) as u32;
-        self.w.out.steps.push((k, self.w.asm.here(), left));
+        self.w.leave(self.w.number_step(), self.w.kept);
         (self.checked, self.small) = (0, 0);
-        self.w.kept = ARITH;
-        self.w.take();
+        self.w.resume();
     }
 
     fn end(mut self) -> Direct {

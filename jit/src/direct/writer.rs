@@ -4,11 +4,11 @@ use super::asm::{Asm, At};
 use super::plan::Plan;
 use super::tables::number;
 use super::uses::{ordered, wide};
-use super::{Direct, First, Left, S};
+use super::{Direct, Exit, First, Left, S};
 use crate::layout;
 use iced_x86::{Encoder, Instruction, OpKind, Register};
 use sevlab_cpu::flags::{AF, ARITH};
-use sevlab_cpu::insn::{Control, Insn, Op};
+use sevlab_cpu::insn::{Insn, MemRef, Op, Operand};
 
 /// A copy in the making.
 pub(super) struct Writer<'a> {
@@ -52,16 +52,6 @@ impl<'a> Writer<'a> {
     /// Where the guest is when it comes in.
     pub(super) fn head(&self) -> u64 {
         self.insns.first().map_or(0, |i| i.rip)
-    }
-
-    /// Whether the last instruction may go on at the first.
-    pub(super) fn is_loop(&self) -> bool {
-        let last = self.insns.last();
-        last.is_some_and(|i| match i.control {
-            Control::Jump(to) => to == self.head(),
-            Control::Branch(to) => to == self.head() || i.next_rip() == self.head(),
-            _ => false,
-        })
     }
 
     /// Registers of the block that have no host register come into one.
@@ -173,6 +163,73 @@ impl<'a> Writer<'a> {
         encoded.ok().map(|_| bytes)
     }
 
+    /// Copies the instruction, as [`Writer::encoded`] gives it.
+    pub(super) fn emit(&mut self, ins: &Instruction, at: Option<At>) -> Option<()> {
+        let mut bytes = self.encoded(ins, at)?;
+        self.asm.bytes(&bytes);
+        bytes.clear();
+        self.encoder.set_buffer(bytes);
+        Some(())
+    }
+
+    /// The host registers of a memory operand: base, and index with its scale.
+    pub(super) fn registers(&self, m: &MemRef) -> (Option<u8>, Option<(u8, u8)>) {
+        let host = |r: u8| (r != MemRef::NONE).then(|| self.plan.host(r));
+        (host(m.base), host(m.index).map(|r| (r, m.scale & 3)))
+    }
+
+    /// The address of an operand without registers as a number, if that is all of the instruction (a LEA): the host register that has it, and
+    /// the number.
+    pub(super) fn load_address(&mut self, i: &Insn) -> Option<(u8, u64)> {
+        let Operand::Gpr(r) = i.ops[0] else {
+            return None;
+        };
+        if i.width.bytes() < 4 || i.mem.addr32 {
+            return None;
+        }
+        let (r, value) = (self.plan.host(r), i.mem.disp as u64 & i.width.mask());
+        self.asm.constant(r, value);
+        Some((r, value))
+    }
+
+    /// A branch of the current instruction to where the copy does not go on: its jump, and where it goes to.
+    pub(super) fn branch_aside(&mut self, i: &Insn, cc: u8, to: u64) -> (u32, u64) {
+        let falls = self.next() == Some(i.next_rip());
+        let (cc, to) = if falls {
+            (cc, to)
+        } else {
+            (cc ^ 1, i.next_rip())
+        };
+        (self.asm.jump(&[0x0f, 0x80 | cc]), to)
+    }
+
+    /// Aims a jump that is not linked at what comes next, and numbers it.
+    pub(super) fn number_exit(&mut self, jump: u32, to: u64, line: u64) -> Left {
+        self.asm.aim(jump);
+        let number = self.first.exit + self.out.exits.len() as u32;
+        let stub = self.asm.here();
+        self.out.exits.push(Exit {
+            jump,
+            stub,
+            to,
+            line,
+        });
+        Left::Exit(number)
+    }
+
+    /// The current instruction's way to the interpreter, behind which the copy goes on at what comes next.
+    pub(super) fn number_step(&self) -> Left {
+        Left::Step(self.first.step + self.out.steps.len() as u32)
+    }
+
+    /// What comes next is behind the step that [`Writer::number_step`] numbered.
+    pub(super) fn resume(&mut self) {
+        let from = (self.insns.len() - self.done) as u32;
+        self.out.steps.push((self.done, self.asm.here(), from));
+        self.kept = ARITH;
+        self.take();
+    }
+
     /// An instruction has been copied: whether AF is kept from here on.
     pub(super) fn note_af(&mut self, i: &Insn) {
         if i.flags_out & AF != 0 {
@@ -183,4 +240,13 @@ impl<'a> Writer<'a> {
             self.kept = if undefined { ARITH & !AF } else { ARITH };
         }
     }
+}
+
+/// What a return takes off the stack.
+pub(super) fn returned(i: &Insn) -> Option<i32> {
+    let more = match i.ops[0] {
+        Operand::Imm(v) => i32::try_from(v).ok().filter(|v| *v >= 0)?,
+        _ => 0,
+    };
+    Some(8 + more)
 }

@@ -74,8 +74,8 @@ struct Step {
     insn: Insn,
     tally: u64,
     resume: usize,
-    /// Instructions counted that are not done before it; where caches are simulated, those that come behind it.
-    ahead: u32,
+    /// Instructions of the copy from it on: in the view all of these are counted before it.
+    from: u32,
 }
 
 /// Instructions that follow each other.
@@ -199,11 +199,11 @@ impl Engine {
         }));
         copies
             .steps
-            .extend(made.steps.iter().map(|&(k, resume, ahead)| Step {
+            .extend(made.steps.iter().map(|&(k, resume, from)| Step {
                 insn: trace.insns[k],
                 tally: trace.tallies.get(k).copied().unwrap_or(0),
                 resume: offset(resume),
-                ahead,
+                from,
             }));
         for behind in trace.behind.iter().filter_map(|&at| vcpu.interp.block(at)) {
             // It has run for this one's sake so often: whether it needs a copy of its own is to be seen.
@@ -283,11 +283,11 @@ impl Engine {
             Some(block) if lines => block.entry(rip, vcpu.state.fetch_line),
             _ => code,
         };
+        if let Some(maker) = &self.direct.maker {
+            vcpu.state.engine[word(layout::ACCESSES)] = maker.accesses.address();
+        }
         loop {
             let before = vcpu.state.retired;
-            if let Some(maker) = &self.direct.maker {
-                vcpu.state.engine[word(layout::ACCESSES)] = maker.accesses.address();
-            }
             let outer = std::mem::replace(&mut vcpu.modelled, lines);
             let left = enter(&mut vcpu.state, code, lines);
             vcpu.modelled = outer;
@@ -354,13 +354,14 @@ impl Engine {
     /// Runs an instruction for a copy; where that goes on, if it does.
     fn step(&mut self, vcpu: &mut Vcpu, n: u32) -> Result<Option<usize>, Stop> {
         let step = &self.direct.steps[n as usize];
-        let (resume, ahead, before) = (step.resume, step.ahead, vcpu.state.retired);
+        let (resume, from, before) = (step.resume, step.from, vcpu.state.retired);
         let done = runtime::step_over(vcpu, &step.insn, step.tally);
         let ran = vcpu.state.retired - before;
         self.stats.interpreted += ran;
         if self.options.lines {
             // Behind it the copy does not ask whether the turn ends.
-            let fits = vcpu.state.clock().saturating_add(ahead.into()) <= vcpu.state.stop_at;
+            let behind = u64::from(from) - 1;
+            let fits = vcpu.state.clock().saturating_add(behind) <= vcpu.state.stop_at;
             return done.map(|goes_on| (goes_on && fits).then_some(resume));
         }
         match done {
@@ -371,7 +372,7 @@ impl Engine {
                 Ok(Some(resume))
             }
             done => {
-                self.uncount(vcpu, ahead);
+                self.uncount(vcpu, from);
                 done.map(|_| None)
             }
         }

@@ -201,6 +201,8 @@ impl LineFilter {
     pub const WROTE: usize = Self::ASLEEP + 8 * Self::PAGES;
 
     const WORDS: usize = Self::WROTE / 8 + SLOTS / 8;
+    /// Of all arrays.
+    pub const BYTES: usize = 8 * Self::WORDS;
 
     /// An empty filter.
     #[must_use]
@@ -422,6 +424,8 @@ impl FetchFilter {
     pub const HIGH: u32 = 32 - TAG_SHIFT + LINE_SHIFT;
 
     const WORDS: usize = Self::ENTRIES + SLOTS;
+    /// Of entries and stamps.
+    pub const BYTES: usize = 8 * Self::WORDS;
 
     /// An empty filter.
     #[must_use]

@@ -125,11 +125,17 @@ impl<F: Filter> L1<F> {
         }
     }
 
+    /// Whether an entry, if it is one, names the slot.
+    #[inline]
+    fn names(f: &F, entry: u32, slot: usize) -> bool {
+        entry != NO_ENTRY && f.slot(entry as usize) == Some(slot)
+    }
+
     /// The entry that names the slot, of the filter.
     #[inline]
     fn named(&self, slot: usize) -> Option<(&F, usize)> {
         let (f, i) = (self.filter.as_deref()?, self.entry[slot]);
-        (i != NO_ENTRY && f.slot(i as usize) == Some(slot)).then_some((f, i as usize))
+        Self::names(f, i, slot).then_some((f, i as usize))
     }
 
     /// Takes the slot's filter entry away.
@@ -181,7 +187,7 @@ impl<F: Filter> L1<F> {
                 if wrote {
                     f.clear_wrote(slot);
                 }
-                if entry != NO_ENTRY && f.slot(entry as usize) == Some(slot) {
+                if Self::names(f, entry, slot) {
                     f.clear(entry as usize);
                 }
                 f.stamps()[slot].store(stamp, Relaxed);

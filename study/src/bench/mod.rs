@@ -190,10 +190,12 @@ pub fn measure(
         let lines = "--sev snp --cache hierarchy --seed 1 --jit-opt";
         let simulated = run(&format!("{lines} direct=16"))?;
         let translated = run(&format!("{lines} direct=off --jit-opt count_host=on"))?;
-        let cycles = |r: &Record| r.count(&["stats", "simulation", "cycles"]);
-        if cycles(&simulated) != cycles(&translated) {
-            let (a, b) = (cycles(&simulated), cycles(&translated));
-            let why = format!("{a} cycles as copies and {b} translated, which are to be the same");
+        let [cycles, other] =
+            [&simulated, &translated].map(|r| r.count(&["stats", "simulation", "cycles"]));
+        if cycles != other {
+            let why = format!(
+                "{cycles} cycles as copies and {other} translated, which are to be the same"
+            );
             return Err(failed(why));
         }
         let page = "--sev snp --cpu epyc-milan --seed 1 --deterministic --jit-opt";
@@ -201,7 +203,7 @@ pub fn measure(
         let page = run(&format!("{page} direct=off --jit-opt count_host=on"))?;
         let code = |r: &Record, key: &str| r.count(&["stats", key]);
         let exact = [
-            ("cycles", cycles(&simulated)),
+            ("cycles", cycles),
             (
                 "instructions",
                 simulated.count(&["stats", "simulation", "instructions"]),
