@@ -11,10 +11,11 @@
 
 use core::ptr::NonNull;
 
-use sevlab_arch::{PAGE_SIZE, Spa, Va};
+use sevlab_arch::{Asid, PAGE_SIZE, Spa, Va};
 use sevlab_memctl::{Domain, Grant, Line, LineKind, Near, Served};
 
 use super::tlb::Entry;
+use super::touch::no_model;
 use super::{At, CoreModel};
 use crate::mmu::Access;
 use crate::stop::Stop;
@@ -26,26 +27,50 @@ pub(super) const FIRST: usize = 8192;
 pub(super) const SECOND: usize = 4096;
 const NEVER: u64 = u64::MAX;
 
-/// What is known of one page.
+/// What is known of one page; none lies in two of the host's lines.
 #[derive(Clone, Copy)]
+#[repr(align(32))]
 struct Page {
     /// Its address, with bit 0 for CPL 3.
     tag: u64,
+    /// Its system-physical address, with bit 0 if a store is allowed, the RMP's word included.
     spa: u64,
     /// The RMP's when it was asked.
     epoch: u64,
-    domain: Domain,
+    /// Whose it is: 0 if it is shared, else its ASID and 1.
+    who: u32,
     /// Where the second-level TLB has it; 0 in what is known of a first level.
     at: u32,
-    /// A store is allowed, the RMP's word included.
-    store: bool,
 }
 
+const _: () = assert!(size_of::<Page>() == 32);
+
 impl Page {
+    const STORE: u64 = 1;
+
     /// Whether an access may go by it while the RMP is at `epoch`.
     #[inline]
     fn serves(&self, store: bool, epoch: u64) -> bool {
-        self.epoch == epoch && (self.store || !store)
+        self.epoch == epoch && (self.stores() || !store)
+    }
+
+    #[inline]
+    fn stores(&self) -> bool {
+        self.spa & Self::STORE != 0
+    }
+
+    /// The address of `va`'s byte.
+    #[inline]
+    fn spa(&self, va: u64) -> Spa {
+        Spa(self.spa & !(PAGE_SIZE - 1) | va & (PAGE_SIZE - 1))
+    }
+
+    #[inline]
+    fn domain(&self) -> Domain {
+        match self.who {
+            0 => Domain::Shared,
+            n => Domain::Private(Asid(n - 1)),
+        }
     }
 }
 
@@ -58,9 +83,8 @@ impl<const PAGES: usize> Known<PAGES> {
             tag: NEVER,
             spa: 0,
             epoch: 0,
-            domain: Domain::Shared,
+            who: 0,
             at: 0,
-            store: false,
         };
         let pages: Box<[Page]> = vec![none; PAGES].into();
         Self(
@@ -93,11 +117,13 @@ impl<const PAGES: usize> Known<PAGES> {
     ) {
         self.0[Self::index(va)] = Page {
             tag: va & !(PAGE_SIZE - 1) | u64::from(e.user),
-            spa: (e.spa | va & e.mask()) & !(PAGE_SIZE - 1),
+            spa: (e.spa | va & e.mask()) & !(PAGE_SIZE - 1) | if store { Page::STORE } else { 0 },
             epoch,
-            domain,
+            who: match domain {
+                Domain::Shared => 0,
+                Domain::Private(asid) => asid.0 + 1,
+            },
             at: at as u32,
-            store,
         };
     }
 
@@ -231,61 +257,47 @@ impl CoreModel {
 }
 
 impl Vcpu {
-    /// [`Vcpu::touch_data`] for a page that is known and a line that the core's own caches have; `None`, with nothing done, if
-    /// it is not so, or if a store would be one into decoded code.
+    /// [`Vcpu::touch_data`] for a page that is known; `None`, with nothing done, if it is not, or if a store would be one into decoded code.
     #[inline(never)] // once for all, so that it stays in the host's caches
-    pub fn touch_near(&mut self, va: u64, access: Access, at: At) -> Option<NonNull<u8>> {
-        let line = self.known_line(va, access, at)?;
-        let m = self.model.as_deref_mut()?;
-        if core::mem::take(&mut m.raised)
-            && let Some(host) = m.lines.hit(line.va, 1, access == Access::Write, line.stamp)
-        {
-            return Some(host);
-        }
-        let host = match self.mem.near(m.core, &line)? {
-            Near::First(host) => host,
-            Near::Second(host) => {
-                m.wait_for_second();
-                host
-            }
-            Near::Due(host) => {
-                let now = m.cycles_at(at.tally, self.state.fetched);
-                self.mem.prefetch_due(m.core, &Line { now, ..line });
-                m.wait_for_second();
-                host
-            }
-        };
-        Some(at_byte(host, va))
-    }
-
-    /// The same whatever cache has the line, or none.
-    #[inline]
     pub fn touch_known(
         &mut self,
         va: u64,
         access: Access,
         at: At,
     ) -> Option<Result<NonNull<u8>, Stop>> {
-        match self.touch_near(va, access, at) {
-            Some(host) => Some(Ok(host)),
-            None => self.touch_far(va, access, at),
-        }
-    }
-
-    #[inline(never)]
-    pub(super) fn touch_far(
-        &mut self,
-        va: u64,
-        access: Access,
-        at: At,
-    ) -> Option<Result<NonNull<u8>, Stop>> {
         let line = self.known_line(va, access, at)?;
         let m = self.model.as_deref_mut()?;
-        let now = m.cycles_at(at.tally, self.state.fetched);
-        Some(match self.mem.line(m.core, &Line { now, ..line }) {
-            Ok(served) => Ok(at_byte(m.wait_for(&served), va)),
-            Err(e) => Err(Stop::Host(e)),
-        })
+        if core::mem::take(&mut m.raised)
+            && let Some(host) = m.lines.hit(line.va, 1, access == Access::Write, line.stamp)
+        {
+            return Some(Ok(host));
+        }
+        let host = match self.mem.near(m.core, &line) {
+            Some(Near::First(host)) => host,
+            Some(Near::Second(host)) => {
+                m.wait_for_second();
+                host
+            }
+            Some(Near::Due(host)) => {
+                let now = m.cycles_at(at.tally, self.state.fetched);
+                self.mem.prefetch_due(m.core, &Line { now, ..line });
+                m.wait_for_second();
+                host
+            }
+            None => return Some(self.touch_far(line, at)),
+        };
+        Some(Ok(at_byte(host, va)))
+    }
+
+    /// The same of a line that the core's own caches do not have.
+    #[inline(never)]
+    fn touch_far(&mut self, line: Line, at: At) -> Result<NonNull<u8>, Stop> {
+        let fetched = self.state.fetched;
+        let m = self.model.as_deref_mut().ok_or_else(no_model)?;
+        let now = m.cycles_at(at.tally, fetched);
+        let served = self.mem.line(m.core, &Line { now, ..line });
+        let served = served.map_err(Stop::Host)?;
+        Ok(at_byte(m.wait_for(&served), line.va.0))
     }
 
     /// The access of `va`'s line, if its page is known.
@@ -301,8 +313,8 @@ impl Vcpu {
         }
         let store = access == Access::Write;
         let p = m.known_page(va, self.state.cpl == 3, store, self.mem.rmp().epoch())?;
-        let spa = Spa(p.spa | va & (PAGE_SIZE - 1));
-        if p.store {
+        let (spa, stores, domain) = (p.spa(va), p.stores(), p.domain());
+        if stores {
             // Before the look at the code bits, see `crate::smp`.
             self.cluster.note_writer(&self.seat, spa);
         }
@@ -313,7 +325,7 @@ impl Vcpu {
         Some(Line {
             va: Va(va),
             spa,
-            domain: p.domain,
+            domain,
             kind: if store {
                 LineKind::Store
             } else {
@@ -321,7 +333,7 @@ impl Vcpu {
             },
             grant: Grant {
                 read: true,
-                write: p.store && !code,
+                write: stores && !code,
             },
             stamp,
             now: 0,
@@ -342,8 +354,8 @@ impl Vcpu {
         }
         let line = Line {
             va: Va(va),
-            spa: Spa(p.spa | va & (PAGE_SIZE - 1)),
-            domain: p.domain,
+            spa: p.spa(va),
+            domain: p.domain(),
             kind: LineKind::Fetch,
             grant: Grant::default(),
             stamp,

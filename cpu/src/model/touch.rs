@@ -74,13 +74,13 @@ impl Vcpu {
         at: At,
         drops_code: bool,
     ) -> Result<NonNull<u8>, Stop> {
-        match self.touch_near(va, access, at) {
-            Some(host) => Ok(host),
+        match self.touch_known(va, access, at) {
+            Some(done) => done,
             None => self.touch_rest(va, n, access, at, drops_code),
         }
     }
 
-    /// The same of what is not near.
+    /// The same of a page that is not known.
     #[inline(never)]
     fn touch_rest(
         &mut self,
@@ -91,9 +91,6 @@ impl Vcpu {
         drops_code: bool,
     ) -> Result<NonNull<u8>, Stop> {
         debug_assert!(va & 63 <= 64 - n);
-        if let Some(done) = self.touch_far(va, access, at) {
-            return done;
-        }
         self.start();
         let epoch = self.mem.rmp().epoch();
         let e = self.model_entry(va, access, at)?;
@@ -478,6 +475,6 @@ fn total(s: &Stalls) -> u64 {
 }
 
 #[cold]
-fn no_model() -> Stop {
+pub(super) fn no_model() -> Stop {
     Stop::Host(sevlab_memctl::Error::NoCore { core: 0 })
 }

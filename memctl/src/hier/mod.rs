@@ -118,17 +118,10 @@ pub struct Stalls {
 impl Stalls {
     /// All of them.
     #[must_use]
+    #[inline]
     pub fn total(&self) -> u64 {
-        [
-            self.cache,
-            self.dram,
-            self.aes,
-            self.write_back,
-            self.upgrade,
-        ]
-        .into_iter()
-        .map(u64::from)
-        .sum()
+        let of = u64::from;
+        of(self.cache) + of(self.dram) + of(self.aes) + of(self.write_back) + of(self.upgrade)
     }
 }
 
