@@ -130,6 +130,31 @@ pub(crate) struct Direct {
     pub steps: Vec<(usize, u32, u32)>,
     /// Where an instruction's code begins that may fault, and its way out; both as offsets in the code. Each reaches to the next.
     pub sites: Vec<(u32, u32)>,
+    /// Where the code depends on the engine: offsets of 32 bits, and what they are a distance from. (Not where caches are simulated.)
+    pub fixes: Vec<(u32, Fix)>,
+}
+
+/// What parts of a copy's code are a distance from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub(crate) enum Fix {
+    /// The number of its first exit, as [`Left`] has it.
+    Exit = 0,
+    /// That of its first step, likewise.
+    Step = 1,
+    /// The check's table.
+    Table = 2,
+    /// [`Targets`].
+    Targets = 3,
+}
+
+impl Fix {
+    /// What has this number.
+    pub(crate) fn of(number: u8) -> Option<Self> {
+        [Self::Exit, Self::Step, Self::Table, Self::Targets]
+            .into_iter()
+            .find(|f| *f as u8 == number)
+    }
 }
 
 /// A jump to where the guest goes on.
@@ -207,6 +232,16 @@ impl Maker {
             table: table()?,
             memory,
         })
+    }
+
+    /// What things are that code is a distance from, where numbers begin with these.
+    pub(crate) fn base(&self, fix: Fix, first: First) -> u32 {
+        match fix {
+            Fix::Exit => Left::Exit(first.exit).word() - Left::Exit(0).word(),
+            Fix::Step => Left::Step(first.step).word() - Left::Step(0).word(),
+            Fix::Table => self.table as u32,
+            Fix::Targets => self.targets.address() as u32,
+        }
     }
 
     /// The code of instructions that follow each other, or of the first of them: at most [`MOST`], where only the last is a jump to elsewhere

@@ -8,6 +8,7 @@
 #![allow(unsafe_code)] // enters translated code
 
 mod copies;
+mod stored;
 mod warm;
 
 use crate::compile::{Code, Compiled, Compiler, Shared};
@@ -56,6 +57,8 @@ pub struct JitStats {
     pub flushes: u64,
     /// Regions taken from the code cache.
     pub loaded: u64,
+    /// Copies of blocks taken from there.
+    pub loaded_copies: u64,
     /// Blocks copied ([`JitOptions::direct`]).
     pub direct: u64,
     /// Bytes of host code of those.
@@ -323,6 +326,9 @@ impl Engine {
         let (slot, exit) = (self.unlinked.take(), self.direct.unlinked.take());
         if let Some(address) = self.known(vcpu, rip) {
             return self.enter(vcpu, slot, rip, address);
+        }
+        if let Some(code) = self.known_copy(vcpu, rip) {
+            return self.run_copies(vcpu, exit, rip, code);
         }
         if !vcpu.dropped_code.is_empty() {
             return Ok(());

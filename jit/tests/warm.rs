@@ -106,6 +106,92 @@ fn the_second_run_compiles_nothing() {
     assert_eq!(folder.files().len(), 2);
 }
 
+/// Blocks are copied at once, and nothing is compiled.
+fn copying(folder: &Folder) -> JitOptions {
+    JitOptions {
+        threshold: u32::MAX,
+        direct: 1,
+        ..folder.options()
+    }
+}
+
+#[test]
+fn the_second_run_copies_nothing() {
+    let folder = Folder::new();
+    let start = Start::new(0, &calling(3));
+    let (cold, first) = run(copying(&folder), &start);
+    assert!(first.direct > 1 && first.loaded_copies == 0, "{first:?}");
+    for _ in 0..2 {
+        let (warm, second) = run(copying(&folder), &start);
+        assert_eq!((second.direct, second.loaded_copies), (0, first.direct));
+        assert!(second.interpreted < first.interpreted, "{second:?}");
+        assert!(warm == cold && cold.gpr[0] == 300);
+    }
+    // The loop is as it was, the function is not.
+    let start = Start::new(0, &calling(5));
+    let (out, third) = run(copying(&folder), &start);
+    assert_eq!(out.gpr[0], 500);
+    assert!(third.direct > 0 && third.loaded_copies > 0, "{third:?}");
+    // What is there now has taken its place in the file.
+    let (out, fourth) = run(copying(&folder), &start);
+    assert_eq!(out.gpr[0], 500);
+    assert_eq!(fourth.direct, 0);
+    // Without a view there are none.
+    let mut m = Machine::with_view(Kind::Plain, Some(copying(&folder)), false);
+    let engine = m.engine.as_mut().expect("made with one");
+    engine.program(&m.vcpu, Path::new(PROGRAM));
+    m.reset(&start);
+    assert_eq!(m.run().expect("no budget").gpr[0], 500);
+    let stats = m.engine.as_ref().expect("made with one").stats();
+    assert_eq!((stats.direct, stats.loaded_copies), (0, 0));
+}
+
+/// Damage anywhere costs copies and nothing else, whoever knows the checksums.
+#[test]
+fn damaged_copies_are_refused_and_made_anew() {
+    let folder = Folder::new();
+    let start = Start::new(0, &calling(3));
+    let (cold, first) = run(copying(&folder), &start);
+    let good = fs::read(folder.file()).expect("readable");
+    for n in 1..60 {
+        let mut flipped = good.clone();
+        flipped[good.len() * n / 60] ^= 1 << (n % 8);
+        fs::write(folder.file(), flipped).expect("writable");
+        let (out, stats) = run(copying(&folder), &start);
+        assert!(out == cold, "damage {n}");
+        assert_eq!(stats.direct + stats.loaded_copies, first.direct, "{n}");
+        let (out, stats) = run(copying(&folder), &start);
+        assert!(out == cold, "after damage {n}");
+        assert_eq!(stats.loaded_copies, first.direct, "after damage {n}");
+    }
+}
+
+/// A copy that was left at faults too often is given up, and not taken from the file again in that run.
+#[test]
+fn a_stored_copy_faults_as_a_new_one_does() {
+    let folder = Folder::new();
+    let start = walk(DATA, (DATA_PAGES + 2) as u32 * (PAGE / 64) as u32, false);
+    let mut plain = Machine::new(Kind::Plain, None);
+    plain.reset(&start);
+    let expected = plain.run().expect("ends");
+    for round in 0..3 {
+        let mut m = Machine::new(Kind::Plain, Some(copying(&folder)));
+        let engine = m.engine.as_mut().expect("made with one");
+        engine.program(&m.vcpu, Path::new(PROGRAM));
+        for n in 0..60 {
+            // Each page is to come into the view anew.
+            m.forget_mappings();
+            m.reset(&start);
+            let out = m.run().expect("no budget");
+            assert!(out == expected, "round {round}, run {n}");
+        }
+        let engine = m.engine.as_mut().expect("made with one");
+        engine.save(&m.vcpu);
+        let stats = engine.stats();
+        assert_eq!(stats.loaded_copies == 0, round == 0, "{stats:?}");
+    }
+}
+
 #[test]
 fn other_options_do_not_find_the_file() {
     let folder = Folder::new();
@@ -583,8 +669,8 @@ fn another_program_in_the_same_process_changes_the_file() {
 #[test]
 fn random_programs_do_the_same_warm() {
     let forms = Forms::new();
-    let mut loaded = 0;
-    for seed in 0..60 {
+    let (mut loaded, mut copies) = (0, 0);
+    for seed in 0..90 {
         let program = Generator::new(&forms, seed).program();
         let start = Start::new(seed, &program.assemble());
         let mut plain = Machine::new(Kind::Plain, None);
@@ -598,6 +684,9 @@ fn random_programs_do_the_same_warm() {
                 shared_frame: seed % 3 != 0,
                 chaining: seed % 5 != 0,
                 view: seed % 7 != 0,
+                // A third of them run as copies.
+                threshold: if seed % 3 == 1 { u32::MAX } else { 2 },
+                direct: if seed % 3 == 1 { 1 } else { 16 },
                 ..folder.options()
             };
             let sticky = Sticky::of(&options);
@@ -612,7 +701,9 @@ fn random_programs_do_the_same_warm() {
             let engine = m.engine.as_mut().expect("made with one");
             engine.save(&m.vcpu);
             loaded += engine.stats().loaded;
+            copies += engine.stats().loaded_copies;
         }
     }
     assert!(loaded > 100, "{loaded}");
+    assert!(copies > 100, "{copies}");
 }

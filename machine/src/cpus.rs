@@ -242,6 +242,7 @@ impl Cpus {
             sum.copy_bytes += j.direct_bytes;
             sum.regions += j.regions;
             sum.loaded += j.loaded;
+            sum.loaded_copies += j.loaded_copies;
             sum.compile_time += j.compile_time;
             sum.code_bytes += j.host_bytes;
             sum.code_instructions += j.host_insns;

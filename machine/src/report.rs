@@ -98,6 +98,7 @@ pub struct StatsReport {
     pub regions: Option<u64>,
     /// From the code cache, if there were any.
     pub cached_regions: Option<u64>,
+    pub cached_copies: Option<u64>,
     pub compile_seconds: Option<f64>,
     pub host_code_bytes: Option<u64>,
     /// With [`JitOptions::count_host`](sevlab_jit::JitOptions::count_host).
@@ -206,6 +207,7 @@ fn stats_report(s: &Stats) -> StatsReport {
         copied_code_bytes: t.map(|t| t.copy_bytes).filter(|n| *n > 0),
         regions: t.map(|t| t.regions),
         cached_regions: t.map(|t| t.loaded).filter(|n| *n > 0),
+        cached_copies: t.map(|t| t.loaded_copies).filter(|n| *n > 0),
         compile_seconds: t.map(|t| t.compile_time.as_secs_f64()),
         host_code_bytes: t.map(|t| t.code_bytes),
         host_code_instructions: t.map(|t| t.code_instructions).filter(|n| *n > 0),

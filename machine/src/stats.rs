@@ -24,6 +24,8 @@ pub struct Translated {
     pub regions: u64,
     /// Regions taken from the code cache.
     pub loaded: u64,
+    /// Copies of blocks taken from there.
+    pub loaded_copies: u64,
     /// Time spent compiling, on whatever thread.
     pub compile_time: Duration,
     /// Bytes of host code, without those of copies.
@@ -130,7 +132,7 @@ impl fmt::Display for Stats {
         if let Some(t) = &self.translated {
             let interpreted = self.instructions.saturating_sub(t.instructions + t.copied);
             line(f, t.instructions, "translated", &share(t.instructions))?;
-            if t.copies > 0 {
+            if t.copies + t.loaded_copies > 0 {
                 line(f, t.copied, "copied", &share(t.copied))?;
             }
             line(f, interpreted, "interpreted", &share(interpreted))?;
@@ -141,6 +143,9 @@ impl fmt::Display for Stats {
             }
             if t.copies > 0 {
                 line(f, t.copies, "blocks copied", "")?;
+            }
+            if t.loaded_copies > 0 {
+                line(f, t.loaded_copies, "copies from the code cache", "")?;
             }
             line(f, t.code_bytes + t.copy_bytes, "bytes of host code", "")?;
         }

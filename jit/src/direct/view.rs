@@ -4,7 +4,7 @@ use super::asm::At;
 use super::tables::{Targets, number};
 use super::uses::{Uses, is_plain, touches};
 use super::writer::{Writer, returned};
-use super::{A, Copies, Direct, Left, RBP, RCX, RSP, S};
+use super::{A, Copies, Direct, Fix, Left, RBP, RCX, RSP, S};
 use crate::layout;
 use iced_x86::{Instruction, OpKind};
 use sevlab_cpu::insn::{Control, Insn, MemRef, Op, Operand};
@@ -93,9 +93,14 @@ impl<'a> Copier<'a> {
     fn check_bits(&mut self, r: u8, from: u8) {
         self.w.asm.rotate(S, r, from);
         self.w.asm.low16(S, S);
-        self.w
-            .asm
-            .mem(&[0x8b], S, At::entry(self.w.table, S), false);
+        self.look_up();
+    }
+
+    /// Reads the check's entry of S.
+    fn look_up(&mut self) {
+        let at = At::entry(self.w.table, S);
+        self.w.asm.mem(&[0x8b], S, at, false);
+        self.w.fix(Fix::Table);
     }
 
     /// The host operand for the guest's memory operand, checked.
@@ -188,9 +193,7 @@ impl<'a> Copier<'a> {
             self.w
                 .asm
                 .mem(&[0x8b], S, At::state(layout::EXIT_REQUEST), false);
-            self.w
-                .asm
-                .mem(&[0x8b], S, At::entry(self.w.table, S), false);
+            self.look_up();
             if budget {
                 self.w.asm.load(S, At::state(layout::BUDGET));
                 self.w.asm.lea(S, At::plain(S, -1));
@@ -264,6 +267,7 @@ impl<'a> Copier<'a> {
         self.w.asm.low16(S, A);
         self.w.asm.store(kept, RCX);
         self.w.asm.load(RCX, At::entry(self.w.targets, S));
+        self.w.fix(Fix::Targets);
         self.w.asm.lea(RCX, At::sum(Some(RCX), Some((A, 0))));
         // jrcxz over the jump
         self.w.asm.bytes(&[0xe3, 5]);
@@ -274,6 +278,7 @@ impl<'a> Copier<'a> {
         self.w.give();
         let code = self.w.targets + 8 * Targets::ENTRIES as i32;
         self.w.asm.jump_to(At::entry(code, S));
+        self.w.fix(Fix::Targets);
         Some(())
     }
 
@@ -459,6 +464,7 @@ impl Copies for Copier<'_> {
                     self.w.asm.aim(at);
                     let ahead = insns.len() - k - 1;
                     self.w.asm.add_mmx(0, false, number(self.w.table, ahead));
+                    self.w.fix(Fix::Table);
                     self.w.give();
                     let at = self.w.asm.jump(&[0xe9]);
                     if to == self.w.head() {

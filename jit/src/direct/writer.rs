@@ -4,7 +4,7 @@ use super::asm::{Asm, At};
 use super::plan::Plan;
 use super::tables::number;
 use super::uses::{ordered, wide};
-use super::{Direct, Exit, First, Left, S};
+use super::{Direct, Exit, First, Fix, Left, S};
 use crate::layout;
 use iced_x86::{Encoder, Instruction, OpKind, Register};
 use sevlab_cpu::flags::{AF, ARITH};
@@ -80,7 +80,13 @@ impl<'a> Writer<'a> {
     pub(super) fn count(&mut self, r: u8, n: usize) {
         if n != 0 {
             self.asm.add_mmx(r, true, number(self.table, n));
+            self.fix(Fix::Table);
         }
+    }
+
+    /// The last 32 bits are a distance from something.
+    pub(super) fn fix(&mut self, from: Fix) {
+        self.out.fixes.push((self.asm.here() - 4, from));
     }
 
     /// Leaves copied code, A being where the guest goes on.
@@ -91,6 +97,11 @@ impl<'a> Writer<'a> {
             0
         };
         self.asm.constant(S, u64::from(why.word() | af));
+        match why {
+            Left::Exit(_) => self.fix(Fix::Exit),
+            Left::Step(_) => self.fix(Fix::Step),
+            Left::Indirect | Left::Out(_) | Left::Look => {}
+        }
         self.asm.jump_to(At::state(layout::LEAVE));
     }
 

@@ -6,14 +6,15 @@
 //! 2. A jump of a copy goes to another, and an entry of the targets leads to one, only while that is in `blocks`.
 
 use super::Engine;
+use super::stored;
 use crate::codebuf::CodeBuf;
 use crate::direct::lines::Filters;
-use crate::direct::{self, First, Left, MOST, Maker, Memory};
+use crate::direct::{self, Direct, First, Left, MOST, Maker, Memory};
 use crate::faults::{self, Copied};
 use crate::layout::{self, word};
 use crate::runtime;
 use iced_x86::Instruction;
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 use sevlab_cpu::flags::LazyFlags;
 use sevlab_cpu::insn::{Control, Insn};
 use sevlab_cpu::{CpuState, Stop, Vcpu, interp};
@@ -23,30 +24,32 @@ pub(super) const COPY: u64 = 1 << 63;
 /// So often left at an access that can't be made, and a block is not copied any more.
 const MOST_LEAVES: u32 = 32;
 /// Copies need no more than the host's own alignment of jump targets.
-const ALIGN: usize = 16;
+pub(super) const ALIGN: usize = 16;
 
 /// A block's copy.
-struct Block {
-    code: usize,
+pub(super) struct Block {
+    pub(super) code: usize,
     /// Where caches are simulated: its code for who has fetched the block's first line last.
     same: usize,
     pages: Vec<u64>,
     /// Exits that lead here.
     incoming: Vec<u32>,
     leaves: u32,
+    /// Its record for the code cache, if there is one and the copy is not from there.
+    pub(super) made: Option<Box<[u8]>>,
 }
 
 /// A jump out of a copy.
-struct Exit {
+pub(super) struct Exit {
     /// Where its distance is.
-    jump: usize,
+    pub(super) jump: usize,
     /// Where it goes if it is not linked.
-    stub: usize,
+    pub(super) stub: usize,
     /// Where it goes.
-    goes: usize,
-    to: u64,
+    pub(super) goes: usize,
+    pub(super) to: u64,
     /// The line fetched last.
-    line: u64,
+    pub(super) line: u64,
 }
 
 impl Block {
@@ -70,18 +73,18 @@ impl Exit {
 }
 
 /// An instruction that the interpreter runs for a copy.
-struct Step {
-    insn: Insn,
-    tally: u64,
-    resume: usize,
+pub(super) struct Step {
+    pub(super) insn: Insn,
+    pub(super) tally: u64,
+    pub(super) resume: usize,
     /// Instructions of the copy from it on: in the view all of these are counted before it.
-    from: u32,
+    pub(super) from: u32,
 }
 
 /// Instructions that follow each other.
 #[derive(Default)]
-struct Trace {
-    insns: Vec<Insn>,
+pub(super) struct Trace {
+    pub(super) insns: Vec<Insn>,
     decoded: Vec<Option<Instruction>>,
     /// What they count where caches are simulated.
     tallies: Vec<u64>,
@@ -107,18 +110,28 @@ impl Trace {
 #[derive(Default)]
 pub(super) struct Copies {
     /// Where guest memory is that they are made for; `None`: there are none.
-    memory: Option<Memory>,
+    pub(super) memory: Option<Memory>,
     /// Makes them; `None` if there can be none.
-    maker: Option<Maker>,
-    blocks: FxHashMap<u64, Block>,
+    pub(super) maker: Option<Maker>,
+    pub(super) blocks: FxHashMap<u64, Block>,
     by_page: FxHashMap<u64, Vec<u64>>,
-    exits: Vec<Exit>,
-    steps: Vec<Step>,
+    pub(super) exits: Vec<Exit>,
+    pub(super) steps: Vec<Step>,
+    /// Blocks whose copies were left too often: none is taken from the code cache.
+    pub(super) refused: FxHashSet<u64>,
     /// The exit by which copies were left, if it is to be linked to where it led.
     pub(super) unlinked: Option<u32>,
 }
 
 impl Copies {
+    /// The numbers of the next exit and step.
+    pub(super) fn first(&self) -> First {
+        First {
+            exit: self.exits.len() as u32,
+            step: self.steps.len() as u32,
+        }
+    }
+
     /// The word of the copy at `rip`.
     pub(super) fn word(&self, rip: u64) -> Option<u64> {
         Some(self.blocks.get(&rip)?.code as u64 | COPY)
@@ -172,14 +185,11 @@ impl Engine {
             return;
         };
         let trace = self.trace(vcpu, block);
-        let copies = &mut self.direct;
-        let Some(maker) = &mut copies.maker else {
+        let first = self.direct.first();
+        let Some(maker) = &mut self.direct.maker else {
             return;
         };
-        let first = First {
-            exit: copies.exits.len() as u32,
-            step: copies.steps.len() as u32,
-        };
+        let begun = self.warm.begin();
         let made = maker.make(&trace.insns, &trace.decoded, &trace.tallies, first);
         let Some(made) = made else {
             block.refuse_copy();
@@ -189,6 +199,42 @@ impl Engine {
             self.full = true;
             return;
         };
+        let stored = begun.zip(self.direct.memory).and_then(|(begun, memory)| {
+            let Memory::View { bytes, .. } = memory else {
+                return None;
+            };
+            let maker = self.direct.maker.as_ref()?;
+            let record = stored::record(&trace, &made, bytes, |fix| maker.base(fix, first));
+            self.warm.added += begun.elapsed();
+            Some(record)
+        });
+        for behind in trace.behind.iter().filter_map(|&at| vcpu.interp.block(at)) {
+            // It has run for this one's sake so often: whether it needs a copy of its own is to be seen.
+            behind.hits.set(1);
+        }
+        self.stats.direct += 1;
+        self.stats.direct_bytes += made.code.len() as u64;
+        let steps = made.steps.iter().map(|&(k, resume, from)| Step {
+            insn: trace.insns[k],
+            tally: trace.tallies.get(k).copied().unwrap_or(0),
+            resume: at + resume as usize,
+            from,
+        });
+        self.direct.steps.extend(steps);
+        self.admit_copy(rip, at, made, trace.pages, stored);
+        vcpu.interp.set_translated(rip, at as u64 | COPY);
+    }
+
+    /// The copy of the block at `rip`, whose code is at `at`, and whose steps are there already, runs from now on.
+    pub(super) fn admit_copy(
+        &mut self,
+        rip: u64,
+        at: usize,
+        made: Direct,
+        mut pages: Vec<u64>,
+        stored: Option<Box<[u8]>>,
+    ) {
+        let copies = &mut self.direct;
         let offset = |n: u32| at + n as usize;
         copies.exits.extend(made.exits.iter().map(|exit| Exit {
             jump: offset(exit.jump),
@@ -197,19 +243,6 @@ impl Engine {
             to: exit.to,
             line: exit.line,
         }));
-        copies
-            .steps
-            .extend(made.steps.iter().map(|&(k, resume, from)| Step {
-                insn: trace.insns[k],
-                tally: trace.tallies.get(k).copied().unwrap_or(0),
-                resume: offset(resume),
-                from,
-            }));
-        for behind in trace.behind.iter().filter_map(|&at| vcpu.interp.block(at)) {
-            // It has run for this one's sake so often: whether it needs a copy of its own is to be seen.
-            behind.hits.set(1);
-        }
-        let mut pages = trace.pages;
         pages.sort_unstable();
         pages.dedup();
         for page in &pages {
@@ -222,8 +255,6 @@ impl Engine {
                 sites: made.sites.into(),
             },
         );
-        self.stats.direct += 1;
-        self.stats.direct_bytes += made.code.len() as u64;
         copies.blocks.insert(
             rip,
             Block {
@@ -232,9 +263,9 @@ impl Engine {
                 pages,
                 incoming: Vec::new(),
                 leaves: 0,
+                made: stored,
             },
         );
-        vcpu.interp.set_translated(rip, at as u64 | COPY);
     }
 
     /// A block and those that mostly run behind it, as far as they are not copied yet.
@@ -386,6 +417,7 @@ impl Engine {
         block.leaves += 1;
         if block.leaves >= MOST_LEAVES {
             self.drop_copy(rip);
+            self.direct.refused.insert(rip);
             if let Some(block) = vcpu.interp.block(rip) {
                 block.refuse_copy();
             }

@@ -1,4 +1,5 @@
-//! The engine's side of the code cache ([`crate::store`]): regions that a former run translated, and blocks that it found warm.
+//! The engine's side of the code cache ([`crate::store`]): regions that a former run translated, and blocks that it found warm. Copies are
+//! in [`super::stored`].
 //!
 //! A region of the file is taken in when control comes to its entry: before the interpreter decodes the block there, and, because its
 //! other pages may not be mapped then, again as the block has run 2, 4, 8, ... times. From then on it is a region as any other.
@@ -110,6 +111,11 @@ impl Warm {
     /// What former runs counted.
     pub(super) fn counts(&self) -> Option<Arc<Image>> {
         self.store.as_ref()?.image.clone()
+    }
+
+    /// When something begins that a file may lack, if there is one.
+    pub(super) fn begin(&self) -> Option<Instant> {
+        self.store.as_ref().map(|_| Instant::now())
     }
 
     /// What the file is to say of a region that is about to be compiled.
@@ -227,6 +233,14 @@ impl Engine {
         } else if hits.is_power_of_two() && !self.regions.contains_key(&rip) {
             self.take_in(vcpu, &image, rip);
         }
+        if hits.is_power_of_two()
+            && !self.direct.blocks.contains_key(&rip)
+            && !self.regions.contains_key(&rip)
+        {
+            self.take_copy(vcpu, &image, rip);
+            self.words
+                .extend(self.direct.word(rip).map(|word| (rip, word)));
+        }
     }
 
     /// Asks for translations of warm blocks, while there is time for it.
@@ -338,10 +352,12 @@ impl Engine {
             index.filter_map(|e| Some((e.rip.get(), Cow::Borrowed(old.raw(e)?))))
         });
         regions.extend(kept);
+        let copies = self.stored_copies(old);
         store.write(Contents {
             slots: self.shared.slots.peek(),
             steps: self.shared.next_step.load(Ordering::Relaxed),
             regions,
+            copies,
             counts,
         });
         self.warm.added = Duration::ZERO;
@@ -405,11 +421,16 @@ impl Engine {
     }
 }
 
-/// The pages of a stored region and its instructions for helpers, if the guest has now what it was made from. The pages are noted as
-/// code before their bytes are read.
+/// The pages of a stored region and its instructions for helpers, if the guest has now what it was made from.
 fn current(vcpu: &mut Vcpu, record: &Record<'_>) -> Option<(Vec<u64>, Vec<Insn>)> {
-    let mut pages: Vec<u64> = record
-        .spans
+    let pages = unchanged(vcpu, record.spans, record.guest)?;
+    let steps = record.steps.iter().map(|at| decode_at(vcpu, at.get()));
+    Some((pages, steps.collect::<Option<_>>()?))
+}
+
+/// The pages that spans of code are in, if the guest has these bytes there now. The pages are noted as code before their bytes are read.
+pub(super) fn unchanged(vcpu: &mut Vcpu, spans: &[Span], guest: &[u8]) -> Option<Vec<u64>> {
+    let mut pages: Vec<u64> = spans
         .iter()
         .flat_map(|s| {
             let last = s.rip.get().wrapping_add(u64::from(s.bytes.get()) - 1);
@@ -421,9 +442,9 @@ fn current(vcpu: &mut Vcpu, record: &Record<'_>) -> Option<(Vec<u64>, Vec<Insn>)
     for page in &pages {
         vcpu.note_code(Va(page << 12)).ok()?;
     }
-    let mut rest = record.guest;
+    let mut rest = guest;
     let mut bytes = Vec::with_capacity(1024);
-    for span in record.spans {
+    for span in spans {
         let (expected, behind) = rest.split_at_checked(span.bytes.get() as usize)?;
         bytes.resize(expected.len(), 0);
         let fetched = vcpu.fetch(span.rip.get(), &mut bytes).ok()?;
@@ -432,6 +453,5 @@ fn current(vcpu: &mut Vcpu, record: &Record<'_>) -> Option<(Vec<u64>, Vec<Insn>)
         }
         rest = behind;
     }
-    let steps = record.steps.iter().map(|at| decode_at(vcpu, at.get()));
-    Some((pages, steps.collect::<Option<_>>()?))
+    Some(pages)
 }

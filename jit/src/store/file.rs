@@ -3,8 +3,9 @@
 //! ```text
 //! Header                                     what follows, the key, a checksum of all up to the records
 //! Entry   x regions, by address              where each record is, and its checksum
+//! Entry   x copies, by address               the same
 //! Count   x counts, by address               how often blocks without a region ran
-//! records                                    one a region: Head, then its parts in the order of `Head`'s fields
+//! records                                    one a region, then one a copy: a head, then its parts in the order of the head's fields
 //! ```
 //!
 //! Invariants:
@@ -14,6 +15,7 @@
 //!    for the regions that it uses.
 //! 3. The checksums are against damage. They do not keep out somebody who may write the file: [`super`] sees to that.
 
+use super::copies::Stored;
 use super::key::Key;
 use super::sites::Packed;
 use xxhash_rust::xxh3::xxh3_128;
@@ -22,7 +24,7 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligne
 
 const MAGIC: [u8; 8] = *b"sevlabcc";
 /// Most guest bytes of a block: 64 instructions of 15 bytes.
-const MOST_BLOCK: u32 = 64 * 15;
+pub(super) const MOST_BLOCK: u32 = 64 * 15;
 
 /// Why a file, or a region in it, is not used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -49,14 +51,15 @@ struct Header {
     /// Instructions for helpers that have a number.
     steps: U32,
     regions: U32,
+    copies: U32,
     counts: U32,
 }
 
-/// Where a region's record is.
+/// Where a record is.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, Clone, Copy)]
 #[repr(C)]
 pub(crate) struct Entry {
-    /// Guest address of the region's entry.
+    /// Guest address of the region's entry, or of the copy.
     pub rip: U64,
     /// Offset in the file.
     at: U64,
@@ -176,6 +179,8 @@ pub(crate) struct Contents<'a> {
     pub steps: u32,
     /// Entry and encoded record of each region; in any order, each entry once.
     pub regions: Vec<(u64, std::borrow::Cow<'a, [u8]>)>,
+    /// The same of copies.
+    pub copies: Vec<(u64, std::borrow::Cow<'a, [u8]>)>,
     /// Address and runs of blocks; in any order, each address once.
     pub counts: Vec<(u64, u32)>,
 }
@@ -184,11 +189,13 @@ impl Contents<'_> {
     /// The file.
     pub(crate) fn encode(mut self, key: &Key) -> Vec<u8> {
         self.regions.sort_unstable_by_key(|r| r.0);
+        self.copies.sort_unstable_by_key(|c| c.0);
         self.counts.sort_unstable();
+        let records = || self.regions.iter().chain(&self.copies);
         let front = size_of::<Header>()
-            + self.regions.len() * size_of::<Entry>()
+            + records().count() * size_of::<Entry>()
             + self.counts.len() * size_of::<Count>();
-        let bytes = front + self.regions.iter().map(|r| r.1.len()).sum::<usize>();
+        let bytes = front + records().map(|r| r.1.len()).sum::<usize>();
         let mut header = Header {
             magic: MAGIC,
             key: key.0,
@@ -197,12 +204,13 @@ impl Contents<'_> {
             slots: U32::new(self.slots),
             steps: U32::new(self.steps),
             regions: U32::new(self.regions.len() as u32),
+            copies: U32::new(self.copies.len() as u32),
             counts: U32::new(self.counts.len() as u32),
         };
         let mut out = Vec::with_capacity(bytes);
         out.extend(header.as_bytes());
         let mut at = front;
-        for (rip, record) in &self.regions {
+        for (rip, record) in records() {
             let entry = Entry {
                 rip: U64::new(*rip),
                 at: U64::new(at as u64),
@@ -218,7 +226,7 @@ impl Contents<'_> {
         }
         header.check = U128::new(xxh3_128(&out));
         out[..size_of::<Header>()].copy_from_slice(header.as_bytes());
-        for (_, record) in &self.regions {
+        for (_, record) in records() {
             out.extend_from_slice(record);
         }
         out
@@ -230,6 +238,7 @@ impl Contents<'_> {
 pub(crate) struct Image {
     bytes: Vec<u8>,
     regions: usize,
+    copies: usize,
     counts: usize,
     /// Numbers that regions in it may have are below these.
     pub slots: u32,
@@ -252,10 +261,11 @@ fn header<'a>(bytes: &'a [u8], key: &Key) -> Result<&'a Header, Refused> {
 }
 
 /// What the first [`HEADER`] bytes of a file tell without the rest, none of it checked: which content it is, and how many
-/// regions it has.
+/// regions and copies it has.
 pub(crate) fn peek(bytes: &[u8], key: &Key) -> Option<(u128, u32)> {
     let header = header(bytes, key).ok()?;
-    Some((header.check.get(), header.regions.get()))
+    let records = header.regions.get().saturating_add(header.copies.get());
+    Some((header.check.get(), records))
 }
 
 /// Bytes of a header.
@@ -271,9 +281,10 @@ impl Image {
         if header.bytes.get() != bytes.len() as u64 {
             return Err(Refused::Damaged("not as long as it says"));
         }
-        let (regions, counts) = (header.regions.get() as usize, header.counts.get() as usize);
-        // Less than 2^38: no overflow.
-        let front = HEADER + regions * size_of::<Entry>() + counts * size_of::<Count>();
+        let n = |count: U32| count.get() as usize;
+        let (regions, copies, counts) = (n(header.regions), n(header.copies), n(header.counts));
+        // Less than 2^39: no overflow.
+        let front = HEADER + (regions + copies) * size_of::<Entry>() + counts * size_of::<Count>();
         if front > bytes.len() {
             return Err(Refused::Damaged("shorter than its index"));
         }
@@ -291,6 +302,7 @@ impl Image {
         let (slots, steps) = (header.slots.get(), header.steps.get());
         let image = Self {
             regions,
+            copies,
             counts,
             slots,
             steps,
@@ -298,13 +310,15 @@ impl Image {
             bytes,
         };
         let mut at = front as u64;
-        for entry in image.index() {
+        for entry in image.index().iter().chain(image.copies()) {
             if entry.at.get() != at || entry.bytes.get() > image.bytes.len() as u64 {
                 return Err(Refused::Damaged("index"));
             }
             at += entry.bytes.get();
         }
-        let sorted = image.index().is_sorted_by(|a, b| a.rip.get() < b.rip.get())
+        let by_address = |list: &[Entry]| list.is_sorted_by(|a, b| a.rip.get() < b.rip.get());
+        let sorted = by_address(image.index())
+            && by_address(image.copies())
             && image.hits().is_sorted_by(|a, b| a.rip.get() < b.rip.get());
         if at != image.bytes.len() as u64 || !sorted {
             return Err(Refused::Damaged("index"));
@@ -319,19 +333,37 @@ impl Image {
 
     /// Its regions, by address.
     pub(crate) fn index(&self) -> &[Entry] {
-        let rest = &self.bytes[HEADER..];
-        <[Entry]>::ref_from_prefix_with_elems(rest, self.regions).map_or(&[], |(list, _)| list)
+        self.entries(0, self.regions)
+    }
+
+    /// Its copies, by address.
+    pub(crate) fn copies(&self) -> &[Entry] {
+        self.entries(self.regions, self.copies)
+    }
+
+    /// `n` entries from the `first` on.
+    fn entries(&self, first: usize, n: usize) -> &[Entry] {
+        let rest = &self.bytes[HEADER + first * size_of::<Entry>()..];
+        <[Entry]>::ref_from_prefix_with_elems(rest, n).map_or(&[], |(list, _)| list)
     }
 
     /// How often blocks without a region ran, by address.
     pub(crate) fn hits(&self) -> &[Count] {
-        let rest = &self.bytes[HEADER + self.regions * size_of::<Entry>()..];
+        let rest = &self.bytes[HEADER + (self.regions + self.copies) * size_of::<Entry>()..];
         <[Count]>::ref_from_prefix_with_elems(rest, self.counts).map_or(&[], |(list, _)| list)
     }
 
     /// The region at `rip`.
     pub(crate) fn find(&self, rip: u64) -> Option<&Entry> {
-        let index = self.index();
+        Self::at(self.index(), rip)
+    }
+
+    /// The copy at `rip`.
+    pub(crate) fn find_copy(&self, rip: u64) -> Option<&Entry> {
+        Self::at(self.copies(), rip)
+    }
+
+    fn at(index: &[Entry], rip: u64) -> Option<&Entry> {
         let at = index.binary_search_by_key(&rip, |e| e.rip.get()).ok()?;
         Some(&index[at])
     }
@@ -356,12 +388,25 @@ impl Image {
     /// # Errors
     /// Its bytes have changed.
     pub(crate) fn record(&self, entry: &Entry) -> Result<Record<'_>, Refused> {
+        self.parts(entry.rip.get(), self.checked(entry)?)
+            .ok_or(Refused::Damaged("record of a region"))
+    }
+
+    /// The record of a copy, checked.
+    ///
+    /// # Errors
+    /// Its bytes have changed.
+    pub(crate) fn copy(&self, entry: &Entry) -> Result<Stored<'_>, Refused> {
+        Stored::read(entry.rip.get(), self.checked(entry)?)
+            .ok_or(Refused::Damaged("record of a copy"))
+    }
+
+    fn checked(&self, entry: &Entry) -> Result<&[u8], Refused> {
         let raw = self.raw(entry).ok_or(Refused::Damaged("index"))?;
         if xxh3_128(raw) != entry.check.get() {
-            return Err(Refused::Damaged("checksum of a region"));
+            return Err(Refused::Damaged("checksum of a record"));
         }
-        self.parts(entry.rip.get(), raw)
-            .ok_or(Refused::Damaged("record of a region"))
+        Ok(raw)
     }
 
     fn parts<'a>(&self, rip: u64, raw: &'a [u8]) -> Option<Record<'a>> {

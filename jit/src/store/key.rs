@@ -13,7 +13,7 @@ use std::sync::OnceLock;
 use xxhash_rust::xxh3::Xxh3;
 
 /// Grows whenever the format of files changes, or what they mean.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 /// A hash of all that must be equal where a file is used to what it was where the file was made:
 ///

@@ -1,7 +1,7 @@
 //! The code cache: translations on disk, so that a later run of the same program starts with them.
 //!
-//! One file holds what was translated of one program under one [`Key`]. An engine reads it whole when the program starts,
-//! takes a region in when the program first comes to its entry and the guest's bytes are those it was made from, and writes a new
+//! One file holds what was translated, and copied, of one program under one [`Key`]. An engine reads it whole when the program starts,
+//! takes a region or a copy in when the program first comes to its entry and the guest's bytes are those it was made from, and writes a new
 //! file when it has translated enough that was not in the old one.
 //!
 //! Invariants:
@@ -13,6 +13,7 @@
 //!    engine keeps them, and gives out larger ones. An engine that can't (its buffer was emptied) has no store any more.
 //! 4. Whatever goes wrong here costs a translation, never a run: it is logged, and the region is made anew.
 
+pub(crate) mod copies;
 pub(crate) mod file;
 pub(crate) mod key;
 pub(crate) mod sites;
@@ -181,9 +182,9 @@ impl CodeCache {
             let mut head = [0; file::HEADER];
             let base = store.image.as_ref().map(|image| image.check);
             if there.read_exact(&mut head).is_ok()
-                && let Some((check, regions)) = file::peek(&head, key)
+                && let Some((check, records)) = file::peek(&head, key)
                 && Some(check) != base
-                && regions as usize >= contents.regions.len()
+                && records as usize >= contents.regions.len() + contents.copies.len()
                 && self.read(key, &store.name).is_ok()
             {
                 return Ok(());

@@ -32,6 +32,24 @@ fn record(rip: u64, slot_base: u32) -> Vec<u8> {
     .encode()
 }
 
+fn copy(rip: u64) -> Vec<u8> {
+    let span = Span {
+        rip: U64::new(rip),
+        bytes: U32::new(2),
+    };
+    Stored {
+        view: 1 << 40,
+        spans: &[span],
+        guest: &[0x90; 2],
+        code: &[0xcc; 5],
+        exits: &[],
+        steps: &[],
+        sites: &[],
+        fixes: &[],
+    }
+    .encode()
+}
+
 fn whole() -> Vec<u8> {
     Contents {
         slots: 10,
@@ -40,6 +58,7 @@ fn whole() -> Vec<u8> {
             (0x5000, Cow::Owned(record(0x5000, 2))),
             (0x4000, Cow::Owned(record(0x4000, 8))),
         ],
+        copies: vec![(0x4000, Cow::Owned(copy(0x4000)))],
         counts: vec![(0x9000, 70), (0x8000, 100)],
     }
     .encode(&KEY)
@@ -51,6 +70,9 @@ fn read_all(bytes: Vec<u8>) -> Result<usize, Refused> {
     let mut code = 0;
     for entry in image.index() {
         code += image.record(entry)?.code.len();
+    }
+    for entry in image.copies() {
+        code += image.copy(entry)?.code.len();
     }
     Ok(code + image.hits().len())
 }
@@ -87,7 +109,7 @@ fn what_was_written_is_read() {
         ),
         (100, 70, 0)
     );
-    assert_eq!(read_all(whole()), Ok(2 * 33 + 2));
+    assert_eq!(read_all(whole()), Ok(2 * 33 + 5 + 2));
 }
 
 #[test]
@@ -96,6 +118,7 @@ fn an_empty_file_of_this_kind_is_one() {
         slots: 0,
         steps: 0,
         regions: vec![],
+        copies: vec![],
         counts: vec![],
     };
     assert_eq!(read_all(none.encode(&KEY)), Ok(0));
@@ -109,7 +132,7 @@ fn another_key_is_foreign() {
         Err(Refused::Foreign)
     );
     assert!(peek(&whole(), &other).is_none());
-    assert_eq!(peek(&whole(), &KEY).map(|p| p.1), Some(2));
+    assert_eq!(peek(&whole(), &KEY).map(|p| p.1), Some(3));
 }
 
 #[test]
@@ -137,7 +160,7 @@ fn every_shorter_or_longer_file_is_noticed() {
 fn forged(change: impl FnOnce(&mut [u8])) -> Vec<u8> {
     let mut bytes = whole();
     change(&mut bytes);
-    let front = HEADER + 2 * size_of::<Entry>() + 2 * size_of::<Count>();
+    let front = HEADER + 3 * size_of::<Entry>() + 2 * size_of::<Count>();
     bytes[24..40].fill(0);
     let check = xxh3_128(&bytes[..front]);
     bytes[24..40].copy_from_slice(&check.to_le_bytes());
@@ -148,19 +171,20 @@ fn forged(change: impl FnOnce(&mut [u8])) -> Vec<u8> {
 fn offsets_and_lengths_are_not_believed() {
     assert!(read_all(forged(|_| ())).is_ok());
     let entry = |field: usize| HEADER + field;
-    let cases: [(&str, usize, u64); 6] = [
+    let cases: [(&str, usize, u64); 7] = [
         ("offset", entry(8), u64::MAX),
         ("offset into the index", entry(8), 0),
         ("length", entry(16), u64::MAX - 200),
         ("length to the end", entry(16), 1 << 40),
         ("order", entry(0), 0x6000),
+        ("a copy's offset", entry(2 * size_of::<Entry>() + 8), 0),
         ("length of the file", 40, u64::MAX),
     ];
     for (what, at, value) in cases {
         let bytes = forged(|b| b[at..at + 8].copy_from_slice(&value.to_le_bytes()));
         assert!(read_all(bytes).is_err(), "{what}");
     }
-    for (what, at) in [("regions", 56), ("counts", 60)] {
+    for (what, at) in [("regions", 56), ("copies", 60), ("counts", 64)] {
         let bytes = forged(|b| b[at..at + 4].copy_from_slice(&u32::MAX.to_le_bytes()));
         assert!(read_all(bytes).is_err(), "{what}");
     }

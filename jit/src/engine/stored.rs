@@ -1,0 +1,165 @@
+//! Copies of blocks in the code cache: what a file is to say of one that was made, and how one of a former run comes to be here.
+
+use super::Engine;
+use super::copies::{ALIGN, Step, Trace};
+use super::warm::unchanged;
+use crate::direct::{Direct, Exit, Fix, Memory};
+use crate::engine::decode_at;
+use crate::store::copies::{self as packed, Stored};
+use crate::store::file::{Image, Span};
+use sevlab_cpu::Vcpu;
+use std::borrow::Cow;
+use zerocopy::little_endian::{U32, U64};
+
+/// Adds to 32 bits of code.
+fn add(code: &mut [u8], at: u32, by: u32) {
+    let word = code
+        .get_mut(at as usize..)
+        .and_then(|c| c.first_chunk_mut());
+    if let Some(word) = word {
+        *word = u32::from_le_bytes(*word).wrapping_add(by).to_le_bytes();
+    }
+}
+
+/// The record of a copy that was just made, in a view of so many bytes; `base`: what its code is a distance from.
+pub(super) fn record(
+    trace: &Trace,
+    made: &Direct,
+    view: u64,
+    base: impl Fn(Fix) -> u32,
+) -> Box<[u8]> {
+    let n = U32::new;
+    let (mut spans, mut guest) = (Vec::<Span>::new(), Vec::new());
+    for i in &trace.insns {
+        guest.extend_from_slice(&i.bytes[..usize::from(i.len)]);
+        let end = |s: &Span| s.rip.get().wrapping_add(s.bytes.get().into());
+        match spans.last_mut().filter(|s| end(s) == i.rip) {
+            Some(span) => span.bytes += u32::from(i.len),
+            None => spans.push(Span {
+                rip: U64::new(i.rip),
+                bytes: n(i.len.into()),
+            }),
+        }
+    }
+    let mut code = made.code.clone();
+    for &(at, from) in &made.fixes {
+        add(&mut code, at, base(from).wrapping_neg());
+    }
+    let exits = made.exits.iter().map(|e| packed::Exit {
+        to: U64::new(e.to),
+        jump: n(e.jump),
+        stub: n(e.stub),
+    });
+    let steps = made.steps.iter().map(|&(k, resume, from)| packed::Step {
+        rip: U64::new(trace.insns[k].rip),
+        resume: n(resume),
+        from: n(from),
+    });
+    let sites = made.sites.iter().map(|&(begins, out)| packed::Site {
+        begins: n(begins),
+        out: n(out),
+    });
+    let fixes = made.fixes.iter().map(|&(at, from)| packed::Fix {
+        at: n(at),
+        from: from as u8,
+    });
+    let stored = Stored {
+        view,
+        spans: &spans,
+        guest: &guest,
+        code: &code,
+        exits: &exits.collect::<Vec<_>>(),
+        steps: &steps.collect::<Vec<_>>(),
+        sites: &sites.collect::<Vec<_>>(),
+        fixes: &fixes.collect::<Vec<_>>(),
+    };
+    stored.encode().into()
+}
+
+impl Engine {
+    /// The code of the copy at `rip`, if the engine knows one without the interpreter, which has not decoded the block. May find that code was
+    /// dropped, which is to be seen to before anything else.
+    pub(super) fn known_copy(&mut self, vcpu: &mut Vcpu, rip: u64) -> Option<usize> {
+        let image = self.warm.counts()?;
+        if vcpu.interp.has(rip) || !vcpu.dropped_code.is_empty() {
+            return None;
+        }
+        if !self.direct.blocks.contains_key(&rip) {
+            self.take_copy(vcpu, &image, rip);
+        }
+        let block = self.direct.blocks.get(&rip)?;
+        vcpu.dropped_code.is_empty().then_some(block.code)
+    }
+
+    /// Takes the copy at `rip` in from the file, if it is there and is of what the guest has there now.
+    pub(super) fn take_copy(&mut self, vcpu: &mut Vcpu, image: &Image, rip: u64) {
+        if self.try_copy(vcpu, image, rip).is_some() {
+            self.stats.loaded_copies += 1;
+        }
+    }
+
+    fn try_copy(&mut self, vcpu: &mut Vcpu, image: &Image, rip: u64) -> Option<()> {
+        let entry = image.find_copy(rip)?;
+        let Some(Memory::View { bytes, .. }) = self.direct.memory else {
+            return None;
+        };
+        if self.full || self.direct.refused.contains(&rip) {
+            return None;
+        }
+        let stored = match image.copy(entry) {
+            Ok(stored) => stored,
+            Err(e) => {
+                tracing::warn!(target: "sevlab::jit", rip, error = %e, "copy of the code cache refused");
+                return None;
+            }
+        };
+        if stored.view != bytes {
+            return None;
+        }
+        let pages = unchanged(vcpu, stored.spans, stored.guest)?;
+        let first = self.direct.first();
+        let mut code = stored.code.to_vec();
+        for fix in stored.fixes {
+            let base = self.direct.maker.as_ref()?.base(Fix::of(fix.from)?, first);
+            add(&mut code, fix.at.get(), base);
+        }
+        let steps = stored.steps.iter().map(|s| decode_at(vcpu, s.rip.get()));
+        let insns: Vec<_> = steps.collect::<Option<_>>()?;
+        // What is full is emptied by whoever wants to add something and has to.
+        let at = self.shared.code.append_at(&code, ALIGN).ok()?;
+        let steps = insns.into_iter().zip(stored.steps).map(|(insn, s)| Step {
+            insn,
+            tally: 0,
+            resume: at + s.resume.get() as usize,
+            from: s.from.get(),
+        });
+        self.direct.steps.extend(steps);
+        let exits = stored.exits.iter().map(|e| Exit {
+            jump: e.jump.get(),
+            stub: e.stub.get(),
+            to: e.to.get(),
+            line: 0,
+        });
+        let sites = stored.sites.iter();
+        let direct = Direct {
+            exits: exits.collect(),
+            sites: sites.map(|s| (s.begins.get(), s.out.get())).collect(),
+            ..Direct::default()
+        };
+        self.admit_copy(rip, at, direct, pages, None);
+        Some(())
+    }
+
+    /// The records of copies for a file: those that were made in this run, and those of the old file that were not made anew.
+    pub(super) fn stored_copies<'a>(&'a self, old: Option<&'a Image>) -> Vec<(u64, Cow<'a, [u8]>)> {
+        let made = |rip: &u64| self.direct.blocks.get(rip)?.made.as_deref();
+        let new = self.direct.blocks.keys();
+        let new = new.filter_map(|rip| Some((*rip, Cow::Borrowed(made(rip)?))));
+        let kept = old.into_iter().flat_map(|old| {
+            let index = old.copies().iter();
+            let index = index.filter(|e| made(&e.rip.get()).is_none() && old.copy(e).is_ok());
+            index.filter_map(|e| Some((e.rip.get(), Cow::Borrowed(old.raw(e)?))))
+        });
+        new.chain(kept).collect()
+    }
+}
