@@ -15,7 +15,6 @@ use sevlab_arch::{Asid, PAGE_SIZE, Spa, Va};
 use sevlab_memctl::{Domain, Grant, Line, LineKind, Near, Served};
 
 use super::tlb::Entry;
-use super::touch::no_model;
 use super::{At, CoreModel};
 use crate::mmu::Access;
 use crate::stop::Stop;
@@ -257,20 +256,16 @@ impl CoreModel {
 }
 
 impl Vcpu {
-    /// [`Vcpu::touch_data`] for a page that is known; `None`, with nothing done, if it is not, or if a store would be one into decoded code.
+    /// [`Vcpu::touch_data`] for a page that is known; `None`, with nothing done, if it is not, if a store would be one into decoded code, or if
+    /// the memory controller has something against it.
     #[inline(never)] // once for all, so that it stays in the host's caches
-    pub fn touch_known(
-        &mut self,
-        va: u64,
-        access: Access,
-        at: At,
-    ) -> Option<Result<NonNull<u8>, Stop>> {
+    pub fn touch_known(&mut self, va: u64, access: Access, at: At) -> Option<NonNull<u8>> {
         let line = self.known_line(va, access, at)?;
         let m = self.model.as_deref_mut()?;
         if core::mem::take(&mut m.raised)
             && let Some(host) = m.lines.hit(line.va, 1, access == Access::Write, line.stamp)
         {
-            return Some(Ok(host));
+            return Some(host);
         }
         let host = match self.mem.near(m.core, &line) {
             Some(Near::First(host)) => host,
@@ -284,20 +279,19 @@ impl Vcpu {
                 m.wait_for_second();
                 host
             }
-            None => return Some(self.touch_far(line, at)),
+            None => self.touch_far(&line, at)?,
         };
-        Some(Ok(at_byte(host, va)))
+        Some(at_byte(host, va))
     }
 
-    /// The same of a line that the core's own caches do not have.
+    /// The same of a line that the core's own caches do not have: where it is.
     #[inline(never)]
-    fn touch_far(&mut self, line: Line, at: At) -> Result<NonNull<u8>, Stop> {
+    fn touch_far(&mut self, line: &Line, at: At) -> Option<NonNull<u8>> {
         let fetched = self.state.fetched;
-        let m = self.model.as_deref_mut().ok_or_else(no_model)?;
+        let m = self.model.as_deref_mut()?;
         let now = m.cycles_at(at.tally, fetched);
-        let served = self.mem.line(m.core, &Line { now, ..line });
-        let served = served.map_err(Stop::Host)?;
-        Ok(at_byte(m.wait_for(&served), line.va.0))
+        let served = self.mem.line(m.core, &Line { now, ..*line }).ok()?;
+        Some(m.wait_for(&served))
     }
 
     /// The access of `va`'s line, if its page is known.

@@ -75,7 +75,7 @@ impl Vcpu {
         drops_code: bool,
     ) -> Result<NonNull<u8>, Stop> {
         match self.touch_known(va, access, at) {
-            Some(done) => done,
+            Some(host) => Ok(host),
             None => self.touch_rest(va, n, access, at, drops_code),
         }
     }
@@ -475,6 +475,6 @@ fn total(s: &Stalls) -> u64 {
 }
 
 #[cold]
-pub(super) fn no_model() -> Stop {
+fn no_model() -> Stop {
     Stop::Host(sevlab_memctl::Error::NoCore { core: 0 })
 }

@@ -259,8 +259,8 @@ fn both_lines(v: &mut Vcpu, va: u64, access: Why) -> Option<u64> {
         return None;
     }
     let at = v.at();
-    let host = v.touch_known(va, access, at)?.ok()?;
-    v.touch_known(upper, access, at)?.ok()?;
+    let host = v.touch_known(va, access, at)?;
+    v.touch_known(upper, access, at)?;
     Some(host.as_ptr() as u64)
 }
 
@@ -268,15 +268,11 @@ fn both_lines(v: &mut Vcpu, va: u64, access: Why) -> Option<u64> {
 fn store_line(v: &mut Vcpu, va: u64, bytes: &[u8]) -> bool {
     let at = v.at();
     if !crosses(va, bytes.len() as u64)
-        && let Some(known) = v.touch_known(va, Why::Write, at)
+        && let Some(host) = v.touch_known(va, Why::Write, at)
     {
-        return known.is_ok_and(|host| {
-            // SAFETY: the bytes are of one line, which the controller has just given for a store.
-            unsafe {
-                core::ptr::copy_nonoverlapping(bytes.as_ptr(), host.as_ptr(), bytes.len());
-            }
-            true
-        });
+        // SAFETY: the bytes are of one line, which the controller has just given for a store.
+        unsafe { core::ptr::copy_nonoverlapping(bytes.as_ptr(), host.as_ptr(), bytes.len()) };
+        return true;
     }
     store_bytes(v, va, bytes)
 }
@@ -298,8 +294,8 @@ extern "sysv64" fn rmw(va: u64, n: u64, _: u64, clock: u64, tally: u64, state: *
     let at = v.at();
     let host = if crosses(va, n) {
         0
-    } else if let Some(known) = v.touch_known(va, Why::Write, at) {
-        known.map_or(0, |host| host.as_ptr() as u64)
+    } else if let Some(host) = v.touch_known(va, Why::Write, at) {
+        host.as_ptr() as u64
     } else if v.would_hit_code(va, n) {
         0
     } else {
@@ -409,7 +405,7 @@ extern "sysv64" fn copy_access(
     } else if !crosses(va, bytes) {
         let at = v.at();
         match v.touch_known(va, why, at) {
-            Some(known) => known.map_or(0, |host| host.as_ptr() as u64),
+            Some(host) => host.as_ptr() as u64,
             None if access.write && v.would_hit_code(va, bytes) => 0,
             None => touch(v, va, bytes, why),
         }

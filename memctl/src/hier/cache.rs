@@ -165,8 +165,12 @@ impl Cache {
     /// Where the line is.
     #[inline]
     pub(super) fn find(&self, line: u64) -> Option<usize> {
-        let (base, want) = (self.base(line), self.word(line));
-        self.scan(base, want, !DIRTY)
+        let (set, want) = self.at(line);
+        if self.is_of_8() {
+            let hit = self.sets[set].find(want);
+            return (hit != 0).then(|| set * CHUNK + hit.trailing_zeros() as usize);
+        }
+        self.scan(set * self.stride, want, !DIRTY)
     }
 
     /// The lowest slot of the set at `base` whose word equals `want` in the bits of `mask`.
@@ -214,6 +218,16 @@ impl Cache {
     #[inline]
     pub(super) fn way_mut(&mut self, set: usize, way: usize) -> &mut u32 {
         &mut self.sets[set].words[way % CHUNK]
+    }
+
+    /// Takes out what is in a way of a set; for a cache of 8 ways at most.
+    #[inline]
+    pub(super) fn take_way(&mut self, set: usize, way: usize) -> Option<Victim> {
+        let word = std::mem::take(self.way_mut(set, way));
+        is_valid(word).then(|| Victim {
+            line: self.line_of(word, set),
+            dirty: is_dirty(word),
+        })
     }
 
     /// As [`Cache::hit`], for a cache of 8 ways at most.
@@ -331,12 +345,27 @@ impl Cache {
         }
     }
 
+    /// Puts a line that is not there where [`Cache::make_room`] makes room for it; who had to leave. For an order that is not the
+    /// owner's.
+    #[inline]
+    pub(super) fn replace(&mut self, line: u64, dirty: bool) -> Option<Victim> {
+        let (slot, victim) = self.make_room(line, |_, _| 0);
+        self.insert(slot, line, dirty);
+        victim
+    }
+
     /// Puts the line into a free slot.
     #[inline]
     pub(super) fn insert(&mut self, slot: usize, line: u64, dirty: bool) {
-        debug_assert!(self.slot(slot) & VALID == 0, "a slot that is free");
-        *self.slot_mut(slot) = self.word(line) | if dirty { DIRTY } else { 0 };
+        self.put(slot, line, dirty);
         self.touch(slot, line, true);
+    }
+
+    /// The same where the order is the owner's.
+    #[inline]
+    pub(super) fn put(&mut self, slot: usize, line: u64, dirty: bool) {
+        debug_assert!(self.slot(slot) & VALID == 0, "a slot that is free");
+        *self.slot_mut(slot) = with_dirty(self.word(line), dirty);
     }
 
     /// Notes a hit.
@@ -352,7 +381,12 @@ impl Cache {
         match &mut self.order {
             Order::Stamps | Order::Random(_) => {}
             Order::Ranks { on_hit } => {
-                if fill || *on_hit {
+                if !fill && !*on_hit {
+                    return;
+                }
+                if self.stride == CHUNK {
+                    self.sets[set].renew(way);
+                } else {
                     let first = slot / CHUNK - way / CHUNK;
                     let set = &mut self.sets[first..][..self.stride / CHUNK];
                     let mine = set[way / CHUNK].ranks[way % CHUNK];

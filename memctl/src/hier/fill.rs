@@ -9,11 +9,10 @@ use crate::ctl::Domain;
 impl Hier {
     /// The line is known not to be in the LLC.
     pub(super) fn fill_llc(&mut self, env: &Env<'_>, cause: &mut Cause, line: u64, dirty: bool) {
-        let (slot, victim) = self.llc.make_room(line, |_, _| 0);
-        if let Some(v) = victim {
+        // The victim's handling does not look at the LLC.
+        if let Some(v) = self.llc.replace(line, dirty) {
             self.llc_victim(env, cause, v);
         }
-        self.llc.insert(slot, line, dirty);
     }
 
     fn llc_victim(&mut self, env: &Env<'_>, cause: &mut Cause, v: Victim) {
@@ -119,13 +118,8 @@ impl Hier {
     #[inline(never)]
     fn held_above(&self, line: u64) -> bool {
         let page = self.pages.of(line);
-        self.in_flight.contains(&line)
-            || self.cores.iter().enumerate().any(|(i, c)| {
-                page.may_have(i)
-                    && (c.l2.as_ref().is_some_and(|l2| l2.find(line).is_some())
-                        || c.l1d.cache.find(line).is_some()
-                        || c.l1i.cache.find(line).is_some())
-            })
+        let mut cores = self.cores.iter().enumerate();
+        self.in_flight.contains(&line) || cores.any(|(i, c)| page.may_have(i) && c.holds(line))
     }
 
     /// A dirty line goes to DRAM; `stays`: it is still in a cache. Without a cause nobody pays and nothing is counted.

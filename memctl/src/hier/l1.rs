@@ -206,8 +206,13 @@ impl<F: Filter> L1<F> {
     /// Puts the line into a free slot.
     #[inline]
     pub(super) fn insert(&mut self, slot: usize, line: u64, dirty: bool, stamp: u64) {
-        self.cache.insert(slot, line, dirty);
-        self.used(slot, line, stamp);
+        if self.cache.has_stamps() {
+            self.cache.put(slot, line, dirty);
+            self.stamp(slot, stamp);
+        } else {
+            self.cache.insert(slot, line, dirty);
+            self.used(slot, line, stamp);
+        }
     }
 
     #[inline]
@@ -250,9 +255,18 @@ impl<F: Filter> L1<F> {
     /// A slot for the line; the victim has no filter entry any more.
     #[inline]
     pub(super) fn make_room(&mut self, line: u64) -> (usize, Option<Victim>) {
-        let stamps = Self::current(self.filter.as_deref(), &self.stamps);
-        let oldest = |base, stride| Self::oldest(&stamps[base..base + stride]);
-        let (slot, mut victim) = self.cache.make_room(line, oldest);
+        let (slot, mut victim) = if self.cache.is_of_8() && self.cache.has_stamps() {
+            let set = self.cache.at(line).0;
+            let way = match self.cache.ways(set).free() {
+                0 => self.oldest_way(set),
+                free => free.trailing_zeros() as usize,
+            };
+            (set * WAYS + way, self.cache.take_way(set, way))
+        } else {
+            let stamps = Self::current(self.filter.as_deref(), &self.stamps);
+            let oldest = |base, stride| Self::oldest(&stamps[base..base + stride]);
+            self.cache.make_room(line, oldest)
+        };
         let wrote = self.take_dirty(slot);
         if let Some(v) = &mut victim {
             v.dirty |= wrote;

@@ -159,6 +159,14 @@ struct Core {
 }
 
 impl Core {
+    /// Whether any of its caches has the line.
+    #[inline]
+    fn holds(&self, line: u64) -> bool {
+        self.l2.as_ref().is_some_and(|l2| l2.find(line).is_some())
+            || self.l1d.cache.find(line).is_some()
+            || self.l1i.cache.find(line).is_some()
+    }
+
     /// Whether an access hits the first level and changes no more of it than the line's last use.
     fn has(&self, line: u64, kind: LineKind) -> bool {
         let data = &self.l1d;
