@@ -122,3 +122,39 @@ fn a_conversion_that_faults_notes_nothing() {
         assert_eq!(out.mxcsr, 0x1f80);
     }
 }
+
+/// Some processors take an operand of SHA's that is not aligned; the interpreter does not, so copies must not.
+#[test]
+fn an_operand_of_sha_has_to_be_aligned() {
+    if !std::arch::is_x86_feature_detected!("sha") {
+        return;
+    }
+    let code = assemble(|a| {
+        a.mov(ecx, 1)?;
+        a.sha1msg1(xmm1, xmmword_ptr(rsi))?;
+        a.add(ecx, 1)?;
+        a.cpuid()
+    });
+    let mut start = Start::new(4, &code);
+    start.gpr[6] = DATA + 7;
+    let mut plain = Machine::new(Kind::Plain, None);
+    plain.reset(&start);
+    let expected = plain.run().expect("it ends");
+    let options = JitOptions {
+        threshold: u32::MAX,
+        direct: 1,
+        background: false,
+        code_bytes: 4 << 20,
+        ..JitOptions::default()
+    };
+    let mut m = Machine::new(Kind::Plain, Some(options));
+    for _ in 0..3 {
+        m.reset(&start);
+        let got = m.run().expect("engines have no budget");
+        assert_eq!((got.rip, got.gpr[1]), (expected.rip, 1));
+        assert_eq!(got.xmm, expected.xmm);
+        assert_eq!(format!("{:?}", got.stop), format!("{:?}", expected.stop));
+    }
+    let stats = m.engine.as_ref().expect("made with one").stats();
+    assert!(stats.direct >= 1, "{stats:?}");
+}

@@ -1,7 +1,9 @@
 //! Which instructions are copied, and what registers they use.
 
 use super::{FS, RSP};
-use iced_x86::{Code, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
+use iced_x86::{
+    Code, CpuidFeature, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register,
+};
 use sevlab_cpu::insn::{Control, Insn, MemRef, Op, Operand};
 use sevlab_cpu::thunk::{self, ThunkKind};
 
@@ -89,6 +91,8 @@ pub(super) fn uses(i: &Insn, ins: &Instruction, info: &mut InstructionInfoFactor
         }
         // The host notes exceptions before it finds that the store faults, the guest's processor behind that.
         Op::Thunk if is_mem && ins.mnemonic() == Mnemonic::Vcvtps2ph => None,
+        // Only some processors want its operand aligned.
+        Op::Thunk if is_mem && ins.cpuid_features().contains(&CpuidFeature::SHA) => None,
         Op::Thunk
             if matches!(
                 thunk::route(ins.code()),
