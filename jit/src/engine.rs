@@ -324,11 +324,12 @@ impl Engine {
     fn dispatch(&mut self, vcpu: &mut Vcpu) -> Result<(), Stop> {
         let (rip, before) = (vcpu.state.rip, vcpu.state.retired);
         let (slot, exit) = (self.unlinked.take(), self.direct.unlinked.take());
-        if let Some(address) = self.known(vcpu, rip) {
-            return self.enter(vcpu, slot, rip, address);
-        }
-        if let Some(code) = self.known_copy(vcpu, rip) {
-            return self.run_copies(vcpu, exit, rip, code);
+        match self.known(vcpu, rip) {
+            Some(word) if word & COPY != 0 => {
+                return self.run_copies(vcpu, exit, rip, (word & !COPY) as usize);
+            }
+            Some(address) => return self.enter(vcpu, slot, rip, address),
+            None => {}
         }
         if !vcpu.dropped_code.is_empty() {
             return Ok(());
@@ -374,13 +375,18 @@ impl Engine {
         self.run_translated(vcpu, address as usize)
     }
 
+    /// The word of what there is for the block at `rip`.
+    fn word(&self, rip: u64) -> Option<u64> {
+        let region = self.regions.get(&rip).map(|r| r.code.address as u64);
+        region.or_else(|| self.direct.word(rip))
+    }
+
     /// Asks for the translation of a block that has run so often.
     fn count(&mut self, vcpu: &mut Vcpu, rip: u64, hits: u32) {
         self.count_early(vcpu, rip, hits);
         if hits == 1 {
             // A new block at an old address: it may have been dropped for another page's sake.
-            let region = self.regions.get(&rip).map(|r| r.code.address as u64);
-            if let Some(word) = region.or_else(|| self.direct.word(rip)) {
+            if let Some(word) = self.word(rip) {
                 vcpu.interp.set_translated(rip, word);
                 return;
             }

@@ -13,17 +13,21 @@ use machine::{DATA, Kind, Machine, Start};
 use program::assemble;
 use sevlab_jit::JitOptions;
 
-/// Blocks run as copies of the guest's own instructions, and leave at an access that faults as precisely as the interpreter does:
-/// to a page that is not in the view yet (then the access is made again), to no page, beyond the view, to no address at all.
-#[test]
-fn copies_fault_precisely() {
-    let options = || JitOptions {
+/// Blocks are copied at once, and nothing is compiled.
+fn copying() -> JitOptions {
+    JitOptions {
         threshold: u32::MAX,
         direct: 1,
         background: false,
         code_bytes: 4 << 20,
         ..JitOptions::default()
-    };
+    }
+}
+
+/// Blocks run as copies of the guest's own instructions, and leave at an access that faults as precisely as the interpreter does:
+/// to a page that is not in the view yet (then the access is made again), to no page, beyond the view, to no address at all.
+#[test]
+fn copies_fault_precisely() {
     for far in [0x1000, 1 << 45, 0x7fff_ffff_f000, 1 << 62, 1 << 63] {
         let code = assemble(|a| {
             let mut top = a.create_label();
@@ -45,7 +49,7 @@ fn copies_fault_precisely() {
         let mut plain = Machine::new(Kind::Plain, None);
         plain.reset(&start);
         let expected = plain.run().expect("it ends");
-        let mut m = Machine::new(Kind::Plain, Some(options()));
+        let mut m = Machine::new(Kind::Plain, Some(copying()));
         m.reset(&start);
         let got = m.run().expect("engines have no budget");
         let stats = m.engine.as_ref().expect("made with one").stats();
@@ -81,14 +85,7 @@ fn sums_follow_the_stack_pointer() {
     let mut plain = Machine::new(Kind::Plain, None);
     plain.reset(&start);
     let expected = plain.run().expect("it ends");
-    let options = JitOptions {
-        threshold: u32::MAX,
-        direct: 1,
-        background: false,
-        code_bytes: 4 << 20,
-        ..JitOptions::default()
-    };
-    let mut m = Machine::new(Kind::Plain, Some(options));
+    let mut m = Machine::new(Kind::Plain, Some(copying()));
     for _ in 0..3 {
         m.reset(&start);
         assert_eq!(m.run().expect("engines have no budget").gpr, expected.gpr);
@@ -108,14 +105,7 @@ fn a_conversion_that_faults_notes_nothing() {
     (start.gpr[6], start.mxcsr) = (1 << 40, 0x1f80);
     // Inexact.
     (start.xmm[15], start.ymmh[15]) = ([0x3f80_0001; 2], [0x3f80_0001; 2]);
-    let options = JitOptions {
-        threshold: u32::MAX,
-        direct: 1,
-        background: false,
-        code_bytes: 4 << 20,
-        ..JitOptions::default()
-    };
-    let mut m = Machine::new(Kind::Plain, Some(options));
+    let mut m = Machine::new(Kind::Plain, Some(copying()));
     for _ in 0..3 {
         m.reset(&start);
         let out = m.run().expect("engines have no budget");
@@ -140,14 +130,7 @@ fn an_operand_of_sha_has_to_be_aligned() {
     let mut plain = Machine::new(Kind::Plain, None);
     plain.reset(&start);
     let expected = plain.run().expect("it ends");
-    let options = JitOptions {
-        threshold: u32::MAX,
-        direct: 1,
-        background: false,
-        code_bytes: 4 << 20,
-        ..JitOptions::default()
-    };
-    let mut m = Machine::new(Kind::Plain, Some(options));
+    let mut m = Machine::new(Kind::Plain, Some(copying()));
     for _ in 0..3 {
         m.reset(&start);
         let got = m.run().expect("engines have no budget");

@@ -146,7 +146,7 @@ fn the_second_run_copies_nothing() {
     assert_eq!((stats.direct, stats.loaded_copies), (0, 0));
 }
 
-/// Damage anywhere costs copies and nothing else, whoever knows the checksums.
+/// Damage anywhere costs copies and nothing else.
 #[test]
 fn damaged_copies_are_refused_and_made_anew() {
     let folder = Folder::new();

@@ -28,7 +28,7 @@ pub(super) const ALIGN: usize = 16;
 
 /// A block's copy.
 pub(super) struct Block {
-    pub(super) code: usize,
+    code: usize,
     /// Where caches are simulated: its code for who has fetched the block's first line last.
     same: usize,
     pages: Vec<u64>,
@@ -40,16 +40,16 @@ pub(super) struct Block {
 }
 
 /// A jump out of a copy.
-pub(super) struct Exit {
+struct Exit {
     /// Where its distance is.
-    pub(super) jump: usize,
+    jump: usize,
     /// Where it goes if it is not linked.
-    pub(super) stub: usize,
+    stub: usize,
     /// Where it goes.
-    pub(super) goes: usize,
-    pub(super) to: u64,
+    goes: usize,
+    to: u64,
     /// The line fetched last.
-    pub(super) line: u64,
+    line: u64,
 }
 
 impl Block {
@@ -73,12 +73,12 @@ impl Exit {
 }
 
 /// An instruction that the interpreter runs for a copy.
-pub(super) struct Step {
-    pub(super) insn: Insn,
-    pub(super) tally: u64,
-    pub(super) resume: usize,
+struct Step {
+    insn: Insn,
+    tally: u64,
+    resume: usize,
     /// Instructions of the copy from it on: in the view all of these are counted before it.
-    pub(super) from: u32,
+    from: u32,
 }
 
 /// Instructions that follow each other.
@@ -115,8 +115,8 @@ pub(super) struct Copies {
     pub(super) maker: Option<Maker>,
     pub(super) blocks: FxHashMap<u64, Block>,
     by_page: FxHashMap<u64, Vec<u64>>,
-    pub(super) exits: Vec<Exit>,
-    pub(super) steps: Vec<Step>,
+    exits: Vec<Exit>,
+    steps: Vec<Step>,
     /// Blocks whose copies were left too often: none is taken from the code cache.
     pub(super) refused: FxHashSet<u64>,
     /// The exit by which copies were left, if it is to be linked to where it led.
@@ -199,33 +199,27 @@ impl Engine {
             self.full = true;
             return;
         };
-        let stored = begun.zip(self.direct.memory).and_then(|(begun, memory)| {
-            let Memory::View { bytes, .. } = memory else {
-                return None;
-            };
-            let maker = self.direct.maker.as_ref()?;
-            let record = stored::record(&trace, &made, bytes, |fix| maker.base(fix, first));
-            self.warm.added += begun.elapsed();
-            Some(record)
-        });
+        let stored = match (begun, self.direct.memory, &self.direct.maker) {
+            (Some(begun), Some(Memory::View { bytes, .. }), Some(maker)) => {
+                let record = stored::record(&trace, &made, bytes, |fix| maker.base(fix, first));
+                self.warm.added += begun.elapsed();
+                Some(record)
+            }
+            _ => None,
+        };
         for behind in trace.behind.iter().filter_map(|&at| vcpu.interp.block(at)) {
             // It has run for this one's sake so often: whether it needs a copy of its own is to be seen.
             behind.hits.set(1);
         }
         self.stats.direct += 1;
         self.stats.direct_bytes += made.code.len() as u64;
-        let steps = made.steps.iter().map(|&(k, resume, from)| Step {
-            insn: trace.insns[k],
-            tally: trace.tallies.get(k).copied().unwrap_or(0),
-            resume: at + resume as usize,
-            from,
-        });
-        self.direct.steps.extend(steps);
-        self.admit_copy(rip, at, made, trace.pages, stored);
-        vcpu.interp.set_translated(rip, at as u64 | COPY);
+        let Trace { insns, tallies, .. } = trace;
+        let insn = |k: usize| (insns[k], tallies.get(k).copied().unwrap_or(0));
+        self.admit_copy(rip, at, made, trace.pages, stored, insn);
     }
 
-    /// The copy of the block at `rip`, whose code is at `at`, and whose steps are there already, runs from now on.
+    /// The copy of the block at `rip`, whose code is at `at`, runs from now on. `insn`: the instructions that its steps number, and what they
+    /// count.
     pub(super) fn admit_copy(
         &mut self,
         rip: u64,
@@ -233,9 +227,20 @@ impl Engine {
         made: Direct,
         mut pages: Vec<u64>,
         stored: Option<Box<[u8]>>,
+        insn: impl Fn(usize) -> (Insn, u64),
     ) {
         let copies = &mut self.direct;
         let offset = |n: u32| at + n as usize;
+        let steps = made.steps.iter().map(|&(k, resume, from)| {
+            let (insn, tally) = insn(k);
+            Step {
+                insn,
+                tally,
+                resume: offset(resume),
+                from,
+            }
+        });
+        copies.steps.extend(steps);
         copies.exits.extend(made.exits.iter().map(|exit| Exit {
             jump: offset(exit.jump),
             stub: offset(exit.stub),
@@ -266,6 +271,7 @@ impl Engine {
                 made: stored,
             },
         );
+        self.words.push((rip, at as u64 | COPY));
     }
 
     /// A block and those that mostly run behind it, as far as they are not copied yet.

@@ -1,7 +1,7 @@
 //! Copies of blocks in the code cache: what a file is to say of one that was made, and how one of a former run comes to be here.
 
 use super::Engine;
-use super::copies::{ALIGN, Step, Trace};
+use super::copies::{ALIGN, Trace};
 use super::warm::unchanged;
 use crate::direct::{Direct, Exit, Fix, Memory};
 use crate::engine::decode_at;
@@ -77,20 +77,6 @@ pub(super) fn record(
 }
 
 impl Engine {
-    /// The code of the copy at `rip`, if the engine knows one without the interpreter, which has not decoded the block. May find that code was
-    /// dropped, which is to be seen to before anything else.
-    pub(super) fn known_copy(&mut self, vcpu: &mut Vcpu, rip: u64) -> Option<usize> {
-        let image = self.warm.counts()?;
-        if vcpu.interp.has(rip) || !vcpu.dropped_code.is_empty() {
-            return None;
-        }
-        if !self.direct.blocks.contains_key(&rip) {
-            self.take_copy(vcpu, &image, rip);
-        }
-        let block = self.direct.blocks.get(&rip)?;
-        vcpu.dropped_code.is_empty().then_some(block.code)
-    }
-
     /// Takes the copy at `rip` in from the file, if it is there and is of what the guest has there now.
     pub(super) fn take_copy(&mut self, vcpu: &mut Vcpu, image: &Image, rip: u64) {
         if self.try_copy(vcpu, image, rip).is_some() {
@@ -118,35 +104,36 @@ impl Engine {
         }
         let pages = unchanged(vcpu, stored.spans, stored.guest)?;
         let first = self.direct.first();
+        let maker = self.direct.maker.as_ref()?;
         let mut code = stored.code.to_vec();
         for fix in stored.fixes {
-            let base = self.direct.maker.as_ref()?.base(Fix::of(fix.from)?, first);
-            add(&mut code, fix.at.get(), base);
+            add(
+                &mut code,
+                fix.at.get(),
+                maker.base(Fix::of(fix.from)?, first),
+            );
         }
         let steps = stored.steps.iter().map(|s| decode_at(vcpu, s.rip.get()));
         let insns: Vec<_> = steps.collect::<Option<_>>()?;
         // What is full is emptied by whoever wants to add something and has to.
         let at = self.shared.code.append_at(&code, ALIGN).ok()?;
-        let steps = insns.into_iter().zip(stored.steps).map(|(insn, s)| Step {
-            insn,
-            tally: 0,
-            resume: at + s.resume.get() as usize,
-            from: s.from.get(),
-        });
-        self.direct.steps.extend(steps);
         let exits = stored.exits.iter().map(|e| Exit {
             jump: e.jump.get(),
             stub: e.stub.get(),
             to: e.to.get(),
             line: 0,
         });
+        let steps = stored.steps.iter().enumerate();
         let sites = stored.sites.iter();
         let direct = Direct {
             exits: exits.collect(),
+            steps: steps
+                .map(|(n, s)| (n, s.resume.get(), s.from.get()))
+                .collect(),
             sites: sites.map(|s| (s.begins.get(), s.out.get())).collect(),
             ..Direct::default()
         };
-        self.admit_copy(rip, at, direct, pages, None);
+        self.admit_copy(rip, at, direct, pages, None, |n| (insns[n], 0));
         Some(())
     }
 

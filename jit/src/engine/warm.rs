@@ -199,8 +199,8 @@ impl Engine {
         self.shared.next_step.store(steps, Ordering::Relaxed);
     }
 
-    /// The translation of `rip`, if the engine knows one without the interpreter: it has just been there, or the block has not been
-    /// decoded. May find that code was dropped, which is to be seen to before anything else.
+    /// The word of what there is for the block at `rip`, if the engine knows it without the interpreter: it has just been there, or the block has
+    /// not been decoded. May find that code was dropped, which is to be seen to before anything else.
     pub(super) fn known(&mut self, vcpu: &mut Vcpu, rip: u64) -> Option<u64> {
         let [tag, address] = self.jump_cache[rip as usize & (JUMP_CACHE_ENTRIES - 1)];
         if tag == rip {
@@ -210,13 +210,14 @@ impl Engine {
         if vcpu.interp.has(rip) {
             return None;
         }
-        if !self.regions.contains_key(&rip) {
+        if self.word(rip).is_none() {
             let image = Arc::clone(image);
-            if !self.take_in(vcpu, &image, rip) || !vcpu.dropped_code.is_empty() {
-                return None;
+            if !self.take_in(vcpu, &image, rip) && vcpu.dropped_code.is_empty() {
+                self.take_copy(vcpu, &image, rip);
             }
         }
-        Some(self.regions.get(&rip)?.code.address as u64)
+        let word = self.word(rip)?;
+        vcpu.dropped_code.is_empty().then_some(word)
     }
 
     /// A block has run so often: its region may be in the file, or it was warm in a former run.
@@ -233,13 +234,8 @@ impl Engine {
         } else if hits.is_power_of_two() && !self.regions.contains_key(&rip) {
             self.take_in(vcpu, &image, rip);
         }
-        if hits.is_power_of_two()
-            && !self.direct.blocks.contains_key(&rip)
-            && !self.regions.contains_key(&rip)
-        {
+        if hits.is_power_of_two() && self.word(rip).is_none() {
             self.take_copy(vcpu, &image, rip);
-            self.words
-                .extend(self.direct.word(rip).map(|word| (rip, word)));
         }
     }
 

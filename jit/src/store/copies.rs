@@ -6,17 +6,17 @@
 //! Invariant: what [`Stored::read`] gives has no offset that is not in its code, and its guest bytes are those of its spans. What else is
 //! wrong with it can't be seen, as with a region's code.
 
-use super::file::{MOST_BLOCK, Span};
+use super::file::{Span, begin_and_fill};
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// Declares what is read and written as it is.
 macro_rules! packed {
-    ($($(#[$doc:meta])* $vis:vis struct $name:ident { $($(#[$field_doc:meta])* $field:ident: $of:ty,)* })*) => {$(
+    ($($(#[$doc:meta])* $vis:vis struct $name:ident { $($field:ident: $of:ty,)* })*) => {$(
         $(#[$doc])*
         #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, Clone, Copy, Debug, PartialEq, Eq)]
         #[repr(C)]
-        $vis struct $name { $($(#[$field_doc])* pub(crate) $field: $of,)* }
+        $vis struct $name { $(pub(crate) $field: $of,)* }
     )*};
 }
 
@@ -115,11 +115,7 @@ impl<'a> Stored<'a> {
         let fixes = <[Fix]>::ref_from_bytes_with_elems(rest, n(head.fixes)).ok()?;
         let inside = |at: U32| n(at) < code.len();
         let word = |at: U32| n(at) + 4 <= code.len();
-        let good = spans.first().is_some_and(|s| s.rip.get() == rip)
-            && spans
-                .iter()
-                .all(|s| (1..=MOST_BLOCK).contains(&s.bytes.get()))
-            && spans.iter().map(|s| n(s.bytes)).sum::<usize>() == guest.len()
+        let good = begin_and_fill(spans, rip, guest)
             && !code.is_empty()
             && exits.iter().all(|e| word(e.jump) && inside(e.stub))
             && steps.iter().all(|s| inside(s.resume) && s.from.get() != 0)

@@ -24,7 +24,7 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligne
 
 const MAGIC: [u8; 8] = *b"sevlabcc";
 /// Most guest bytes of a block: 64 instructions of 15 bytes.
-pub(super) const MOST_BLOCK: u32 = 64 * 15;
+const MOST_BLOCK: usize = 64 * 15;
 
 /// Why a file, or a region in it, is not used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -85,6 +85,14 @@ pub(crate) struct Span {
     pub rip: U64,
     /// Bytes.
     pub bytes: U32,
+}
+
+/// Whether spans of blocks begin at `rip` and have as many bytes as there are.
+pub(super) fn begin_and_fill(spans: &[Span], rip: u64, guest: &[u8]) -> bool {
+    let mut bytes = spans.iter().map(|s| s.bytes.get() as usize);
+    spans.first().is_some_and(|s| s.rip.get() == rip)
+        && bytes.clone().sum::<usize>() == guest.len()
+        && bytes.all(|n| (1..=MOST_BLOCK).contains(&n))
 }
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, Clone, Copy)]
@@ -440,11 +448,7 @@ impl Image {
             && sites.check(head.code.get(), has)
             && fits(head.slot_base, head.targets, self.slots)
             && fits(head.step_base, head.steps, self.steps)
-            && spans.first().is_some_and(|s| s.rip.get() == rip)
-            && spans
-                .iter()
-                .all(|s| (1..=MOST_BLOCK).contains(&s.bytes.get()))
-            && spans.iter().map(|s| n(s.bytes)).sum::<usize>() == guest.len();
+            && begin_and_fill(spans, rip, guest);
         good.then_some(Record {
             slot_base: head.slot_base.get(),
             step_base: head.step_base.get(),
