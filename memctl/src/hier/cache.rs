@@ -49,6 +49,12 @@ pub(super) const fn with_dirty(word: u32, dirty: bool) -> u32 {
     word | if dirty { DIRTY } else { 0 }
 }
 
+/// The slot of the one bit's way, of a cache of 8 ways at most.
+#[inline]
+pub(super) fn slot_of(set: usize, hit: u32) -> usize {
+    set * CHUNK + hit.trailing_zeros() as usize % CHUNK
+}
+
 /// What a set's ways are ordered by.
 enum Order {
     /// Stamps that the owner of the array keeps.
@@ -168,7 +174,7 @@ impl Cache {
         let (set, want) = self.at(line);
         if self.is_of_8() {
             let hit = self.sets[set].find(want);
-            return (hit != 0).then(|| set * CHUNK + hit.trailing_zeros() as usize);
+            return (hit != 0).then(|| slot_of(set, hit));
         }
         self.scan(set * self.stride, want, !DIRTY)
     }
@@ -220,10 +226,10 @@ impl Cache {
         &mut self.sets[set].words[way % CHUNK]
     }
 
-    /// Takes out what is in a way of a set; for a cache of 8 ways at most.
+    /// Takes out what is in a slot of a set.
     #[inline]
-    pub(super) fn take_way(&mut self, set: usize, way: usize) -> Option<Victim> {
-        let word = std::mem::take(self.way_mut(set, way));
+    pub(super) fn take(&mut self, slot: usize, set: usize) -> Option<Victim> {
+        let word = std::mem::take(self.slot_mut(slot));
         is_valid(word).then(|| Victim {
             line: self.line_of(word, set),
             dirty: is_dirty(word),
@@ -278,25 +284,12 @@ impl Cache {
         line: u64,
         oldest: impl FnMut(usize, usize) -> usize,
     ) -> (usize, Option<Victim>) {
-        let base = self.base(line);
+        let (set, base) = (self.set(line), self.base(line));
         if let Some(free) = self.scan(base, 0, VALID) {
             return (free, None);
         }
-        let way = self.victim(self.set(line), base, oldest);
-        let slot = base + way;
-        let victim = self.in_slot(slot, line);
-        *self.slot_mut(slot) = 0;
-        (slot, Some(victim))
-    }
-
-    /// What is in a slot of `line`'s set.
-    #[inline]
-    fn in_slot(&self, slot: usize, line: u64) -> Victim {
-        let word = *self.slot(slot);
-        Victim {
-            line: self.line_of(word, self.set(line)),
-            dirty: is_dirty(word),
-        }
+        let slot = base + self.victim(set, base, oldest);
+        (slot, self.take(slot, set))
     }
 
     /// Which slots are there only to fill a chunk.
@@ -345,27 +338,12 @@ impl Cache {
         }
     }
 
-    /// Puts a line that is not there where [`Cache::make_room`] makes room for it; who had to leave. For an order that is not the
-    /// owner's.
-    #[inline]
-    pub(super) fn replace(&mut self, line: u64, dirty: bool) -> Option<Victim> {
-        let (slot, victim) = self.make_room(line, |_, _| 0);
-        self.insert(slot, line, dirty);
-        victim
-    }
-
     /// Puts the line into a free slot.
     #[inline]
     pub(super) fn insert(&mut self, slot: usize, line: u64, dirty: bool) {
-        self.put(slot, line, dirty);
-        self.touch(slot, line, true);
-    }
-
-    /// The same where the order is the owner's.
-    #[inline]
-    pub(super) fn put(&mut self, slot: usize, line: u64, dirty: bool) {
         debug_assert!(self.slot(slot) & VALID == 0, "a slot that is free");
         *self.slot_mut(slot) = with_dirty(self.word(line), dirty);
+        self.touch(slot, line, true);
     }
 
     /// Notes a hit.

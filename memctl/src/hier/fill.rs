@@ -9,10 +9,11 @@ use crate::ctl::Domain;
 impl Hier {
     /// The line is known not to be in the LLC.
     pub(super) fn fill_llc(&mut self, env: &Env<'_>, cause: &mut Cause, line: u64, dirty: bool) {
-        // The victim's handling does not look at the LLC.
-        if let Some(v) = self.llc.replace(line, dirty) {
+        let (slot, victim) = self.llc.make_room(line, |_, _| 0);
+        if let Some(v) = victim {
             self.llc_victim(env, cause, v);
         }
+        self.llc.insert(slot, line, dirty);
     }
 
     fn llc_victim(&mut self, env: &Env<'_>, cause: &mut Cause, v: Victim) {

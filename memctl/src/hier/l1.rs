@@ -206,13 +206,8 @@ impl<F: Filter> L1<F> {
     /// Puts the line into a free slot.
     #[inline]
     pub(super) fn insert(&mut self, slot: usize, line: u64, dirty: bool, stamp: u64) {
-        if self.cache.has_stamps() {
-            self.cache.put(slot, line, dirty);
-            self.stamp(slot, stamp);
-        } else {
-            self.cache.insert(slot, line, dirty);
-            self.used(slot, line, stamp);
-        }
+        self.cache.insert(slot, line, dirty);
+        self.used(slot, line, stamp);
     }
 
     #[inline]
@@ -257,11 +252,8 @@ impl<F: Filter> L1<F> {
     pub(super) fn make_room(&mut self, line: u64) -> (usize, Option<Victim>) {
         let (slot, mut victim) = if self.cache.is_of_8() && self.cache.has_stamps() {
             let set = self.cache.at(line).0;
-            let way = match self.cache.ways(set).free() {
-                0 => self.oldest_way(set),
-                free => free.trailing_zeros() as usize,
-            };
-            (set * WAYS + way, self.cache.take_way(set, way))
+            let slot = set * WAYS + self.way_for_another(set);
+            (slot, self.cache.take(slot, set))
         } else {
             let stamps = Self::current(self.filter.as_deref(), &self.stamps);
             let oldest = |base, stride| Self::oldest(&stamps[base..base + stride]);
@@ -275,11 +267,13 @@ impl<F: Filter> L1<F> {
         (slot, victim)
     }
 
-    /// The way of a set of 8 that [`L1::make_room`] would choose, if it has none that is free.
+    /// The way of a set of 8 for another line: the lowest without one, or the one used longest ago.
     #[inline(always)] // in the short way, and small
-    pub(super) fn oldest_way(&self, set: usize) -> usize {
-        let sets = self.stamps().as_chunks::<WAYS>().0;
-        Self::oldest_of_8(&sets[set]) as usize % WAYS
+    pub(super) fn way_for_another(&self, set: usize) -> usize {
+        match self.cache.ways(set).free() {
+            0 => Self::oldest_of_8(&self.stamps().as_chunks::<WAYS>().0[set]) as usize % WAYS,
+            free => free.trailing_zeros() as usize,
+        }
     }
 
     /// Takes the line out, if it is there; the result says whether it was, and dirty.

@@ -23,12 +23,6 @@ pub enum Near {
     Due(NonNull<u8>),
 }
 
-/// The slot of the one bit's way.
-#[inline]
-fn slot(set: usize, hit: u32) -> usize {
-    set * CHUNK + hit.trailing_zeros() as usize % CHUNK
-}
-
 /// What is to be done with a line.
 #[derive(Clone, Copy)]
 struct Wanted {
@@ -54,7 +48,7 @@ fn exchange<F: Filter>(l1: &mut L1<F>, below: &mut Cache, w: Wanted) -> Option<F
     let ways = l1.cache.ways(set);
     let hit = ways.find(word);
     if hit != 0 {
-        let slot = slot(set, hit);
+        let slot = cache::slot_of(set, hit);
         if w.write {
             l1.cache.set_dirty(slot, true);
         }
@@ -66,10 +60,7 @@ fn exchange<F: Filter>(l1: &mut L1<F>, below: &mut Cache, w: Wanted) -> Option<F
     if hit == 0 {
         return None;
     }
-    let way = match ways.free() {
-        0 => l1.oldest_way(set),
-        free => free.trailing_zeros() as usize,
-    };
+    let way = l1.way_for_another(set);
     let (victim, to) = (ways.word(way), set * CHUNK + way);
     let wrote = l1.wrote(to);
     let dirty = wrote || cache::is_dirty(victim);
