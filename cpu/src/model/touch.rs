@@ -402,8 +402,24 @@ impl Vcpu {
             let caches = &mut m.caches;
             caches.filter_again(va, &steps, |spa, nested| reads.push(spa, nested, false));
         }
+        let domain = self.domain(fetch || e.private);
+        self.foresee(&reads, rmp, Spa(e.spa | va & e.mask()), domain);
         self.references(&reads, rmp, at)?;
         Ok(e)
+    }
+
+    /// A walk's memory references, the RMP's, and the access that it is for: what they need of the host is asked for all at once.
+    fn foresee(&self, reads: &Reads, rmp: Option<Spa>, spa: Spa, domain: Domain) {
+        let Some(m) = &self.model else { return };
+        let guest = self.domain(true);
+        let walk = reads.list().iter().map(|r| {
+            let nested = r & Reads::NESTED != 0;
+            let domain = if nested { Domain::Shared } else { guest };
+            (Spa(r & !Reads::BITS), domain)
+        });
+        let rmp = rmp.map(|spa| (spa, Domain::Shared));
+        let all = walk.chain(rmp).chain([(spa, domain)]);
+        self.mem.foresee(m.core, all);
     }
 
     /// A walk's memory references, and the RMP's.

@@ -34,6 +34,8 @@ const RAX: u8 = 0;
 /// log2 of a line, and of a page.
 const SHIFT: u8 = 6;
 const PAGE_SHIFT: u8 = 12;
+/// log2 of the words from the filter's pair for a page to the next.
+const PAIR_WORDS: u8 = LineFilter::PAIR_SHIFT as u8 - 3;
 /// Jump if above, if not below, if zero, if not zero.
 const JA: [u8; 2] = [0x0f, 0x87];
 const JAE: [u8; 2] = [0x0f, 0x83];

@@ -570,7 +570,8 @@ impl Lower<'_, '_> {
     fn line_probe(&mut self, va: Value, bytes: u32, why: For) -> (Value, Value, Value) {
         self.sync();
         let entry = self.element_of(va, SHIFT, LineFilter::ENTRIES, 3);
-        let page = self.element_of(va, PAGE_SHIFT, LineFilter::PAGES, 3);
+        let pair = LineFilter::PAIR_SHIFT.into();
+        let page = self.element_of(va, PAGE_SHIFT, LineFilter::PAGES, pair);
         let entry = self.fb.ins().load(types::I64, state_flags(), entry, 0);
         let last = if let Some(va) = self.constant(va) {
             let last = va.wrapping_add(u64::from(bytes - 1));

@@ -26,7 +26,7 @@ std::arch::global_asm!(
     "mov r9, rdi", "shr r9, 6", "shr r10, 6",
     "movzx eax, r9w", "movzx r11d, r10w", "mov r13, [r15 + {lines}]",
     "mov rax, [r13 + rax * 8]", "mov r11, [r13 + r11 * 8]",
-    "mov r12, rdi", "shr r12, 12", "movzx r12d, r12w", "lea r12, [r13 + r12 * 8]",
+    "mov r12, rdi", "shr r12, 12 - ({pair} - 3)", "and r12d, {pages}", "lea r12, [r13 + r12 * 8]",
     "add r9, [r12 + {asleep}]", "add r10, [r12 + {asleep}]",
     ".if \\write",
     "mov r13, rax", "shr r13, {tag} - 1", "add r9, r9", "cmp r13, r9", "jne 9f",
@@ -152,7 +152,7 @@ std::arch::global_asm!(
     "mov rsi, r10", "shr rsi, 47", "jnz 9f",
     "movzx eax, byte ptr [rax + {write}]",
     "mov rcx, [r15 + {lines}]",
-    "mov rsi, r10", "shr rsi, 12", "movzx esi, si", "lea rsi, [rcx + rsi * 8]",
+    "mov rsi, r10", "shr rsi, 12 - ({pair} - 3)", "and esi, {pages}", "lea rsi, [rcx + rsi * 8]",
     "mov r14, r10", "shr r14, 6", "shr rdx, 6",
     "movzx edi, r14w", "mov rdi, [rcx + rdi * 8]",
     "movzx r8d, dx", "mov r8, [rcx + r8 * 8]",
@@ -185,6 +185,8 @@ std::arch::global_asm!(
     ret = const layout::RET,
     scratch = const layout::SCRATCH,
     stamp = const LineFilter::STAMP,
+    pair = const LineFilter::PAIR_SHIFT,
+    pages = const (LineFilter::PAGES - 1) << (LineFilter::PAIR_SHIFT - 3),
     addend = const LineFilter::ADDEND,
     asleep = const LineFilter::ASLEEP,
     wrote = const LineFilter::WROTE,
@@ -206,8 +208,8 @@ std::arch::global_asm!(
     step = sym step,
 );
 
-/// Both indexes are words of 16 bits.
-const _: () = assert!(LineFilter::ENTRIES == 1 << 16 && LineFilter::PAGES == 1 << 16);
+/// An entry's index is a word of 16 bits.
+const _: () = assert!(LineFilter::ENTRIES == 1 << 16);
 
 unsafe extern "C" {
     pub(super) fn sevlab_stub_line_load();

@@ -45,6 +45,7 @@ impl Hier {
     pub(super) fn access(&mut self, env: &Env<'_>, core: usize, a: &Line) -> Result<Served, Error> {
         let line = a.spa.0 >> LINE_SHIFT;
         let mut cause = Cause::new(core, a.now);
+        self.foresee(env, core, line, a.domain);
         let mut page = self.pages.of(line);
         if page.cached == 0 {
             let pfn = line >> PAGE_LINES_SHIFT;
@@ -58,12 +59,7 @@ impl Hier {
             self.flush_page(env, line >> PAGE_LINES_SHIFT, Some(&mut cause));
             page.cached = 0;
         }
-        if !page.has(line) {
-            cause.absent = true;
-            // The host's own misses overlap with each other, and with the choice of victims.
-            self.llc.prefetch(line);
-            env.prefetch(line, a.domain);
-        }
+        cause.absent = !page.has(line);
         let level = match a.kind {
             LineKind::Load | LineKind::Store => {
                 self.data(env, &mut cause, line, a, a.kind == LineKind::Store)
@@ -85,6 +81,20 @@ impl Hier {
             level,
             stalls: cause.stalls,
         })
+    }
+
+    /// Asks the host for what an access to a line that L2 does not have will look at: its own misses overlap then, with each other and with
+    /// what comes before.
+    pub(super) fn foresee(&self, env: &Env<'_>, core: usize, line: u64, d: Domain) {
+        self.llc.prefetch(line);
+        self.llc.prefetch_order(line);
+        let l2 = self.cores[core].l2.as_ref();
+        if let Some(victim) = l2.and_then(|l2| l2.next_victim(line)) {
+            self.llc.prefetch(victim);
+        }
+        if !self.pages.of(line).has(line) {
+            env.prefetch(line, d);
+        }
     }
 
     #[inline]

@@ -91,10 +91,7 @@ impl MemCtl {
     /// # Errors
     /// [`Error::NoCore`], [`Error::OutOfRange`], [`Error::NoKey`].
     pub fn line(&self, core: usize, line: &Line) -> Result<Served, Error> {
-        let end = match line.domain {
-            Domain::Shared => self.span(),
-            Domain::Private(_) => self.size(),
-        };
+        let end = self.end(line.domain);
         if line.spa.0 >= end {
             return Err(Error::OutOfRange {
                 spa: line.spa,
@@ -107,6 +104,15 @@ impl MemCtl {
         let hier = hier.as_mut().ok_or(Error::NoCore { core })?;
         let at = hier.place(core)?;
         hier.access(&self.env(keys), at, line)
+    }
+
+    /// Where the addresses end that are seen under `d`.
+    #[inline]
+    fn end(&self, d: Domain) -> u64 {
+        match d {
+            Domain::Shared => self.span(),
+            Domain::Private(_) => self.size(),
+        }
     }
 
     /// As [`MemCtl::line`], whatever [`Line::now`] says, for a load, a store or a fetch that the core's own caches serve at no more
@@ -122,6 +128,19 @@ impl MemCtl {
         let hier = hier.as_mut()?;
         let at = hier.place(core).ok()?;
         hier.near(&self.env(keys), at, line)
+    }
+
+    /// Accesses to these lines by the core are near. Changes nothing, but lets the host fetch what they will need.
+    #[inline]
+    pub fn foresee(&self, core: usize, lines: impl Iterator<Item = (Spa, Domain)>) {
+        let mut meta = self.lock();
+        let Meta { keys, hier, .. } = &mut *meta;
+        let Some(hier) = hier.as_ref() else { return };
+        let Ok(at) = hier.place(core) else { return };
+        let env = self.env(keys);
+        for (spa, domain) in lines.filter(|(spa, d)| spa.0 < self.end(*d)) {
+            hier.foresee(&env, at, spa.0 >> super::data::LINE_SHIFT, domain);
+        }
     }
 
     /// What the access that [`MemCtl::near`] served last has left to do, with its [`Line::now`].

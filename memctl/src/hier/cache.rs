@@ -6,6 +6,7 @@
 //! 2. A way that is there only to fill a chunk holds [`PAD`], which no line matches and nothing frees.
 //! 3. Order changes by touches alone: a way that loses its line keeps its place.
 
+use super::table::Array;
 use crate::model::{self, Policy};
 
 const VALID: u32 = 1;
@@ -15,15 +16,15 @@ const PAD: u32 = u32::MAX;
 /// Ways of a [`Ways`].
 pub(super) const CHUNK: usize = 8;
 
-/// Eight ways of a set, in one of the host's lines.
+/// What is in each of eight ways of a set: a tag, whether it is valid, and dirty. Those of sixteen are in one of the host's lines.
 #[derive(Clone, Copy)]
-#[repr(C, align(64))]
-pub(super) struct Ways {
-    /// What is in each: a tag, whether it is valid, and dirty.
-    words: [u32; CHUNK],
-    /// Under [`Order::Ranks`], a place in the order of the set each, 0 the newest; padding has 255.
-    ranks: [u8; CHUNK],
-}
+#[repr(C, align(32))]
+pub(super) struct Ways([u32; CHUNK]);
+
+/// Under [`Order::Ranks`], a place in the order of the set for each of eight ways, 0 the newest; padding has 255.
+#[derive(Clone, Copy)]
+#[repr(C, align(8))]
+struct Ranks([u8; CHUNK]);
 
 /// Tags are below this.
 pub(super) const TAGS: u64 = (1 << (32 - TAG_SHIFT)) - 1;
@@ -59,7 +60,7 @@ pub(super) fn slot_of(set: usize, hit: u32) -> usize {
 enum Order {
     /// Stamps that the owner of the array keeps.
     Stamps,
-    /// A permutation a set, in its [`Ways`]. `on_hit`: LRU, else FIFO.
+    /// A permutation a set, in its [`Ranks`]. `on_hit`: LRU, else FIFO.
     Ranks { on_hit: bool },
     /// A bit a way, a word a set.
     Nru(Box<[u64]>),
@@ -81,7 +82,8 @@ pub(super) struct Victim {
 
 /// The array.
 pub(super) struct Cache {
-    sets: Box<[Ways]>,
+    sets: Array<Ways>,
+    ranks: Array<Ranks>,
     ways: usize,
     /// Ways and padding of a set: a multiple of [`CHUNK`].
     stride: usize,
@@ -95,14 +97,11 @@ impl Cache {
     pub(super) fn new(cfg: &model::Cache, stamps: bool, instance: u64) -> Self {
         let (ways, sets) = (cfg.ways as usize, cfg.sets() as usize);
         let stride = ways.next_multiple_of(CHUNK);
-        let chunk = |first: usize| {
-            let ways = |w: usize| (first + w < ways).then_some(first + w);
-            Ways {
-                words: std::array::from_fn(|w| ways(w).map_or(PAD, |_| 0)),
-                ranks: std::array::from_fn(|w| ways(w).map_or(u8::MAX, |w| w as u8)),
-            }
+        let chunks = stride / CHUNK * sets;
+        let way = |chunk: usize, w: usize| {
+            let way = chunk * CHUNK % stride + w;
+            (way < ways).then_some(way)
         };
-        let set: Vec<Ways> = (0..stride).step_by(CHUNK).map(chunk).collect();
         let order = match cfg.policy {
             Policy::Lru if stamps => Order::Stamps,
             Policy::Lru | Policy::Fifo => Order::Ranks {
@@ -116,7 +115,14 @@ impl Cache {
             Policy::Random => Order::Random(0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(1 + instance)),
         };
         Self {
-            sets: set.repeat(sets).into(),
+            sets: Array::new(chunks, false, |c| {
+                Ways(std::array::from_fn(|w| way(c, w).map_or(PAD, |_| 0)))
+            }),
+            ranks: Array::new(chunks, false, |c| {
+                Ranks(std::array::from_fn(|w| {
+                    way(c, w).map_or(u8::MAX, |w| w as u8)
+                }))
+            }),
             ways,
             stride,
             set_mask: sets as u64 - 1,
@@ -147,12 +153,12 @@ impl Cache {
 
     #[inline]
     fn slot(&self, slot: usize) -> &u32 {
-        &self.sets[slot / CHUNK].words[slot % CHUNK]
+        &self.sets[slot / CHUNK].0[slot % CHUNK]
     }
 
     #[inline]
     fn slot_mut(&mut self, slot: usize) -> &mut u32 {
-        &mut self.sets[slot / CHUNK].words[slot % CHUNK]
+        &mut self.sets[slot / CHUNK].0[slot % CHUNK]
     }
 
     /// The ways of the set whose first slot is `base`.
@@ -183,7 +189,7 @@ impl Cache {
     #[inline]
     fn scan(&self, base: usize, want: u32, mask: u32) -> Option<usize> {
         for (n, chunk) in self.chunks(base).iter().enumerate() {
-            let hit = super::host::matches(&chunk.words, want, mask);
+            let hit = super::host::matches(&chunk.0, want, mask);
             if hit != 0 {
                 return Some(base + n * CHUNK + hit.trailing_zeros() as usize);
             }
@@ -223,7 +229,7 @@ impl Cache {
     /// most.
     #[inline]
     pub(super) fn way_mut(&mut self, set: usize, way: usize) -> &mut u32 {
-        &mut self.sets[set].words[way % CHUNK]
+        &mut self.sets[set].0[way % CHUNK]
     }
 
     /// Takes out what is in a slot of a set.
@@ -240,7 +246,7 @@ impl Cache {
     #[inline(always)] // in the short way, and small
     pub(super) fn hit_way(&mut self, set: usize, way: usize, line: u64) {
         match self.order {
-            Order::Ranks { on_hit: true } => self.sets[set].renew(way),
+            Order::Ranks { on_hit: true } => self.ranks[set].renew(way),
             Order::Ranks { .. } => {}
             _ => self.hit(set * CHUNK + way, line),
         }
@@ -309,7 +315,7 @@ impl Cache {
             Order::Stamps => oldest(base, self.stride),
             Order::Ranks { .. } => {
                 let last = (ways - 1) as u8;
-                let chunks = &self.sets[base / CHUNK..][..self.stride / CHUNK];
+                let chunks = &self.ranks[base / CHUNK..][..self.stride / CHUNK];
                 // Padding is 255: with 256 ways it would be a rank, and there are fewer.
                 let found = chunks.iter().enumerate();
                 let mut found = found.filter_map(|(n, c)| Some(n * CHUNK + c.with_rank(last)?));
@@ -363,15 +369,15 @@ impl Cache {
                     return;
                 }
                 if self.stride == CHUNK {
-                    self.sets[set].renew(way);
+                    self.ranks[set].renew(way);
                 } else {
                     let first = slot / CHUNK - way / CHUNK;
-                    let set = &mut self.sets[first..][..self.stride / CHUNK];
-                    let mine = set[way / CHUNK].ranks[way % CHUNK];
+                    let set = &mut self.ranks[first..][..self.stride / CHUNK];
+                    let mine = set[way / CHUNK].0[way % CHUNK];
                     for chunk in &mut *set {
                         chunk.age(mine);
                     }
-                    set[way / CHUNK].ranks[way % CHUNK] = 0;
+                    set[way / CHUNK].0[way % CHUNK] = 0;
                 }
             }
             Order::Nru(bits) => {
@@ -400,7 +406,7 @@ impl Cache {
         let (set, way) = (self.set(line), slot - self.base(line));
         match &self.order {
             Order::Stamps | Order::Random(_) => true,
-            Order::Ranks { on_hit } => !on_hit || self.sets[slot / CHUNK].ranks[slot % CHUNK] == 0,
+            Order::Ranks { on_hit } => !on_hit || self.ranks[slot / CHUNK].0[slot % CHUNK] == 0,
             Order::Nru(bits) => bits[set] >> way & 1 != 0,
             Order::Plru { nodes, paths } => {
                 let (mask, value) = paths[way];
@@ -412,14 +418,34 @@ impl Cache {
     /// Asks the host for what a look-up of the line reads.
     #[inline]
     pub(super) fn prefetch(&self, line: u64) {
-        for chunk in self.chunks(self.base(line)) {
-            super::host::prefetch(&raw const *chunk);
+        for ways in self.chunks(self.base(line)).iter().step_by(2) {
+            super::host::prefetch(&raw const *ways);
         }
+    }
+
+    /// And for what a hit or a fill changes.
+    #[inline]
+    pub(super) fn prefetch_order(&self, line: u64) {
+        if let Order::Ranks { .. } = self.order {
+            super::host::prefetch_write(&raw const self.ranks[self.base(line) / CHUNK]);
+        }
+    }
+
+    /// The line that a fill of this one would take the place of, where that is easy to say.
+    #[inline]
+    pub(super) fn next_victim(&self, line: u64) -> Option<u64> {
+        let set = self.set(line);
+        if !self.is_of_8() || !matches!(self.order, Order::Ranks { .. }) {
+            return None;
+        }
+        let way = self.ranks[set].with_rank(self.ways as u8 - 1)?;
+        let word = self.sets[set].word(way);
+        is_valid(word).then(|| self.line_of(word, set))
     }
 
     /// The slots that have lines, with these and their dirtiness.
     pub(super) fn lines(&self) -> impl Iterator<Item = (usize, u64, bool)> + '_ {
-        let words = self.sets.iter().flat_map(|c| c.words);
+        let words = self.sets.iter().flat_map(|c| c.0);
         words.enumerate().filter_map(|(slot, t)| {
             let set = (slot / self.stride) as u64;
             let line = u64::from(t >> TAG_SHIFT) << self.set_bits | set;
@@ -432,25 +458,27 @@ impl Ways {
     /// Which of them have the line of this word, as bits: one or none.
     #[inline]
     pub(super) fn find(&self, word: u32) -> u32 {
-        super::host::matches(&self.words, word, !DIRTY)
+        super::host::matches(&self.0, word, !DIRTY)
     }
 
     /// Which of them are free.
     #[inline]
     pub(super) fn free(&self) -> u32 {
-        super::host::matches(&self.words, 0, VALID)
+        super::host::matches(&self.0, 0, VALID)
     }
 
     #[inline]
     pub(super) fn word(&self, way: usize) -> u32 {
-        self.words[way % CHUNK]
+        self.0[way % CHUNK]
     }
+}
 
-    /// The lowest with this rank.
+impl Ranks {
+    /// The lowest way with this rank.
     #[inline]
     fn with_rank(&self, rank: u8) -> Option<usize> {
         const ONES: u64 = u64::MAX / 255;
-        let differ = u64::from_le_bytes(self.ranks) ^ (ONES * u64::from(rank));
+        let differ = u64::from_le_bytes(self.0) ^ (ONES * u64::from(rank));
         // The lowest bit is that of the lowest byte that is 0.
         let none = differ.wrapping_sub(ONES) & !differ & (ONES << 7);
         (none != 0).then(|| none.trailing_zeros() as usize / 8)
@@ -459,14 +487,14 @@ impl Ways {
     /// Those that are newer than rank `mine` become one older.
     #[inline]
     fn age(&mut self, mine: u8) {
-        super::host::age(&mut self.ranks, mine);
+        super::host::age(&mut self.0, mine);
     }
 
     /// This way becomes the newest; for a set that is one of these.
     #[inline]
     fn renew(&mut self, way: usize) {
-        self.age(self.ranks[way % CHUNK]);
-        self.ranks[way % CHUNK] = 0;
+        self.age(self.0[way % CHUNK]);
+        self.0[way % CHUNK] = 0;
     }
 }
 

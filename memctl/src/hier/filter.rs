@@ -69,12 +69,9 @@ struct Entries<const N: usize, const WORDS: usize> {
 
 impl<const N: usize, const WORDS: usize> Entries<N, WORDS> {
     fn new() -> Self {
-        let words: Table<_, WORDS> = Table::new(|| AtomicU64::new(0));
-        for (i, word) in words[..N].iter().enumerate() {
-            word.store(never(i), Relaxed);
-        }
+        let word = |i| if i < N { never(i) } else { 0 };
         Self {
-            words,
+            words: Table::new(|i| AtomicU64::new(word(i))),
             used: (0..N / 64).map(|_| AtomicU64::new(0)).collect(),
         }
     }
@@ -172,7 +169,7 @@ pub(super) fn has_tag(va: Va) -> bool {
 
 /// A core's filter of data accesses: [`LineFilter::ENTRIES`] words, then the stamps by slot; and for each page a pair of words
 /// addend and asleep: what makes host addresses of its virtual ones, so that an access waits for nothing of its line's entry, and 0 if its
-/// tags count.
+/// tags count. Behind these two is whose they are, so that all is in one of the host's lines.
 ///
 /// The entry of an access of `n` bytes at `va` is `(va >> 6) % ENTRIES`, the pair that of `(va >> 12) % PAGES`. A load hits if
 /// `entry >> TAG_SHIFT` equals `((va + n - 1) >> 6) + asleep`, a store if `entry >> (TAG_SHIFT - 1)` equals twice that. A hit stores the
@@ -181,8 +178,6 @@ pub(super) fn has_tag(va: Va) -> bool {
 pub struct LineFilter {
     /// The arrays.
     entries: Entries<{ Self::ENTRIES }, { Self::WORDS }>,
-    /// Which page each pair is of. Only the core's own thread changes it, as the next.
-    pages: Box<[AtomicU64]>,
 }
 
 impl LineFilter {
@@ -193,12 +188,16 @@ impl LineFilter {
     pub const PAGES: usize = 1 << 16;
     /// Byte offset of the stamps, 8 bytes each, from [`LineFilter::base_ptr`], where the entries are.
     pub const STAMP: usize = 8 * Self::ENTRIES;
+    /// log2 of the bytes from pair to pair.
+    pub const PAIR_SHIFT: u32 = 5;
     /// Of the pairs' first words: host address minus guest virtual address, wrapping.
     pub const ADDEND: usize = Self::STAMP + 8 * SLOTS;
     /// Of the pairs' second words.
-    pub const ASLEEP: usize = Self::ADDEND + 8 * Self::PAGES;
+    pub const ASLEEP: usize = Self::ADDEND + 8;
+    /// Of the pages that the pairs are of. Only the core's own thread changes these words and the addends.
+    const OWNER: usize = Self::ADDEND + 16;
     /// Of a byte a slot, 1 where a store has passed.
-    pub const WROTE: usize = Self::ASLEEP + 8 * Self::PAGES;
+    pub const WROTE: usize = Self::ADDEND + (Self::PAGES << Self::PAIR_SHIFT);
 
     const WORDS: usize = Self::WROTE / 8 + SLOTS / 8;
     /// Of all arrays.
@@ -208,10 +207,13 @@ impl LineFilter {
     #[must_use]
     #[allow(clippy::new_ret_no_self)] // it is always shared with the controller
     pub fn new() -> Arc<Self> {
-        Arc::new(Self {
+        let filter = Self {
             entries: Entries::new(),
-            pages: (0..Self::PAGES).map(|_| AtomicU64::new(NO_PAGE)).collect(),
-        })
+        };
+        for i in 0..Self::PAGES {
+            filter.of_pair(Self::OWNER, i).store(NO_PAGE, Relaxed);
+        }
+        Arc::new(filter)
     }
 
     /// Its memory, for translated code. Valid as long as the filter.
@@ -232,20 +234,32 @@ impl LineFilter {
         va.pfn() as usize & (Self::PAGES - 1)
     }
 
+    /// A word of pair `i`.
+    #[inline]
+    fn of_pair(&self, word: usize, i: usize) -> &AtomicU64 {
+        &self.entries.words[(word + (i << Self::PAIR_SHIFT)) / 8]
+    }
+
     #[inline]
     fn addend(&self, va: Va) -> &AtomicU64 {
-        &self.entries.words[Self::ADDEND / 8 + Self::page_index(va)]
+        self.of_pair(Self::ADDEND, Self::page_index(va))
     }
 
     #[inline]
     fn asleep(&self, va: Va) -> &AtomicU64 {
-        &self.entries.words[Self::ASLEEP / 8 + Self::page_index(va)]
+        self.of_pair(Self::ASLEEP, Self::page_index(va))
+    }
+
+    /// The page that has the pair of the page of `va`.
+    #[inline]
+    fn owner(&self, va: Va) -> &AtomicU64 {
+        self.of_pair(Self::OWNER, Self::page_index(va))
     }
 
     /// Whether the page of `va` is the one that has its pair.
     #[inline]
     fn has_pair(&self, va: Va) -> bool {
-        self.pages[Self::page_index(va)].load(Relaxed) == va.page().0
+        self.owner(va).load(Relaxed) == va.page().0
     }
 
     /// The slot and the host address of an access of `n` bytes (1 to 64) at `va`, if it would hit.
@@ -395,7 +409,7 @@ impl LineFilter {
     #[inline(never)]
     fn take_pair(&self, va: Va, addend: u64) {
         // Tags of this page with another addend can be none but those that somebody will take away.
-        let (owner, page) = (&self.pages[Self::page_index(va)], va.page().0);
+        let (owner, page) = (self.owner(va), va.page().0);
         for gone in [owner.load(Relaxed), page] {
             self.drop_va_page(Va(gone));
         }

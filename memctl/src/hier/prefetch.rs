@@ -65,6 +65,7 @@ impl Hier {
         let mut free = Cause::new(cause.core, cause.now);
         let at = (line & 63) as i64;
         if self.next_line && at < LAST {
+            self.foresee(env, free.core, line + 1, d);
             self.prefetch(env, &mut free, line + 1, d);
         }
         if self.degree > 0
@@ -83,13 +84,16 @@ impl Hier {
         stride: i64,
         d: Domain,
     ) {
-        let at = (line & 63) as i64;
-        for n in 1..=self.degree {
-            let to = at + stride * n;
-            if !(0..=LAST).contains(&to) {
-                break;
-            }
-            self.prefetch(env, free, line & !63 | to as u64, d);
+        let there = |n: i64| {
+            let to = (line & 63) as i64 + stride * n;
+            (0..=LAST).contains(&to).then(|| line & !63 | to as u64)
+        };
+        // What will be next to come in, if this goes on.
+        if let Some(next) = there(self.degree + 1) {
+            self.foresee(env, free.core, next, d);
+        }
+        for to in (1..=self.degree).map_while(there) {
+            self.prefetch(env, free, to, d);
         }
     }
 
@@ -97,10 +101,8 @@ impl Hier {
     fn prefetch(&mut self, env: &Env<'_>, cause: &mut Cause, line: u64, d: Domain) {
         let core = cause.core;
         let absent = !self.pages.of(line).has(line);
-        if absent {
-            self.llc.prefetch(line);
-            env.prefetch(line, d);
-        } else if let Some(l2) = &self.cores[core].l2
+        if !absent
+            && let Some(l2) = &self.cores[core].l2
             && l2.find(line).is_some()
         {
             return;

@@ -2,7 +2,7 @@
 
 use super::behind::{Tail, Way};
 use super::sums::bring_flags;
-use super::{Access, Copier, JAE, PAGE_SHIFT, SHIFT, divides};
+use super::{Access, Copier, JAE, PAGE_SHIFT, PAIR_WORDS, SHIFT, divides};
 use crate::direct::asm::{Asm, At};
 use crate::direct::{A, P, S};
 use crate::layout;
@@ -88,8 +88,8 @@ impl Copier<'_> {
         let asm = &mut self.w.asm;
         let of = |offset: usize, index: u8| At::entry(lines + offset as i32, index);
         address.into_a(asm);
-        asm.rotate(P, A, PAGE_SHIFT);
-        asm.low16(P, P);
+        asm.rotate(P, A, PAGE_SHIFT - PAIR_WORDS);
+        asm.group(4, P, (LineFilter::PAGES as i32 - 1) << PAIR_WORDS);
         asm.lea(S, At::plain(A, i32::from(access.bytes) - 1));
         asm.shift(5, S, SHIFT);
         asm.mem(&[0x03], S, of(LineFilter::ASLEEP, P), true);
