@@ -115,6 +115,10 @@ const ROWS: &[Row] = &[
         },
     },
     switch!(
+        short,
+        "accesses of copies that L2 serves are simulated by hand-written code"
+    ),
+    switch!(
         dead_flags,
         "flags that nothing can read are not kept across blocks"
     ),

@@ -61,6 +61,11 @@ pub(crate) struct Seat {
 }
 
 impl Seat {
+    /// What a table of writers says of it.
+    pub(crate) fn writer(&self) -> u16 {
+        self.id + 1
+    }
+
     fn kick(&self) {
         let request = self.request.load(Ordering::Acquire);
         if !request.is_null() {
@@ -129,6 +134,18 @@ pub struct Cluster {
     writers: Box<[AtomicU16]>,
     /// Which vCPU decoded from a frame, at which linear page.
     frames: Mutex<HashMap<u64, Vec<(u16, u64)>>>,
+}
+
+/// Where a cluster's tables are, for who does in other words what [`Cluster::holds`] and [`Cluster::note_writer`] do.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Frames {
+    /// How many frames there are.
+    pub(crate) count: u64,
+    /// By frame: the one seat that may have a write tag of it, as [`Seat::writer`] says it.
+    pub(crate) writers: *const u16,
+    /// By frame, a bit each: it holds decoded code.
+    pub(crate) code: *const u64,
 }
 
 fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -345,6 +362,15 @@ impl Cluster {
 
     // ---- code ----
 
+    /// The cluster's tables by frame, good as long as it is.
+    pub(crate) fn frames(&self) -> Frames {
+        Frames {
+            count: self.writers.len() as u64,
+            writers: self.writers.as_ptr().cast(),
+            code: self.bits.as_ptr().cast(),
+        }
+    }
+
     /// Whether the frame of `spa` holds decoded code.
     #[inline]
     pub(crate) fn holds(&self, spa: Spa) -> bool {
@@ -419,7 +445,7 @@ impl Cluster {
         let Some(w) = self.writers.get(spa.pfn() as usize) else {
             return;
         };
-        let me = seat.id + 1;
+        let me = seat.writer();
         match w.load(Ordering::Acquire) {
             // What is noted already is seen by whoever sets a code bit: he takes it away in an exclusive section only.
             SEVERAL => return,

@@ -88,6 +88,9 @@ pub const START: i32 = engine_word(35);
 /// Not 0: high halves of vector registers are in use.
 pub const HIGHS: i32 = engine_word(36);
 
+/// What the short way of accesses and fetches goes by, or 0: there is none.
+pub const SHORT: i32 = engine_word(37);
+
 /// How [`H_LOAD`] and [`H_RMW`] find an address: a copy of bytes that are to be written will do.
 pub const COPY: u64 = 1;
 /// The bytes must lie in one page, and no copy will do.

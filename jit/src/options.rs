@@ -42,6 +42,9 @@ pub struct JitOptions {
     /// After so many runs in the interpreter a block that is not translated yet runs as a copy of the guest's own instructions,
     /// where `view` is; 0: never. Copying takes about as long as so many runs.
     pub direct: u32,
+    /// Accesses of copies that the filter does not pass and the cache below the first level serves are simulated in the host's own words
+    /// ([`sevlab_cpu::model::short`]).
+    pub short: bool,
     /// Flags that nothing can read are not kept across blocks.
     pub dead_flags: bool,
     /// Vector and scalar floating-point instructions become CLIF operations; off: native thunks.
@@ -92,6 +95,7 @@ impl Default for JitOptions {
             groups: true,
             view: true,
             direct: 16,
+            short: true,
             dead_flags: true,
             vectors: true,
             lazy_accesses: 16,
@@ -126,6 +130,7 @@ impl JitOptions {
             groups: false,
             view: false,
             direct: 0,
+            short: false,
             dead_flags: false,
             vectors: false,
             ..Self::default()

@@ -89,7 +89,7 @@ fn model(variation: u64) -> Model {
     let r = &mut Rng::new(variation ^ 0x1135);
     let small = r.one_in(2);
     let sets: &[u64] = if small { &[1, 2, 4] } else { &[8, 16, 32] };
-    Model {
+    let model = Model {
         name: "tiny".into(),
         core: Core {
             model: r.pick(&[CoreModel::Simple, CoreModel::Overlap]),
@@ -141,7 +141,18 @@ fn model(variation: u64) -> Model {
         },
         cost: Costs::default(),
         exit: ExitCosts::default(),
+    };
+    if r.one_in(2) { usual(model) } else { model }
+}
+
+/// The same of the kind that most machines are of, for which there are short ways.
+fn usual(mut m: Model) -> Model {
+    m.core.model = CoreModel::Simple;
+    m.prefetch.next_line = false;
+    for cache in [&mut m.l1i, &mut m.l1d, m.l2.as_mut().unwrap_or(&mut m.llc)] {
+        cache.policy = Policy::Lru;
     }
+    m
 }
 
 /// All that a turn's end shows. (Not the flags: those that nothing can read before they are written are not kept.)
@@ -502,7 +513,7 @@ fn random_programs_count_the_same() {
 /// What is delicate in copies, one program each: it runs on some machines whose caches hardly hold anything, in turns of all lengths.
 #[test]
 fn what_is_delicate_in_copies_counts_the_same() {
-    let programs: [(&str, Body); 12] = [
+    let programs: [(&str, Body); 13] = [
         ("a read-modify-write across lines touches each twice", |a| {
             a.add(qword_ptr(rbx + 61), rcx)?;
             a.lock().xadd(dword_ptr(rbx + 126), eax)?;
@@ -588,6 +599,27 @@ fn what_is_delicate_in_copies_counts_the_same() {
             a.mov(rdx, 1u64 << 48)?;
             a.add(qword_ptr(rbx + rdx), rcx)
         }),
+        ("code that was read as data is code still", |a| {
+            let (mut spot, mut skip) = (a.create_label(), a.create_label());
+            a.lea(r8, ptr(spot))?;
+            a.add(r8, (ALIAS - CODE) as i32)?;
+            a.mov(r9, r8)?;
+            a.and(r9, 0x7c0)?;
+            a.add(r9, rbx)?;
+            // It leaves the first level, comes back from the second, and may be written then, now and again.
+            for line in 0..3 {
+                a.mov(rax, qword_ptr(r9 + 0x800 * line))?;
+            }
+            a.mov(rax, qword_ptr(r8))?;
+            a.test(ecx, 3)?;
+            a.jne(skip)?;
+            a.mov(byte_ptr(r8 + 1), cl)?;
+            a.set_label(&mut skip)?;
+            a.nop()?;
+            a.set_label(&mut spot)?;
+            a.mov(edx, 0x11)?;
+            a.add(rsi, rdx)
+        }),
         ("a step that repeats", |a| {
             a.lea(rsi, ptr(rbx + 0x21))?;
             a.lea(rdi, ptr(rbx + 0x1fe1))?;
@@ -598,9 +630,17 @@ fn what_is_delicate_in_copies_counts_the_same() {
             a.mov(rax, qword_ptr(rbx + 0x1fe1))
         }),
     ];
+    let simple = |n: &u64| model(*n).core.model == CoreModel::Simple;
+    // What leaves the first level is in the second.
+    let has_second = |n: &u64| {
+        let m = model(*n);
+        let below = m.l2.as_ref().is_some_and(|l2| l2.ways >= 4);
+        m == usual(m.clone()) && m.l1d.ways == 2 && below
+    };
     let variations: Vec<u64> = (0..)
-        .filter(|&n| model(n).core.model == CoreModel::Simple)
+        .filter(simple)
         .take(3)
+        .chain((0..).filter(has_second).take(2))
         .collect();
     for (what, body) in programs {
         let code = assemble_at(CODE, |a| {

@@ -252,6 +252,12 @@ impl MemCtl {
         self.meta.hold()
     }
 
+    /// Whether the calling thread does so.
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        self.meta.is_held()
+    }
+
     /// What it was made from.
     #[must_use]
     pub fn config(&self) -> &Config {

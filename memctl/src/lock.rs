@@ -69,10 +69,16 @@ impl<T> Lock<T> {
         self.mutex.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether the calling thread holds it.
+    #[inline]
+    pub(crate) fn is_held(&self) -> bool {
+        self.holder.load(Relaxed) == mark()
+    }
+
     /// Takes the lock.
     #[inline]
     pub(crate) fn lock(&self) -> Guard<'_, T> {
-        let held = self.holder.load(Relaxed) == mark();
+        let held = self.is_held();
         let mutex = if held { None } else { Some(self.mutex()) };
         assert!(
             !self.taken.load(Relaxed),

@@ -286,6 +286,12 @@ impl Rmp {
         self.epoch.load(Ordering::Acquire)
     }
 
+    /// Where [`Rmp::epoch`] is, as long as the table.
+    #[must_use]
+    pub fn epoch_word(&self) -> *const u64 {
+        self.epoch.as_ptr()
+    }
+
     /// The entry that speaks for a page: its own, or its 2 MiB region's with the guest physical address moved along. None if the
     /// table has no entry for it.
     #[must_use]

@@ -28,16 +28,16 @@ const NEVER: u64 = u64::MAX;
 
 /// What is known of one page; none lies in two of the host's lines.
 #[derive(Clone, Copy)]
-#[repr(align(32))]
-struct Page {
+#[repr(C, align(32))] // the short way is assembly
+pub(super) struct Page {
     /// Its address, with bit 0 for CPL 3.
-    tag: u64,
+    pub(super) tag: u64,
     /// Its system-physical address, with bit 0 if a store is allowed, the RMP's word included.
-    spa: u64,
+    pub(super) spa: u64,
     /// The RMP's when it was asked.
-    epoch: u64,
+    pub(super) epoch: u64,
     /// Whose it is: 0 if it is shared, else its ASID and 1.
-    who: u32,
+    pub(super) who: u32,
     /// Where the second-level TLB has it; 0 in what is known of a first level.
     at: u32,
 }
@@ -91,6 +91,10 @@ impl<const PAGES: usize> Known<PAGES> {
                 .try_into()
                 .unwrap_or_else(|_| unreachable!("as many pages")),
         )
+    }
+
+    pub(super) fn pages(&self) -> *const Page {
+        self.0.as_ptr()
     }
 
     #[inline]
@@ -157,14 +161,20 @@ impl CoreModel {
     /// Counts what an access waited for that the cache below the first level served, of a core that waits for each.
     #[inline]
     fn wait_for_second(&mut self) {
-        let latency = &self.model.latency;
-        let (cycles, of) = if self.model.l2.is_some() {
-            (latency.l2_cycles, &mut self.counters.stalls.l2)
+        let (cycles, of) = self.second();
+        *of += cycles;
+        self.waited += cycles;
+    }
+
+    /// What that comes to each time, and where it is counted.
+    #[inline]
+    pub(super) fn second(&mut self) -> (u64, &mut u64) {
+        let (latency, stalls) = (&self.model.latency, &mut self.counters.stalls);
+        if self.model.l2.is_some() {
+            (latency.l2_cycles.into(), &mut stalls.l2)
         } else {
-            (latency.llc_cycles, &mut self.counters.stalls.llc)
-        };
-        *of += u64::from(cycles);
-        self.waited += u64::from(cycles);
+            (latency.llc_cycles.into(), &mut stalls.llc)
+        }
     }
 
     /// What is known of a data page, which is in the first-level TLB afterwards: it comes from the second where only that has it.
@@ -260,13 +270,20 @@ impl Vcpu {
     /// the memory controller has something against it.
     #[inline(never)] // once for all, so that it stays in the host's caches
     pub fn touch_known(&mut self, va: u64, access: Access, at: At) -> Option<NonNull<u8>> {
-        let line = self.known_line(va, access, at)?;
-        let m = self.model.as_deref_mut()?;
-        if core::mem::take(&mut m.raised)
-            && let Some(host) = m.lines.hit(line.va, 1, access == Access::Write, line.stamp)
-        {
+        if let Some(host) = self.touch_short(va, access, at) {
             return Some(host);
         }
+        let line = self.known_line(va, access, at)?;
+        let m = self.model.as_deref_mut()?;
+        if core::mem::take(&mut m.raised) {
+            if let Some(host) = m.lines.hit(line.va, 1, access == Access::Write, line.stamp) {
+                return Some(host);
+            }
+            if let Some(host) = self.touch_short(va, access, at) {
+                return Some(host);
+            }
+        }
+        let m = self.model.as_deref_mut()?;
         let host = match self.mem.near(m.core, &line) {
             Some(Near::First(host)) => host,
             Some(Near::Second(host)) => {
@@ -275,13 +292,25 @@ impl Vcpu {
             }
             Some(Near::Due(host)) => {
                 let now = m.cycles_at(at.tally, self.state.fetched);
-                self.mem.prefetch_due(m.core, &Line { now, ..line });
+                _ = self.mem.prefetch_due(m.core, line.spa, line.domain, now);
                 m.wait_for_second();
                 host
             }
             None => self.touch_far(&line, at)?,
         };
         Some(at_byte(host, va))
+    }
+
+    /// What [`short::touch_data`](super::short::touch_data) has left to do for the access of `va` that it has made; where that is.
+    pub fn touch_due(&mut self, va: u64, at: At) -> Option<NonNull<u8>> {
+        let (fetched, user) = (self.state.fetched, self.state.cpl == 3);
+        let m = self.model.as_deref_mut()?;
+        let p = m.known_data.get(va, user)?;
+        let (spa, domain) = (p.spa(va), p.domain());
+        let now = m.cycles_at(at.tally, fetched);
+        let host = self.mem.prefetch_due(m.core, spa, domain, now)?;
+        m.wait_for_second();
+        Some(host)
     }
 
     /// The same of a line that the core's own caches do not have: where it is.

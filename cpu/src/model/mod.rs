@@ -11,6 +11,7 @@ pub mod costs;
 mod known;
 mod overlap;
 mod paths;
+pub mod short;
 mod tlb;
 mod touch;
 pub mod trace;
@@ -29,6 +30,7 @@ use costs::{CostTable, Tally};
 use known::Known;
 use overlap::Overlap;
 pub use overlap::{TRAIL, TRAIL_BYTES};
+use short::Short;
 pub(crate) use tlb::Entry;
 use tlb::Tlb;
 use trace::{Trace, TraceEvent};
@@ -346,6 +348,7 @@ pub struct CoreModel {
     known_second: Known<{ known::SECOND }>,
     /// The second-level TLB has just brought the page of the access under way back: the filter may know its line again.
     raised: bool,
+    short: Option<Box<Short>>,
     caches: WalkCaches,
     lines: Arc<LineFilter>,
     fetches: Arc<FetchFilter>,
@@ -501,6 +504,7 @@ impl Vcpu {
             known_code: Known::new(),
             known_second: Known::new(),
             raised: false,
+            short: None,
             caches: WalkCaches::new(
                 t.map_or(0, |t| t.walk_entries),
                 t.map_or(0, |t| t.nested_entries),
@@ -513,6 +517,7 @@ impl Vcpu {
             overlap,
             model,
         }));
+        self.make_short();
         self.tlb.flush();
         Ok(())
     }
@@ -633,6 +638,7 @@ impl Vcpu {
         if let Some(m) = &mut self.model
             && core::mem::take(&mut m.attached)
         {
+            m.short = None;
             self.mem.detach_core(m.core);
         }
     }

@@ -322,6 +322,12 @@ impl Engine {
         };
         if let Some(maker) = &self.direct.maker {
             vcpu.state.engine[word(layout::ACCESSES)] = maker.accesses.address();
+            let short = if self.options.short {
+                vcpu.short() as u64
+            } else {
+                0
+            };
+            vcpu.state.engine[word(layout::SHORT)] = short;
         }
         loop {
             let before = vcpu.state.retired;

@@ -138,7 +138,25 @@ std::arch::global_asm!(
     "test r14, r14",
     "ret",
     ".endm",
-    // An access across two lines that the filter both has is as for translated code, above.
+    // The short way of an access or a fetch in one line, RDI and ESI being ready and RAX to R8 on the stack; 8: it has to be finished, 9: it is another's.
+    ".macro sevlab_short target",
+    "push r9", "push rbx", "push rbp", "push r12", "push r13",
+    "sub rsp, 48",
+    "movups [rsp], xmm0", "movups [rsp + 16], xmm1", "movups [rsp + 32], xmm2",
+    "push r11", "movq r11, mm0",
+    "call \\target",
+    "pop r11",
+    "mov r14, rax",
+    // The flags stay until the jump.
+    "neg rdx",
+    "movups xmm0, [rsp]", "movups xmm1, [rsp + 16]", "movups xmm2, [rsp + 32]",
+    "lea rsp, [rsp + 48]",
+    "pop r13", "pop r12", "pop rbp", "pop rbx", "pop r9",
+    "pop r8", "pop rdi", "pop rsi", "pop rdx", "pop rcx", "pop rax",
+    "jc 8f",
+    "test r14, r14", "jz 9f",
+    "ret",
+    ".endm",
     ".globl sevlab_stub_copy_access",
     ".p2align 4",
     "sevlab_stub_copy_access:",
@@ -146,10 +164,17 @@ std::arch::global_asm!(
     "mov rax, [r15 + {accesses}]", "imul rcx, r11, {access}", "add rax, rcx",
     "movzx ecx, word ptr [rax + {bytes}]",
     "lea rdx, [r10 + rcx - 1]",
-    "mov rsi, r10", "xor rsi, rdx", "shr rsi, 6", "jz 9f", "shr rsi, 6", "jnz 9f",
-    "cmp byte ptr [rax + {whole}], 0", "jne 9f",
-    "movzx esi, word ptr [rax + {align}]", "dec esi", "test r10, rsi", "jnz 9f",
-    "mov rsi, r10", "shr rsi, 47", "jnz 9f",
+    "mov rsi, r10", "xor rsi, rdx", "shr rsi, 6", "jnz 3f",
+    "movzx esi, word ptr [rax + {align}]", "dec esi", "test r10, rsi", "jnz 7f",
+    "mov rdi, [r15 + {short}]", "test rdi, rdi", "jz 7f",
+    "movzx esi, byte ptr [rax + {write}]",
+    "sevlab_short {touch_data}",
+    "3:",
+    // One across two lines that the filter both has is as for translated code, above.
+    "shr rsi, 6", "jnz 7f",
+    "cmp byte ptr [rax + {whole}], 0", "jne 7f",
+    "movzx esi, word ptr [rax + {align}]", "dec esi", "test r10, rsi", "jnz 7f",
+    "mov rsi, r10", "shr rsi, 47", "jnz 7f",
     "movzx eax, byte ptr [rax + {write}]",
     "mov rcx, [r15 + {lines}]",
     "mov rsi, r10", "shr rsi, 12 - ({pair} - 3)", "and esi, {pages}", "lea rsi, [rcx + rsi * 8]",
@@ -158,23 +183,33 @@ std::arch::global_asm!(
     "movzx r8d, dx", "mov r8, [rcx + r8 * 8]",
     "add r14, [rsi + {asleep}]", "add rdx, [rsi + {asleep}]",
     "shl r14, {tag}", "shl rdx, {tag}", "xor r14, rdi", "xor rdx, r8",
-    "mov edi, 1 << {tag}", "test eax, eax", "jz 1f", "shr edi, 1", "1:",
-    "cmp r14, rdi", "jae 9f", "cmp rdx, rdi", "jae 9f",
+    "mov edi, 1 << {tag}", "test eax, eax", "jz 4f", "shr edi, 1", "4:",
+    "cmp r14, rdi", "jae 7f", "cmp rdx, rdi", "jae 7f",
     "movzx r14d, r14w", "movzx edx, dx",
     "movq [rcx + r14 * 8 + {stamp}], mm0", "movq [rcx + rdx * 8 + {stamp}], mm0",
-    "test eax, eax", "jz 2f",
+    "test eax, eax", "jz 5f",
     "mov byte ptr [rcx + r14 + {wrote}], 1", "mov byte ptr [rcx + rdx + {wrote}], 1",
-    "2:",
+    "5:",
     "mov r14, [rsi + {addend}]", "add r14, r10",
     "pop r8", "pop rdi", "pop rsi", "pop rdx", "pop rcx", "pop rax",
     "test r14, r14",
     "ret",
-    "9:",
+    "7:",
     "pop r8", "pop rdi", "pop rsi", "pop rdx", "pop rcx", "pop rax",
+    "9:",
     "sevlab_copy_helper {copy_access}",
+    "8:",
+    "sevlab_copy_helper {copy_due}",
     ".globl sevlab_stub_copy_fetch",
     ".p2align 4",
     "sevlab_stub_copy_fetch:",
+    "push rax", "push rcx", "push rdx", "push rsi", "push rdi", "push r8",
+    "mov rdi, [r15 + {short}]", "test rdi, rdi", "jz 7f",
+    "xor esi, esi",
+    "sevlab_short {touch_fetch}",
+    "7:",
+    "pop r8", "pop rdi", "pop rsi", "pop rdx", "pop rcx", "pop rax",
+    "8:", "9:",
     "sevlab_copy_helper {copy_fetch}",
 
     "sevlab_line_helper sevlab_stub_line_fetch, {fetch}",
@@ -197,7 +232,11 @@ std::arch::global_asm!(
     align = const offset_of!(Access, align),
     write = const offset_of!(Access, write),
     whole = const offset_of!(Access, whole),
+    short = const layout::SHORT,
+    touch_data = sym sevlab_cpu::model::short::touch_data,
+    touch_fetch = sym sevlab_cpu::model::short::touch_fetch,
     copy_access = sym copy_access,
+    copy_due = sym copy_due,
     copy_fetch = sym copy_fetch,
     load = sym load,
     rmw = sym rmw,
@@ -261,8 +300,8 @@ fn both_lines(v: &mut Vcpu, va: u64, access: Why) -> Option<u64> {
         return None;
     }
     let at = v.at();
-    let host = v.touch_known(va, access, at)?;
-    v.touch_known(upper, access, at)?;
+    let host = v.touch_line(va, access, at)?;
+    v.touch_line(upper, access, at)?;
     Some(host.as_ptr() as u64)
 }
 
@@ -416,6 +455,23 @@ extern "sysv64" fn copy_access(
     } else {
         both_lines(v, va, why).unwrap_or(0)
     };
+    v.lag = At::default();
+    host
+}
+
+/// What the short way has left to do for an access that it has made.
+extern "sysv64" fn copy_due(
+    va: u64,
+    n: u64,
+    stamp: u64,
+    tally: u64,
+    fetched: u64,
+    state: *mut CpuState,
+) -> u64 {
+    // SAFETY: as in `copy_access`.
+    let (v, _) = unsafe { at_copy(state, n, stamp, tally, fetched) };
+    let at = v.at();
+    let host = v.touch_due(va, at).map_or(0, |h| h.as_ptr() as u64);
     v.lag = At::default();
     host
 }

@@ -58,6 +58,7 @@ pub fn engines(variation: u64) -> [(&'static str, JitOptions); 5] {
                 groups: !r.one_in(3),
                 view: !r.one_in(3),
                 direct: r.below(3) as u32,
+                short: !r.one_in(3),
                 dead_flags: !r.one_in(3),
                 vectors: !r.one_in(4),
                 lazy_accesses: r.pick(&[0, 1, 3, 16]),

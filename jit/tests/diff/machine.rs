@@ -466,6 +466,10 @@ impl Machine {
         let guest = self.vcpu.state.mxcsr;
         mxcsr::load(&mut self.vcpu.state, guest);
         self.vcpu.modelled = self.vcpu.model.is_some();
+        let mem = Arc::clone(&self.vcpu.mem);
+        // As a machine does it. The interpreter goes without, and so without the short way.
+        let held = self.engine.is_some() && self.vcpu.model.is_some();
+        let _hold = held.then(|| mem.hold());
         let stop = match &mut self.engine {
             None => interpret(&mut self.vcpu, self.budget),
             Some(engine) => {

@@ -1,5 +1,6 @@
 //! The controller's entry points for cores with caches.
 
+use std::ptr::NonNull;
 use std::sync::Arc;
 
 use sevlab_arch::Spa;
@@ -7,10 +8,12 @@ use sevlab_arch::Spa;
 use super::access::Cause;
 use super::data::Env;
 use super::near::Near;
+use super::short::ShortWay;
 use super::{Core, FetchFilter, Hier, HierCounters, Line, LineFilter, Served};
 use crate::ctl::{Domain, MemCtl, Meta};
 use crate::error::Error;
 use crate::keys::KeySlots;
+use crate::model::LINE;
 
 impl MemCtl {
     /// Gives a core its caches, cold the first time, and keeps the tags of its filters true from now on. What its caches hold
@@ -33,7 +36,7 @@ impl MemCtl {
                 *place = Some(hier.cores.len() as u32);
                 let next = hier.cores.len();
                 let core = Core::new(&hier.model, &hier.dram, &hier.llc, next);
-                hier.cores.push(core);
+                hier.cores.push(Box::new(core));
                 next
             }
         };
@@ -130,6 +133,16 @@ impl MemCtl {
         hier.near(&self.env(keys), at, line)
     }
 
+    /// The short way of an attached core's accesses, if there is one for its caches.
+    #[must_use]
+    pub fn short_way(&self, core: usize) -> Option<ShortWay> {
+        let mut meta = self.lock();
+        let Meta { keys, hier, .. } = &mut *meta;
+        let hier = hier.as_mut()?;
+        let at = hier.place(core).ok()?;
+        hier.short_way(&self.env(keys), at)
+    }
+
     /// Accesses to these lines by the core are near. Changes nothing, but lets the host fetch what they will need.
     #[inline]
     pub fn foresee(&self, core: usize, lines: impl Iterator<Item = (Spa, Domain)>) {
@@ -143,17 +156,23 @@ impl MemCtl {
         }
     }
 
-    /// What the access that [`MemCtl::near`] served last has left to do, with its [`Line::now`].
-    pub fn prefetch_due(&self, core: usize, line: &Line) {
+    /// What the access at `spa` has left to do that [`MemCtl::near`] or the short way has just served, at cycle `now`; its host address.
+    pub fn prefetch_due(
+        &self,
+        core: usize,
+        spa: Spa,
+        domain: Domain,
+        now: u64,
+    ) -> Option<NonNull<u8>> {
         let mut meta = self.lock();
         let Meta { keys, hier, .. } = &mut *meta;
-        let Some(hier) = hier.as_mut() else { return };
-        if let Ok(at) = hier.place(core) {
-            let mut free = Cause::new(at, line.now);
-            let number = line.spa.0 >> super::data::LINE_SHIFT;
-            let due = hier.due;
-            hier.prefetch_stride(&self.env(keys), &mut free, number, due, line.domain);
-        }
+        let hier = hier.as_mut()?;
+        let mut free = Cause::new(hier.place(core).ok()?, now);
+        let (env, due) = (self.env(keys), hier.due);
+        let line = spa.0 >> super::data::LINE_SHIFT;
+        hier.prefetch_stride(&env, &mut free, line, due, domain);
+        let host = env.host(line, domain);
+        Some(host.map_addr(|a| a.saturating_add((spa.0 & (LINE - 1)) as usize)))
     }
 
     /// Whether [`MemCtl::line`] would find the line in the core's first level, and change no more of it than its last use.

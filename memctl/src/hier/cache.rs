@@ -9,9 +9,9 @@
 use super::table::Array;
 use crate::model::{self, Policy};
 
-const VALID: u32 = 1;
-const DIRTY: u32 = 2;
-const TAG_SHIFT: u32 = 2;
+pub(super) const VALID: u32 = 1;
+pub(super) const DIRTY: u32 = 2;
+pub(super) const TAG_SHIFT: u32 = 2;
 const PAD: u32 = u32::MAX;
 /// Ways of a [`Ways`].
 pub(super) const CHUNK: usize = 8;
@@ -24,7 +24,7 @@ pub(super) struct Ways([u32; CHUNK]);
 /// Under [`Order::Ranks`], a place in the order of the set for each of eight ways, 0 the newest; padding has 255.
 #[derive(Clone, Copy)]
 #[repr(C, align(8))]
-struct Ranks([u8; CHUNK]);
+pub(super) struct Ranks([u8; CHUNK]);
 
 /// Tags are below this.
 pub(super) const TAGS: u64 = (1 << (32 - TAG_SHIFT)) - 1;
@@ -212,6 +212,17 @@ impl Cache {
     /// Whether a set is one [`Ways`].
     pub(super) fn is_of_8(&self) -> bool {
         self.stride == CHUNK
+    }
+
+    /// Whether its order is that of last uses, as ranks.
+    pub(super) fn is_ranked(&self) -> bool {
+        matches!(self.order, Order::Ranks { on_hit: true })
+    }
+
+    /// The arrays, and the mask and the bits that make a set and a tag of a line's number, for who does in other words what this does.
+    pub(super) fn parts(&mut self) -> (*mut Ways, *mut Ranks, u64, u64) {
+        let (sets, ranks) = (self.sets.as_mut_ptr(), self.ranks.as_mut_ptr());
+        (sets, ranks, self.set_mask, self.set_bits.into())
     }
 
     /// Whether the owner of the array keeps its order, as stamps.

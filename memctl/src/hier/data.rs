@@ -96,7 +96,7 @@ pub(super) struct Page {
 
 /// AES blocks of a line.
 const BLOCKS: u64 = LINE / BLOCK as u64;
-const CORE_BITS: u32 = 48;
+pub(super) const CORE_BITS: u32 = 48;
 const CORES: u64 = (1 << CORE_BITS) - 1;
 
 impl Page {
@@ -207,6 +207,11 @@ impl Pages {
         let words = &self.words[pfns.start as usize..pfns.end as usize];
         let used = words.iter().enumerate().filter(|(_, w)| w[0] != 0);
         used.map(move |(i, _)| first + i as u64)
+    }
+
+    /// Their words: `[cached, who]`.
+    pub(super) fn words(&self) -> *const [u64; 2] {
+        self.words.as_ptr()
     }
 
     /// How many pages there are.

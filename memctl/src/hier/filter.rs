@@ -34,7 +34,7 @@ const LINE_SHIFT: u32 = 6;
 /// A tag is an entry shifted by this.
 pub const TAG_SHIFT: u32 = 22;
 /// The bit of an entry that lets no store pass, right below the tag.
-const NO_WRITES: u64 = 1 << (TAG_SHIFT - 1);
+pub(super) const NO_WRITES: u64 = 1 << (TAG_SHIFT - 1);
 /// An entry's bits with the slot.
 const SLOT: u64 = (1 << SLOT_BITS) - 1;
 const SLOT_BITS: u32 = 16;
@@ -195,7 +195,7 @@ impl LineFilter {
     /// Of the pairs' second words.
     pub const ASLEEP: usize = Self::ADDEND + 8;
     /// Of the pages that the pairs are of. Only the core's own thread changes these words and the addends.
-    const OWNER: usize = Self::ADDEND + 16;
+    pub(super) const OWNER: usize = Self::ADDEND + 16;
     /// Of a byte a slot, 1 where a store has passed.
     pub const WROTE: usize = Self::ADDEND + (Self::PAGES << Self::PAIR_SHIFT);
 
@@ -529,6 +529,11 @@ impl FetchFilter {
         });
     }
 
+    /// Host addresses of the lines, by entry.
+    pub(super) fn hosts(&self) -> *const u64 {
+        self.hosts.as_ptr().cast()
+    }
+
     #[inline]
     pub(super) fn set(&self, i: usize, va: u64, slot: usize, host: NonNull<u8>) {
         self.hosts[i].store(host.addr().get() as u64, Relaxed);
@@ -548,6 +553,8 @@ pub(super) trait Filter {
     fn clear_write(&self, i: usize);
     /// Asks the host for entry `i`.
     fn prefetch(&self, i: usize);
+    /// Its memory, and the words that say which entries may have a tag.
+    fn parts(&self) -> (*const u64, *const u64);
     /// Whether a store has passed to the slot's line, and nobody has asked since.
     fn wrote(&self, _slot: usize) -> bool {
         false
@@ -579,6 +586,10 @@ macro_rules! filter {
             #[inline]
             fn prefetch(&self, i: usize) {
                 super::host::prefetch(&raw const *self.entries.word(i));
+            }
+            fn parts(&self) -> (*const u64, *const u64) {
+                let (words, used) = (&self.entries.words, &self.entries.used);
+                (words.as_ptr().cast(), used.as_ptr().cast())
             }
             $($own)*
         }

@@ -12,9 +12,10 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::cache::{Cache, Victim};
 use super::filter::{Filter, SLOTS};
+use super::table::Array;
 use crate::model;
 
-const NO_ENTRY: u32 = u32::MAX;
+pub(super) const NO_ENTRY: u32 = u32::MAX;
 /// Ways that are looked at at a time: what sets are padded to.
 const WAYS: usize = super::cache::CHUNK;
 /// Where the way is below a stamp while they are compared.
@@ -29,7 +30,7 @@ pub(super) struct L1<F> {
     pub cache: Cache,
     /// Last uses, as the owner's clock has them; compared as signed numbers, see [`L1::attach`].
     stamps: Box<[AtomicU64]>,
-    entry: Box<[u32]>,
+    entry: Array<u32>,
     filter: Option<Arc<F>>,
 }
 
@@ -41,7 +42,7 @@ impl<F: Filter> L1<F> {
             stamps: (0..cache.slots())
                 .map(|slot| AtomicU64::new(stamp(slot)))
                 .collect(),
-            entry: vec![NO_ENTRY; cache.slots()].into(),
+            entry: Array::new(cache.slots(), false, |_| NO_ENTRY),
             filter: None,
             cache,
         }
@@ -79,6 +80,11 @@ impl<F: Filter> L1<F> {
 
     pub(super) fn filter(&self) -> Option<&Arc<F>> {
         self.filter.as_ref()
+    }
+
+    /// Filter entries by slot.
+    pub(super) fn entries(&mut self) -> *mut u32 {
+        self.entry.as_mut_ptr()
     }
 
     #[inline]

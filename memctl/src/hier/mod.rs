@@ -19,6 +19,7 @@ mod kernel;
 mod l1;
 mod near;
 mod prefetch;
+mod short;
 mod table;
 
 use std::ptr::NonNull;
@@ -39,6 +40,7 @@ use crate::model::{CoreModel, Inclusion, Model};
 pub use counters::{CacheCounters, CountKind, HierCounters};
 pub use filter::{FetchFilter, LineFilter, TAG_SHIFT};
 pub use near::Near;
+pub use short::{ShortWay, short_data, short_fetch};
 
 /// What is done to a line.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -200,7 +202,8 @@ impl Core {
 pub(crate) struct Hier {
     model: std::sync::Arc<Model>,
     /// Those that were ever attached, in that order.
-    cores: Vec<Core>,
+    #[allow(clippy::vec_box)] // the short way knows where they are
+    cores: Vec<Box<Core>>,
     /// Their places in `cores`, by number.
     places: Vec<Option<u32>>,
     llc: Cache,

@@ -6,16 +6,16 @@ use super::data::{Env, PAGE_LINES_SHIFT};
 use crate::ctl::Domain;
 
 /// Pages that the stride prefetcher follows at a time.
-const PAGES: u64 = 16;
+pub(super) const PAGES: u64 = 16;
 const LAST: i64 = 63;
 
 /// What a core's stride prefetcher knows of one page.
 #[derive(Clone, Copy)]
-struct Stream {
-    page: u64,
-    last: i64,
-    stride: i64,
-    confident: bool,
+#[repr(C, align(32))] // the short way is assembly
+pub(super) struct Stream {
+    pub page: u64,
+    pub last: i64,
+    pub stride: i64,
 }
 
 /// A core's stride prefetcher.
@@ -28,9 +28,12 @@ impl Strides {
                 page: u64::MAX,
                 last: 0,
                 stride: 0,
-                confident: false,
             }; PAGES as usize],
         )
+    }
+
+    pub(super) fn streams(&mut self) -> *mut Stream {
+        self.0.as_mut_ptr()
     }
 
     /// A miss; the distance at which the next ones are expected.
@@ -43,7 +46,6 @@ impl Strides {
                 page,
                 last: at,
                 stride: 0,
-                confident: false,
             };
             return None;
         }
@@ -51,10 +53,9 @@ impl Strides {
         if distance == 0 {
             return None;
         }
-        s.confident = distance == s.stride;
-        s.stride = distance;
+        let before = std::mem::replace(&mut s.stride, distance);
         s.last = at;
-        s.confident.then_some(distance)
+        (before == distance).then_some(distance)
     }
 }
 
@@ -86,7 +87,7 @@ impl Hier {
     ) {
         let there = |n: i64| {
             let to = (line & 63) as i64 + stride * n;
-            (0..=LAST).contains(&to).then(|| line & !63 | to as u64)
+            (0..=LAST).contains(&to).then_some(line & !63 | to as u64)
         };
         // What will be next to come in, if this goes on.
         if let Some(next) = there(self.degree + 1) {
