@@ -94,7 +94,8 @@ struct Results {
 }
 
 impl Results {
-    /// Runs the machine and writes the results. The machine is gone afterwards, and its keys with it.
+    /// Runs the machine and writes the results. The machine is gone afterwards, and its keys with it, unless the guest has exited: then so
+    /// does this process, which takes the host less time than giving everything back piece by piece.
     fn of(
         &self,
         mut machine: Machine,
@@ -117,11 +118,13 @@ impl Results {
         if let Some(output) = &self.dump {
             output.write(|file| dump(&machine, file, output.is_regular()))?;
         }
-        if differences.is_empty() {
-            Ok(outcome.exit)
-        } else {
-            Err(Failure::Differs(differences))
+        if !differences.is_empty() {
+            return Err(Failure::Differs(differences));
         }
+        if let GuestEnd::Exited(_) = outcome.exit {
+            std::mem::forget(machine);
+        }
+        Ok(outcome.exit)
     }
 }
 

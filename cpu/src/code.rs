@@ -132,10 +132,11 @@ impl Vcpu {
     /// translated code: when true, the store is left to the interpreter. No side effects; false also
     /// where the translation faults (the store will find out).
     pub fn would_hit_code(&mut self, va: u64, len: u64) -> bool {
-        if len == 0 || (len <= PAGE_SIZE && self.probe_write_tag(va, len).is_some()) {
+        let modelled = self.model.is_some();
+        let tagged = |v: &Self| len <= PAGE_SIZE && v.probe_write_tag(va, len).is_some();
+        if len == 0 || !modelled && tagged(self) {
             return false;
         }
-        let modelled = self.model.is_some();
         if modelled && va & 63 <= 64 - len.min(64) && self.filtered(va, len.min(64), true).is_some()
         {
             return false;

@@ -15,6 +15,7 @@ use sevlab_memctl::{FastTlb, MemCtl, TlbEntry};
 
 use crate::code::CodeMap;
 use crate::mmu::{Access, Paging};
+use crate::model::Decoded;
 use crate::smp::{Cluster, Seat};
 use crate::state::CpuState;
 use crate::stop::{Exception, Stop};
@@ -447,7 +448,9 @@ impl Vcpu {
                 self.probe_lines(va, size, Access::Write)?;
                 return Ok(None);
             }
-            return self.line_host(va, size, Access::Write, true).map(Some);
+            return self
+                .line_host(va, size, Access::Write, Decoded::Goes)
+                .map(Some);
         }
         if va & (PAGE_SIZE - 1) > PAGE_SIZE - size {
             self.probe_write(va, size)?;

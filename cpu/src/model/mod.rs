@@ -33,6 +33,7 @@ pub use overlap::{TRAIL, TRAIL_BYTES};
 use short::Short;
 pub(crate) use tlb::Entry;
 use tlb::Tlb;
+pub(crate) use touch::Decoded;
 use trace::{Trace, TraceEvent};
 use walk::WalkCaches;
 pub(crate) use walk::WalkLog;

@@ -8,6 +8,7 @@ use core::ptr::NonNull;
 use sevlab_arch::{PAGE_SIZE, Va};
 
 use super::TRAIL_BYTES;
+use super::touch::Decoded;
 use crate::insn::Insn;
 use crate::mmu::Access;
 use crate::stop::Stop;
@@ -26,13 +27,13 @@ impl Vcpu {
         va: u64,
         n: u64,
         access: Access,
-        drops_code: bool,
+        decoded: Decoded,
     ) -> Result<NonNull<u8>, Stop> {
         if let Some(host) = self.line_hit(va, n, access) {
             return Ok(host);
         }
         let at = self.at();
-        self.touch(va, n, access, at, drops_code)
+        self.touch(va, n, access, at, decoded)
     }
 
     /// The same, if the filter knows the line; `None`, with nothing done, also if the bytes are of more than one.
@@ -75,7 +76,7 @@ impl Vcpu {
         let mut out = out;
         while !out.is_empty() {
             let n = to_line_end(at).min(out.len() as u64);
-            let host = self.line_host(at, n, Access::Read, false)?;
+            let host = self.line_host(at, n, Access::Read, Decoded::Stays)?;
             let (part, rest) = out.split_at_mut(n as usize);
             // SAFETY: `n` bytes at `host` lie in one line, which the filter or the controller has just given.
             unsafe { core::ptr::copy_nonoverlapping(host.as_ptr(), part.as_mut_ptr(), n as usize) };
@@ -98,7 +99,7 @@ impl Vcpu {
         let mut data = data;
         while !data.is_empty() {
             let n = to_line_end(at).min(data.len() as u64);
-            let host = self.line_host(at, n, Access::Write, true)?;
+            let host = self.line_host(at, n, Access::Write, Decoded::Goes)?;
             let (part, rest) = data.split_at(n as usize);
             // SAFETY: as in `read_lines`; no Rust reference covers guest memory.
             unsafe { core::ptr::copy_nonoverlapping(part.as_ptr(), host.as_ptr(), n as usize) };
@@ -117,7 +118,7 @@ impl Vcpu {
         let (mut at, mut left) = (va, len);
         while left > 0 {
             let n = to_line_end(at).min(left);
-            self.line_host(at, n, access, false)?;
+            self.line_host(at, n, access, Decoded::Stays)?;
             at = at.wrapping_add(n);
             left -= n;
         }

@@ -1,6 +1,6 @@
 #![allow(unsafe_code)] // the host's own words
 //! [`Vcpu::touch_known`] and [`Vcpu::fetch_known`] once more, in the host's own words, for translated code: what its filter does not pass is
-//! mostly served by L2, in a fifth of the instructions here. See [`sevlab_memctl::short_data`] for the caches' part.
+//! mostly served by L2, in a third of the instructions here. [`ShortWay`] has the caches' part.
 //!
 //! Either all of an access is done here, as there, or nothing. It has to be changed with them.
 

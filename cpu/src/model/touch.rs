@@ -47,9 +47,21 @@ impl Reads {
     }
 }
 
+/// What becomes of a store, and of decoded code in its frame.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Decoded {
+    /// The code is dropped.
+    Goes,
+    /// It may stay: the store is only announced.
+    Stays,
+    /// The store is not made.
+    InTheWay,
+}
+
 impl Vcpu {
     /// An access of `n` bytes at `va` inside one line by the instruction at `at`, through TLB and caches. Returns the host
-    /// address of `va`'s byte. A store drops decoded code in its frame first.
+    /// address of `va`'s byte; `None` for a store into a frame with decoded code, which is the interpreter's to make: all that is done of it
+    /// then is the translation.
     ///
     /// # Errors
     /// The translation faults; TLBs, caches and counters are then as before.
@@ -60,11 +72,17 @@ impl Vcpu {
         n: u64,
         access: Access,
         at: At,
-    ) -> Result<NonNull<u8>, Stop> {
-        self.touch(va, n, access, at, true)
+    ) -> Result<Option<NonNull<u8>>, Stop> {
+        match self.touch_known(va, access, at) {
+            Some(host) => Ok(Some(host)),
+            None => self.touch_rest(va, n, access, at, Decoded::InTheWay),
+        }
     }
 
-    /// As [`Vcpu::touch_data`]; code in the frame may stay, for a store that is only announced.
+    /// The same by the interpreter.
+    ///
+    /// # Errors
+    /// As [`Vcpu::touch_data`].
     #[inline]
     pub(crate) fn touch(
         &mut self,
@@ -72,12 +90,13 @@ impl Vcpu {
         n: u64,
         access: Access,
         at: At,
-        drops_code: bool,
+        decoded: Decoded,
     ) -> Result<NonNull<u8>, Stop> {
-        match self.touch_known(va, access, at) {
-            Some(host) => Ok(host),
-            None => self.touch_rest(va, n, access, at, drops_code),
+        if let Some(host) = self.touch_known(va, access, at) {
+            return Ok(host);
         }
+        let host = self.touch_rest(va, n, access, at, decoded)?;
+        host.ok_or_else(no_model)
     }
 
     /// The same of a page that is not known.
@@ -88,8 +107,8 @@ impl Vcpu {
         n: u64,
         access: Access,
         at: At,
-        drops_code: bool,
-    ) -> Result<NonNull<u8>, Stop> {
+        decoded: Decoded,
+    ) -> Result<Option<NonNull<u8>>, Stop> {
         debug_assert!(va & 63 <= 64 - n);
         self.start();
         let epoch = self.mem.rmp().epoch();
@@ -101,9 +120,18 @@ impl Vcpu {
             self.cluster.note_writer(&self.seat, spa);
         }
         let mut code = self.cluster.holds(spa);
-        if code && store && drops_code {
-            self.drop_frame_code(spa);
-            code = false;
+        if code && store {
+            match decoded {
+                Decoded::Stays => {}
+                Decoded::Goes => {
+                    self.drop_frame_code(spa);
+                    code = false;
+                }
+                Decoded::InTheWay => {
+                    self.settle(at, LineKind::Store);
+                    return Ok(None);
+                }
+            }
         }
         let mut write = e.writable && !code;
         if let Some(pages) = &mut self.writes {
@@ -136,7 +164,7 @@ impl Vcpu {
                 m.known_second.set(va, &e, at, line.domain, epoch, stores);
             }
         }
-        Ok(at_byte(host, va))
+        Ok(Some(at_byte(host, va)))
     }
 
     /// Fetches the line of `va` for the instruction at `at`, and makes it [`CpuState::fetch_line`](crate::CpuState::fetch_line).

@@ -141,16 +141,26 @@ std::arch::global_asm!(
     // The short way of an access or a fetch in one line, RDI and ESI being ready and RAX to R8 on the stack; 8: it has to be finished, 9: it is another's.
     ".macro sevlab_short target",
     "push r9", "push rbx", "push rbp", "push r12", "push r13",
-    "sub rsp, 48",
-    "movups [rsp], xmm0", "movups [rsp + 16], xmm1", "movups [rsp + 32], xmm2",
+    "sub rsp, 96",
+    "cmp dword ptr [r15 + {highs}], 0", "jne 2f",
+    "movups [rsp], xmm0", "movups [rsp + 32], xmm1", "movups [rsp + 64], xmm2",
+    "jmp 4f",
+    "2:",
+    "vmovups [rsp], ymm0", "vmovups [rsp + 32], ymm1", "vmovups [rsp + 64], ymm2",
+    "4:",
     "push r11", "movq r11, mm0",
     "call \\target",
     "pop r11",
     "mov r14, rax",
+    "cmp dword ptr [r15 + {highs}], 0", "jne 5f",
+    "movups xmm0, [rsp]", "movups xmm1, [rsp + 32]", "movups xmm2, [rsp + 64]",
+    "jmp 6f",
+    "5:",
+    "vmovups ymm0, [rsp]", "vmovups ymm1, [rsp + 32]", "vmovups ymm2, [rsp + 64]",
+    "6:",
     // The flags stay until the jump.
     "neg rdx",
-    "movups xmm0, [rsp]", "movups xmm1, [rsp + 16]", "movups xmm2, [rsp + 32]",
-    "lea rsp, [rsp + 48]",
+    "lea rsp, [rsp + 96]",
     "pop r13", "pop r12", "pop rbp", "pop rbx", "pop r9",
     "pop r8", "pop rdi", "pop rsi", "pop rdx", "pop rcx", "pop rax",
     "jc 8f",
@@ -288,8 +298,8 @@ fn crosses(va: u64, n: u64) -> bool {
 
 fn touch(v: &mut Vcpu, va: u64, n: u64, access: Why) -> u64 {
     let at = v.at();
-    v.touch_data(va, n, access, at)
-        .map_or(0, |host| host.as_ptr() as u64)
+    let touched = v.touch_data(va, n, access, at);
+    touched.map_or(0, |host| host.map_or(0, |host| host.as_ptr() as u64))
 }
 
 /// The host address of bytes in two lines of one page that is known, both touched. They stay where they are
@@ -332,12 +342,7 @@ extern "sysv64" fn load(va: u64, n: u64, _: u64, clock: u64, tally: u64, state: 
 extern "sysv64" fn rmw(va: u64, n: u64, _: u64, clock: u64, tally: u64, state: *mut CpuState) {
     // SAFETY: as in `load`.
     let v = unsafe { at(state, clock, tally) };
-    let at = v.at();
     let host = if crosses(va, n) {
-        0
-    } else if let Some(host) = v.touch_known(va, Why::Write, at) {
-        host.as_ptr() as u64
-    } else if v.would_hit_code(va, n) {
         0
     } else {
         touch(v, va, n, Why::Write)
@@ -444,12 +449,7 @@ extern "sysv64" fn copy_access(
     let host = if va & (u64::from(access.align) - 1) != 0 {
         0
     } else if !crosses(va, bytes) {
-        let at = v.at();
-        match v.touch_known(va, why, at) {
-            Some(host) => host.as_ptr() as u64,
-            None if access.write && v.would_hit_code(va, bytes) => 0,
-            None => touch(v, va, bytes, why),
-        }
+        touch(v, va, bytes, why)
     } else if access.whole {
         0
     } else {

@@ -86,12 +86,16 @@ impl Hier {
     /// Asks the host for what an access to a line that L2 does not have will look at: its own misses overlap then, with each other and with
     /// what comes before.
     pub(super) fn foresee(&self, env: &Env<'_>, core: usize, line: u64, d: Domain) {
+        if let Some(l2) = &self.cores[core].l2 {
+            if l2.find(line).is_some() {
+                return;
+            }
+            if let Some(victim) = l2.next_victim(line) {
+                self.llc.prefetch(victim);
+            }
+        }
         self.llc.prefetch(line);
         self.llc.prefetch_order(line);
-        let l2 = self.cores[core].l2.as_ref();
-        if let Some(victim) = l2.and_then(|l2| l2.next_victim(line)) {
-            self.llc.prefetch(victim);
-        }
         if !self.pages.of(line).has(line) {
             env.prefetch(line, d);
         }

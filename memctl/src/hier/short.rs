@@ -3,7 +3,7 @@
 //! the way, is most of what a filter does not pass.
 //!
 //! It does what `near` does where that ends with a line brought from below, or nothing at all; so it has to be changed with it. It is for sets
-//! of 8 ways at most, LRU at both levels, and no next-line prefetcher, and leaves to `near` and what is behind it whatever else there may be:
+//! of 8 ways at most, LRU at both levels, no next-line prefetcher, and hosts with AVX, and leaves to `near` and what is behind it whatever else there may be:
 //! a line that L1 has, a set with ways that are free, a page whose pair in the filter is not its own yet.
 //!
 //! Registers, in: RDI is the [`ShortWay`], R10 the virtual address, which has a tag, RDX the system-physical one, ECX whose page it is (0 if it
@@ -83,8 +83,8 @@ macro_rules! short_way {
         $(#[$doc])*
         ///
         /// # Safety
-        /// For code that keeps to what the module says of registers, on behalf of a core whose `ShortWay` it is, by a thread that holds the
-        /// controller's lock and has no reference into it.
+        /// For code that keeps to what the module says of registers, on a host with AVX, on behalf of a core whose `ShortWay` it is, by a thread
+        /// that holds the controller's lock and has no reference into it.
         #[unsafe(naked)]
         pub unsafe extern "sysv64" fn $name() {
             naked_asm!(
@@ -104,21 +104,21 @@ macro_rules! short_way {
                 "mov rcx, [rdi + {set_bits}]", "mov r12, r8", "shr r12, cl", "shl r12d, 2", "or r12d, 1",
                 "mov rbp, r8", "and rbp, [rdi + {set_mask}]",
                 "mov rbx, rbp", "shl rbx, 5", "add rbx, [rdi + {sets}]",
-                "movdqu xmm0, [rbx]", "movdqu xmm1, [rbx + 16]",
-                "movdqa xmm2, xmm0", "pand xmm2, xmm1", "pslld xmm2, 31", "movmskps eax, xmm2", "cmp eax, 15", "jne 9f",
-                "movd xmm2, r12d", "pshufd xmm2, xmm2, 0",
-                "pand xmm0, [rip + {not_dirty}]", "pand xmm1, [rip + {not_dirty}]",
-                "pcmpeqd xmm0, xmm2", "pcmpeqd xmm1, xmm2", "por xmm0, xmm1", "movmskps eax, xmm0",
+                "vmovdqu xmm0, [rbx]", "vmovdqu xmm1, [rbx + 16]",
+                "vpand xmm2, xmm0, xmm1", "vpslld xmm2, xmm2, 31", "vmovmskps eax, xmm2", "cmp eax, 15", "jne 9f",
+                "vmovd xmm2, r12d", "vpshufd xmm2, xmm2, 0",
+                "vpand xmm0, xmm0, [rip + {not_dirty}]", "vpand xmm1, xmm1, [rip + {not_dirty}]",
+                "vpcmpeqd xmm0, xmm0, xmm2", "vpcmpeqd xmm1, xmm1, xmm2", "vpor xmm0, xmm0, xmm1", "vmovmskps eax, xmm0",
                 "test eax, eax", "jnz 9f",
                 // What is below has it: R13 is where the rank of its way is.
                 "mov rcx, [rdi + {below_bits}]", "mov rax, r8", "shr rax, cl", "shl eax, 2", "or eax, 1",
-                "movd xmm2, eax", "pshufd xmm2, xmm2, 0",
+                "vmovd xmm2, eax", "vpshufd xmm2, xmm2, 0",
                 "mov r13, r8", "and r13, [rdi + {below_mask}]",
                 "mov rax, r13", "shl rax, 5", "add rax, [rdi + {below_sets}]",
-                "movdqu xmm0, [rax]", "movdqu xmm1, [rax + 16]",
-                "pand xmm0, [rip + {not_dirty}]", "pand xmm1, [rip + {not_dirty}]",
-                "pcmpeqd xmm0, xmm2", "pcmpeqd xmm1, xmm2",
-                "packssdw xmm0, xmm1", "packsswb xmm0, xmm0", "pmovmskb eax, xmm0",
+                "vmovdqu xmm0, [rax]", "vmovdqu xmm1, [rax + 16]",
+                "vpand xmm0, xmm0, [rip + {not_dirty}]", "vpand xmm1, xmm1, [rip + {not_dirty}]",
+                "vpcmpeqd xmm0, xmm0, xmm2", "vpcmpeqd xmm1, xmm1, xmm2",
+                "vpackssdw xmm0, xmm0, xmm1", "vpacksswb xmm0, xmm0, xmm0", "vpmovmskb eax, xmm0",
                 "movzx eax, al", "bsf eax, eax", "jz 9f",
                 "shl r13, 3", "add r13, rax", "add r13, [rdi + {below_ranks}]",
                 // The way in L1 used longest ago, the lowest of them: EDX is its slot, RBX where its word is, R14D what that is now.
@@ -143,12 +143,12 @@ macro_rules! short_way {
                 "2:",
                 "mov rcx, [rdi + {set_bits}]", "shr r14d, 2", "shl r14, cl", "or r14, rbp",
                 "mov rcx, [rdi + {below_bits}]", "mov rax, r14", "shr rax, cl", "shl eax, 2", "or eax, 1",
-                "movd xmm2, eax", "pshufd xmm2, xmm2, 0",
+                "vmovd xmm2, eax", "vpshufd xmm2, xmm2, 0",
                 "and r14, [rdi + {below_mask}]", "shl r14, 5", "add r14, [rdi + {below_sets}]",
-                "movdqu xmm0, [r14]", "movdqu xmm1, [r14 + 16]",
-                "pand xmm0, [rip + {not_dirty}]", "pand xmm1, [rip + {not_dirty}]",
-                "pcmpeqd xmm0, xmm2", "pcmpeqd xmm1, xmm2",
-                "packssdw xmm0, xmm1", "packsswb xmm0, xmm0", "pmovmskb eax, xmm0",
+                "vmovdqu xmm0, [r14]", "vmovdqu xmm1, [r14 + 16]",
+                "vpand xmm0, xmm0, [rip + {not_dirty}]", "vpand xmm1, xmm1, [rip + {not_dirty}]",
+                "vpcmpeqd xmm0, xmm0, xmm2", "vpcmpeqd xmm1, xmm1, xmm2",
+                "vpackssdw xmm0, xmm0, xmm1", "vpacksswb xmm0, xmm0, xmm0", "vpmovmskb eax, xmm0",
                 "movzx eax, al", "bsf eax, eax", "jz 9f",
                 ".if {fetch} == 0",
                 "test esi, 4", "jz 3f",
@@ -156,9 +156,9 @@ macro_rules! short_way {
                 ".endif",
                 "3:",
                 // Nothing is in the way any more. What is below was used.
-                "mov rax, r13", "and rax, -8", "movq xmm0, [rax]",
-                "movzx ecx, byte ptr [r13]", "movd xmm1, ecx", "punpcklbw xmm1, xmm1", "pshuflw xmm1, xmm1, 0",
-                "psubusb xmm1, xmm0", "pminub xmm1, [rip + {ones}]", "paddb xmm0, xmm1", "movq [rax], xmm0",
+                "mov rax, r13", "and rax, -8", "vmovq xmm0, [rax]",
+                "movzx ecx, byte ptr [r13]", "vmovd xmm1, ecx", "vpunpcklbw xmm1, xmm1, xmm1", "vpshuflw xmm1, xmm1, 0",
+                "vpsubusb xmm1, xmm1, xmm0", "vpminub xmm1, xmm1, [rip + {ones}]", "vpaddb xmm0, xmm0, xmm1", "vmovq [rax], xmm0",
                 "mov byte ptr [r13], 0",
                 // R14 is the number of the virtual line, EAX its entry, which is the slot's now. The entry that was, if it is still.
                 "mov rcx, [rdi + {filter}]",
@@ -289,7 +289,8 @@ impl Hier {
             Some(l2) => (l2, &mut c.counters.l2),
             None => (&mut self.llc, &mut c.counters.llc),
         };
-        if !c.near || !c.stores_pass || self.next_line || !below.is_ranked() {
+        let avx = is_x86_feature_detected!("avx");
+        if !c.near || !c.stores_pass || self.next_line || !below.is_ranked() || !avx {
             return None;
         }
         let (below_sets, below_ranks, below_mask, below_bits) = below.parts();
