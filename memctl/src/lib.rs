@@ -43,7 +43,7 @@ pub use ctl::{CacheMode, Config, Domain, HostOptions, MIN_RESIDENT, MemCtl};
 pub use error::Error;
 pub use hier::{
     CountKind, FetchFilter, Grant, HierCounters, Level, Line, LineFilter, LineKind, Near, Served,
-    ShortWay, Stalls, TAG_SHIFT, short_data, short_fetch,
+    ShortWay, Stalls, TAG_SHIFT,
 };
 pub use key::{KeyError, MemoryKey};
 pub use keys::MAX_ASID;

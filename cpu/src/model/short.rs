@@ -9,7 +9,7 @@ use core::mem::offset_of;
 use core::ptr::NonNull;
 
 use sevlab_arch::Va;
-use sevlab_memctl::{ShortWay, short_data, short_fetch};
+use sevlab_memctl::ShortWay;
 
 use super::At;
 use super::known::{FIRST, Page};
@@ -46,7 +46,7 @@ macro_rules! touch {
         $(#[$doc])*
         ///
         /// Registers, in: RDI is the [`Short`], R10 the address, R11 the stamp, R15 the state. Out: RAX is the host address, or 0 if nothing was
-        /// done; RDX is not 0 if [`Vcpu::touch_due`] has to finish it. R10, R11, R15 and vector registers but XMM0 to XMM2 are left as
+        /// done; RDX is not 0 if [`Vcpu::touch_due`] has to finish it. R10, R11, R15 and vector registers but XMM0 to XMM3 are left as
         /// they are.
         ///
         /// # Safety
@@ -74,7 +74,7 @@ macro_rules! touch {
                 "2:",
                 "mov r8, r9", "shr r8, 6", "mov rax, [rdi + {bits}]", "mov rax, [rax + r8 * 8]", "bt rax, r9", "jc 9f",
                 ".endif",
-                "call {caches}",
+                "call [rdi + {caches}]",
                 "test rax, rax", "jz 8f",
                 "test rdx, rdx", "jnz 8f",
                 "mov rcx, [rdi + {cycles}]",
@@ -86,7 +86,7 @@ macro_rules! touch {
                 "8: ret",
                 "9: xor eax, eax", "xor edx, edx", "ret",
                 fetch = const $fetch,
-                caches = sym $caches,
+                caches = const offset_of!(Short, way.$caches),
                 known = const offset_of!(Short, $pages),
                 count = const FIRST,
                 tag = const offset_of!(Page, tag),
@@ -110,11 +110,11 @@ macro_rules! touch {
 
 touch!(
     /// A load, or, ESI being 1, a store, of bytes in one line.
-    touch_data, data, short_data, 0
+    touch_data, data, data_way, 0
 );
 touch!(
     /// The fetch of a line; ESI is 0.
-    touch_fetch, code, short_fetch, 1
+    touch_fetch, code, fetch_way, 1
 );
 
 /// What came of an access.

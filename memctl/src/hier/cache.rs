@@ -225,6 +225,11 @@ impl Cache {
         (sets, ranks, self.set_mask, self.set_bits.into())
     }
 
+    /// Ways and padding of a set.
+    pub(super) fn width(&self) -> usize {
+        self.stride
+    }
+
     /// Whether the owner of the array keeps its order, as stamps.
     pub(super) fn has_stamps(&self) -> bool {
         matches!(self.order, Order::Stamps)

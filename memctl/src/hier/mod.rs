@@ -40,7 +40,7 @@ use crate::model::{CoreModel, Inclusion, Model};
 pub use counters::{CacheCounters, CountKind, HierCounters};
 pub use filter::{FetchFilter, LineFilter, TAG_SHIFT};
 pub use near::Near;
-pub use short::{ShortWay, short_data, short_fetch};
+pub use short::ShortWay;
 
 /// What is done to a line.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]

@@ -2,14 +2,14 @@
 //! The short way of [`super::near`] once more, in the host's own words, for code that runs the guest's: what L2 serves, with nothing in
 //! the way, is most of what a filter does not pass.
 //!
-//! It does what `near` does where that ends with a line brought from below, or nothing at all; so it has to be changed with it. It is for sets
-//! of 8 ways at most, LRU at both levels, no next-line prefetcher, and hosts with AVX, and leaves to `near` and what is behind it whatever else there may be:
+//! It does what `near` does where that ends with a line brought from below, or nothing at all; so it has to be changed with it. It is for
+//! LRU in sets of 8 ways at most, below of 16, no next-line prefetcher, and hosts with AVX2, and leaves to `near` and what is behind it whatever else there may be:
 //! a line that L1 has, a set with ways that are free, a page whose pair in the filter is not its own yet.
 //!
 //! Registers, in: RDI is the [`ShortWay`], R10 the virtual address, which has a tag, RDX the system-physical one, ECX whose page it is (0 if it
 //! is shared, else its ASID and 1), R11 the stamp, ESI 1 for a store, plus 2 if stores may pass the filter from now on. Out: RAX is the host
 //! address, or 0 if nothing was done; RDX is the stride if the stride prefetcher has work to do, else 0. RDI, R10, R11, R15 and vector registers
-//! but XMM0 to XMM2 are left as they are.
+//! but XMM0 to XMM3 are left as they are.
 
 use std::arch::naked_asm;
 use std::mem::offset_of;
@@ -61,6 +61,10 @@ pub struct ShortWay {
     core: u64,
     /// A clean victim of L1 may go unasked.
     clean_may_go: u64,
+    /// A load or a store of which the line filter does not have the line.
+    pub data_way: unsafe extern "sysv64" fn(),
+    /// The fetch of a line that the fetch filter does not have.
+    pub fetch_way: unsafe extern "sysv64" fn(),
 }
 
 /// Words, for all words of a register.
@@ -77,16 +81,33 @@ const _: () = assert!(LineFilter::PAIR_SHIFT == 5 && PAGE_LINES_SHIFT == 6);
 const _: () = assert!(size_of::<Stream>() == 32 && data::CORE_BITS == 48);
 const _: () = assert!(NO_ENTRY == u32::MAX);
 
-/// The short way of data (`FETCH` 0) or of instructions (1).
+/// EAX is the way in the set at R14 of what is below that has XMM2's word; ZF if there is none.
+macro_rules! find {
+    () => {
+        concat!(
+            "vmovdqu xmm0, [r14]\n vmovdqu xmm1, [r14 + 16]\n",
+            "vpand xmm0, xmm0, [rip + {not_dirty}]\n vpand xmm1, xmm1, [rip + {not_dirty}]\n",
+            "vpcmpeqd xmm0, xmm0, xmm2\n vpcmpeqd xmm1, xmm1, xmm2\n",
+            "vpackssdw xmm0, xmm0, xmm1\n",
+            ".if {ways} == 16\n",
+            "vmovdqu xmm1, [r14 + 32]\n vmovdqu xmm3, [r14 + 48]\n",
+            "vpand xmm1, xmm1, [rip + {not_dirty}]\n vpand xmm3, xmm3, [rip + {not_dirty}]\n",
+            "vpcmpeqd xmm1, xmm1, xmm2\n vpcmpeqd xmm3, xmm3, xmm2\n",
+            "vpackssdw xmm1, xmm1, xmm3\n",
+            ".else\n",
+            "vpxor xmm1, xmm1, xmm1\n",
+            ".endif\n",
+            "vpacksswb xmm0, xmm0, xmm1\n vpmovmskb eax, xmm0\n bsf eax, eax\n",
+        )
+    };
+}
+
+/// The short way of data (`FETCH` 0) or of instructions (1): for code that keeps to what the module says of registers, on behalf of a core whose
+/// `ShortWay` it is, by a thread that holds the controller's lock and has no reference into it.
 macro_rules! short_way {
-    ($(#[$doc:meta])* $name:ident, $first:ident, $filter:ty, $fetch:literal) => {
-        $(#[$doc])*
-        ///
-        /// # Safety
-        /// For code that keeps to what the module says of registers, on a host with AVX, on behalf of a core whose `ShortWay` it is, by a thread
-        /// that holds the controller's lock and has no reference into it.
+    ($name:ident, $first:ident, $filter:ty, $fetch:literal, $ways:literal) => {
         #[unsafe(naked)]
-        pub unsafe extern "sysv64" fn $name() {
+        unsafe extern "sysv64" fn $name() {
             naked_asm!(
                 // R8 is the line. Its page is the domain's, and no other core's.
                 "mov r8, rdx", "shr r8, 6",
@@ -114,13 +135,10 @@ macro_rules! short_way {
                 "mov rcx, [rdi + {below_bits}]", "mov rax, r8", "shr rax, cl", "shl eax, 2", "or eax, 1",
                 "vmovd xmm2, eax", "vpshufd xmm2, xmm2, 0",
                 "mov r13, r8", "and r13, [rdi + {below_mask}]",
-                "mov rax, r13", "shl rax, 5", "add rax, [rdi + {below_sets}]",
-                "vmovdqu xmm0, [rax]", "vmovdqu xmm1, [rax + 16]",
-                "vpand xmm0, xmm0, [rip + {not_dirty}]", "vpand xmm1, xmm1, [rip + {not_dirty}]",
-                "vpcmpeqd xmm0, xmm0, xmm2", "vpcmpeqd xmm1, xmm1, xmm2",
-                "vpackssdw xmm0, xmm0, xmm1", "vpacksswb xmm0, xmm0, xmm0", "vpmovmskb eax, xmm0",
-                "movzx eax, al", "bsf eax, eax", "jz 9f",
-                "shl r13, 3", "add r13, rax", "add r13, [rdi + {below_ranks}]",
+                "mov r14, r13", "shl r14, {set_shift}", "add r14, [rdi + {below_sets}]",
+                find!(),
+                "jz 9f",
+                "shl r13, {rank_shift}", "add r13, rax", "add r13, [rdi + {below_ranks}]",
                 // The way in L1 used longest ago, the lowest of them: EDX is its slot, RBX where its word is, R14D what that is now.
                 "mov rdx, rbp", "shl rdx, 6", "add rdx, [rdi + {filter}]",
                 "mov rax, [rdx + {stamp}]", "shl rax, 3",
@@ -144,21 +162,20 @@ macro_rules! short_way {
                 "mov rcx, [rdi + {set_bits}]", "shr r14d, 2", "shl r14, cl", "or r14, rbp",
                 "mov rcx, [rdi + {below_bits}]", "mov rax, r14", "shr rax, cl", "shl eax, 2", "or eax, 1",
                 "vmovd xmm2, eax", "vpshufd xmm2, xmm2, 0",
-                "and r14, [rdi + {below_mask}]", "shl r14, 5", "add r14, [rdi + {below_sets}]",
-                "vmovdqu xmm0, [r14]", "vmovdqu xmm1, [r14 + 16]",
-                "vpand xmm0, xmm0, [rip + {not_dirty}]", "vpand xmm1, xmm1, [rip + {not_dirty}]",
-                "vpcmpeqd xmm0, xmm0, xmm2", "vpcmpeqd xmm1, xmm1, xmm2",
-                "vpackssdw xmm0, xmm0, xmm1", "vpacksswb xmm0, xmm0, xmm0", "vpmovmskb eax, xmm0",
-                "movzx eax, al", "bsf eax, eax", "jz 9f",
+                "and r14, [rdi + {below_mask}]", "shl r14, {set_shift}", "add r14, [rdi + {below_sets}]",
+                find!(),
+                "jz 9f",
                 ".if {fetch} == 0",
                 "test esi, 4", "jz 3f",
                 "or dword ptr [r14 + rax * 4], 2",
                 ".endif",
                 "3:",
                 // Nothing is in the way any more. What is below was used.
-                "mov rax, r13", "and rax, -8", "vmovq xmm0, [rax]",
-                "movzx ecx, byte ptr [r13]", "vmovd xmm1, ecx", "vpunpcklbw xmm1, xmm1, xmm1", "vpshuflw xmm1, xmm1, 0",
-                "vpsubusb xmm1, xmm1, xmm0", "vpminub xmm1, xmm1, [rip + {ones}]", "vpaddb xmm0, xmm0, xmm1", "vmovq [rax], xmm0",
+                "movzx ecx, byte ptr [r13]", "vmovd xmm1, ecx", "vpbroadcastb xmm1, xmm1",
+                "mov rax, r13", "and rax, -{ways}",
+                ".if {ways} == 8", "vmovq xmm0, [rax]", ".else", "vmovdqu xmm0, [rax]", ".endif",
+                "vpsubusb xmm1, xmm1, xmm0", "vpminub xmm1, xmm1, [rip + {ones}]", "vpaddb xmm0, xmm0, xmm1",
+                ".if {ways} == 8", "vmovq [rax], xmm0", ".else", "vmovdqu [rax], xmm0", ".endif",
                 "mov byte ptr [r13], 0",
                 // R14 is the number of the virtual line, EAX its entry, which is the slot's now. The entry that was, if it is still.
                 "mov rcx, [rdi + {filter}]",
@@ -215,6 +232,9 @@ macro_rules! short_way {
                 "9:",
                 "xor eax, eax", "xor edx, edx", "ret",
                 fetch = const $fetch,
+                ways = const $ways,
+                set_shift = const ($ways as u32 * 4).trailing_zeros(),
+                rank_shift = const ($ways as u32).trailing_zeros(),
                 pages = const offset_of!(ShortWay, pages),
                 core = const offset_of!(ShortWay, core),
                 raw = const offset_of!(ShortWay, raw),
@@ -256,14 +276,10 @@ macro_rules! short_way {
     };
 }
 
-short_way!(
-    /// A load or a store of which the line filter does not have the line.
-    short_data, data, LineFilter, 0
-);
-short_way!(
-    /// The fetch of a line that the fetch filter does not have. ESI is 0.
-    short_fetch, fetch, FetchFilter, 1
-);
+short_way!(data_8, data, LineFilter, 0, 8);
+short_way!(data_16, data, LineFilter, 0, 16);
+short_way!(fetch_8, fetch, FetchFilter, 1, 8);
+short_way!(fetch_16, fetch, FetchFilter, 1, 16);
 
 impl First {
     fn new<F: Filter>(l1: &mut L1<F>, misses: &mut CacheCounters) -> Option<Self> {
@@ -289,8 +305,16 @@ impl Hier {
             Some(l2) => (l2, &mut c.counters.l2),
             None => (&mut self.llc, &mut c.counters.llc),
         };
-        let avx = is_x86_feature_detected!("avx");
-        if !c.near || !c.stores_pass || self.next_line || !below.is_ranked() || !avx {
+        let firsts = [&c.l1d.cache, &c.l1i.cache];
+        let stamped = firsts.iter().all(|l1| l1.is_of_8() && l1.has_stamps());
+        let (data_way, fetch_way): (unsafe extern "sysv64" fn(), unsafe extern "sysv64" fn()) =
+            match below.width() {
+                8 => (data_8, fetch_8),
+                16 => (data_16, fetch_16),
+                _ => return None,
+            };
+        let plain = c.bit != 0 && c.stores_pass && !self.next_line;
+        if !plain || !stamped || !below.is_ranked() || !is_x86_feature_detected!("avx2") {
             return None;
         }
         let (below_sets, below_ranks, below_mask, below_bits) = below.parts();
@@ -315,6 +339,8 @@ impl Hier {
             due: &raw mut self.due,
             core: c.bit,
             clean_may_go: u64::from(self.inclusion == Inclusion::Inclusive),
+            data_way,
+            fetch_way,
         })
     }
 }
