@@ -116,7 +116,7 @@ const ROWS: &[Row] = &[
     },
     switch!(
         short,
-        "accesses of copies that L2 serves are simulated by hand-written code"
+        "accesses that L2 serves are simulated by hand-written code"
     ),
     switch!(
         dead_flags,

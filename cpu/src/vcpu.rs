@@ -151,6 +151,8 @@ pub struct Vcpu {
     pub model: Option<Box<crate::model::CoreModel>>,
     /// The guest's own code is running: its accesses go through the model. Whoever runs it sets and clears this.
     pub modelled: bool,
+    /// Accesses may take the short way ([`crate::model::short`]), where there is one.
+    pub short_ways: bool,
     /// How far the state's words are behind, while a helper of translated code runs.
     pub lag: crate::model::At,
     pub(crate) trace: Option<crate::model::trace::Trace>,
@@ -209,6 +211,7 @@ impl Vcpu {
             cluster,
             seat,
             writes: None,
+            short_ways: true,
             world: None,
             config_snp: config.mode == SevMode::Snp,
             pending_event: EventInjection::default(),

@@ -42,7 +42,7 @@ pub struct JitOptions {
     /// After so many runs in the interpreter a block that is not translated yet runs as a copy of the guest's own instructions,
     /// where `view` is; 0: never. Copying takes about as long as so many runs.
     pub direct: u32,
-    /// Accesses of copies that the filter does not pass and the cache below the first level serves are simulated in the host's own words
+    /// Accesses that the filter does not pass and the cache below the first level serves are simulated in the host's own words
     /// ([`sevlab_cpu::model::short`]).
     pub short: bool,
     /// Flags that nothing can read are not kept across blocks.

@@ -204,7 +204,8 @@ impl Vcpu {
     pub fn short(&self) -> *const Short {
         let none = core::ptr::null();
         let Some(m) = &self.model else { return none };
-        if self.trace.is_some() || self.writes.is_some() || !self.mem.is_held() {
+        let seen = self.trace.is_some() || self.writes.is_some();
+        if !self.short_ways || seen || !self.mem.is_held() {
             return none;
         }
         m.short.as_deref().map_or(none, core::ptr::from_ref)

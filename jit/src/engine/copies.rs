@@ -322,12 +322,7 @@ impl Engine {
         };
         if let Some(maker) = &self.direct.maker {
             vcpu.state.engine[word(layout::ACCESSES)] = maker.accesses.address();
-            let short = if self.options.short {
-                vcpu.short() as u64
-            } else {
-                0
-            };
-            vcpu.state.engine[word(layout::SHORT)] = short;
+            vcpu.state.engine[word(layout::SHORT)] = vcpu.short() as u64;
         }
         loop {
             let before = vcpu.state.retired;
