@@ -268,11 +268,17 @@ impl CoreModel {
 impl Vcpu {
     /// [`Vcpu::touch_data`] for a page that is known; `None`, with nothing done, if it is not, if a store would be one into decoded code, or if
     /// the memory controller has something against it.
-    #[inline(never)] // once for all, so that it stays in the host's caches
+    #[inline]
     pub fn touch_known(&mut self, va: u64, access: Access, at: At) -> Option<NonNull<u8>> {
-        if let Some(host) = self.touch_short(va, access, at) {
-            return Some(host);
+        match self.touch_short(va, access, at) {
+            Some(host) => Some(host),
+            None => self.touch_longer(va, access, at),
         }
+    }
+
+    /// The same where the short way has been tried.
+    #[inline(never)] // once for all, so that it stays in the host's caches
+    pub fn touch_longer(&mut self, va: u64, access: Access, at: At) -> Option<NonNull<u8>> {
         let line = self.known_line(va, access, at)?;
         let m = self.model.as_deref_mut()?;
         if core::mem::take(&mut m.raised) {
@@ -283,20 +289,22 @@ impl Vcpu {
                 return Some(host);
             }
         }
+        let fetched = self.state.fetched;
         let m = self.model.as_deref_mut()?;
-        let host = match self.mem.near(m.core, &line) {
-            Some(Near::First(host)) => host,
-            Some(Near::Second(host)) => {
+        let now = || m.cycles_at(at.tally, fetched);
+        let host = match self.mem.near(m.core, &line, now).ok()? {
+            Near::First(host) => host,
+            Near::Second(host) => {
                 m.wait_for_second();
                 host
             }
-            Some(Near::Due(host)) => {
-                let now = m.cycles_at(at.tally, self.state.fetched);
+            Near::Due(host) => {
+                let now = m.cycles_at(at.tally, fetched);
                 _ = self.mem.prefetch_due(m.core, line.spa, line.domain, now);
                 m.wait_for_second();
                 host
             }
-            None => self.touch_far(&line, at)?,
+            Near::Beyond(served) => m.wait_for(&served),
         };
         Some(at_byte(host, va))
     }
@@ -311,16 +319,6 @@ impl Vcpu {
         let host = self.mem.prefetch_due(m.core, spa, domain, now)?;
         m.wait_for_second();
         Some(host)
-    }
-
-    /// The same of a line that the core's own caches do not have: where it is.
-    #[inline(never)]
-    fn touch_far(&mut self, line: &Line, at: At) -> Option<NonNull<u8>> {
-        let fetched = self.state.fetched;
-        let m = self.model.as_deref_mut()?;
-        let now = m.cycles_at(at.tally, fetched);
-        let served = self.mem.line(m.core, &Line { now, ..*line }).ok()?;
-        Some(m.wait_for(&served))
     }
 
     /// The access of `va`'s line, if its page is known.
@@ -384,16 +382,13 @@ impl Vcpu {
             stamp,
             now: 0,
         };
-        match self.mem.near(m.core, &line) {
-            Some(Near::First(_)) => {}
-            Some(Near::Second(_) | Near::Due(_)) => m.wait_for_second(),
-            None => {
-                let now = m.cycles_at(at.tally, self.state.fetched);
-                match self.mem.line(m.core, &Line { now, ..line }) {
-                    Ok(served) => _ = m.wait_for(&served),
-                    Err(e) => return Some(Err(Stop::Host(e))),
-                }
-            }
+        let fetched = self.state.fetched;
+        let now = || m.cycles_at(at.tally, fetched);
+        match self.mem.near(m.core, &line, now) {
+            Ok(Near::First(_)) => {}
+            Ok(Near::Second(_) | Near::Due(_)) => m.wait_for_second(),
+            Ok(Near::Beyond(served)) => _ = m.wait_for(&served),
+            Err(e) => return Some(Err(Stop::Host(e))),
         }
         self.fetched(va);
         Some(Ok(()))

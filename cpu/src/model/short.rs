@@ -149,7 +149,7 @@ unsafe extern "sysv64" fn touch_from(
 impl Vcpu {
     /// [`touch_data`], finished. `None`: nothing was done.
     #[inline]
-    pub(super) fn touch_short(&mut self, va: u64, access: Access, at: At) -> Option<NonNull<u8>> {
+    pub fn touch_short(&mut self, va: u64, access: Access, at: At) -> Option<NonNull<u8>> {
         let short = self.short();
         if short.is_null() {
             return None;

@@ -61,7 +61,7 @@ pub(crate) enum Decoded {
 impl Vcpu {
     /// An access of `n` bytes at `va` inside one line by the instruction at `at`, through TLB and caches. Returns the host
     /// address of `va`'s byte; `None` for a store into a frame with decoded code, which is the interpreter's to make: all that is done of it
-    /// then is the translation.
+    /// then is the translation. The short way has been tried ([`super::short`]).
     ///
     /// # Errors
     /// The translation faults; TLBs, caches and counters are then as before.
@@ -73,7 +73,7 @@ impl Vcpu {
         access: Access,
         at: At,
     ) -> Result<Option<NonNull<u8>>, Stop> {
-        match self.touch_known(va, access, at) {
+        match self.touch_longer(va, access, at) {
             Some(host) => Ok(Some(host)),
             None => self.touch_rest(va, n, access, at, Decoded::InTheWay),
         }

@@ -298,6 +298,15 @@ fn crosses(va: u64, n: u64) -> bool {
 
 fn touch(v: &mut Vcpu, va: u64, n: u64, access: Why) -> u64 {
     let at = v.at();
+    if let Some(host) = v.touch_short(va, access, at) {
+        return host.as_ptr() as u64;
+    }
+    touch_longer(v, va, n, access)
+}
+
+/// The same where the short way has been tried.
+fn touch_longer(v: &mut Vcpu, va: u64, n: u64, access: Why) -> u64 {
+    let at = v.at();
     let touched = v.touch_data(va, n, access, at);
     touched.map_or(0, |host| host.map_or(0, |host| host.as_ptr() as u64))
 }
@@ -449,7 +458,7 @@ extern "sysv64" fn copy_access(
     let host = if va & (u64::from(access.align) - 1) != 0 {
         0
     } else if !crosses(va, bytes) {
-        touch(v, va, bytes, why)
+        touch_longer(v, va, bytes, why)
     } else if access.whole {
         0
     } else {

@@ -40,11 +40,17 @@ impl Cause {
 }
 
 impl Hier {
-    /// [`MemCtl::line`](crate::MemCtl::line) for a core that is attached (by its index in `cores`) and an address that exists.
+    /// [`MemCtl::line`](crate::MemCtl::line) for a core that is attached (by its index in `cores`), and an address that exists, at cycle `now`.
     #[inline(never)]
-    pub(super) fn access(&mut self, env: &Env<'_>, core: usize, a: &Line) -> Result<Served, Error> {
+    pub(super) fn access(
+        &mut self,
+        env: &Env<'_>,
+        core: usize,
+        a: &Line,
+        now: u64,
+    ) -> Result<Served, Error> {
         let line = a.spa.0 >> LINE_SHIFT;
-        let mut cause = Cause::new(core, a.now);
+        let mut cause = Cause::new(core, now);
         self.foresee(env, core, line, a.domain);
         let mut page = self.pages.of(line);
         if page.cached == 0 {

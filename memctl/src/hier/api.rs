@@ -94,19 +94,22 @@ impl MemCtl {
     /// # Errors
     /// [`Error::NoCore`], [`Error::OutOfRange`], [`Error::NoKey`].
     pub fn line(&self, core: usize, line: &Line) -> Result<Served, Error> {
-        let end = self.end(line.domain);
-        if line.spa.0 >= end {
-            return Err(Error::OutOfRange {
-                spa: line.spa,
-                len: 1,
-                size: end,
-            });
-        }
+        self.check_line(line)?;
         let mut meta = self.lock();
         let Meta { keys, hier, .. } = &mut *meta;
         let hier = hier.as_mut().ok_or(Error::NoCore { core })?;
         let at = hier.place(core)?;
-        hier.access(&self.env(keys), at, line)
+        hier.access(&self.env(keys), at, line, line.now)
+    }
+
+    #[inline]
+    fn check_line(&self, line: &Line) -> Result<(), Error> {
+        let size = self.end(line.domain);
+        if line.spa.0 >= size {
+            let (spa, len) = (line.spa, 1);
+            return Err(Error::OutOfRange { spa, len, size });
+        }
+        Ok(())
     }
 
     /// Where the addresses end that are seen under `d`.
@@ -118,19 +121,24 @@ impl MemCtl {
         }
     }
 
-    /// As [`MemCtl::line`], whatever [`Line::now`] says, for a load, a store or a fetch that the core's own caches serve at no more
-    /// than their latency; `None`, with nothing done, for another.
-    #[must_use]
-    #[inline(never)] // once for all, so that it stays in the host's caches
-    pub fn near(&self, core: usize, line: &Line) -> Option<Near> {
-        if line.spa.0 >= self.size() {
-            return None;
-        }
+    /// As [`MemCtl::line`] for a load, a store or a fetch, with a short way where the core's own caches serve it at no more than their latency;
+    /// else at cycle `now`, whatever [`Line::now`] says.
+    ///
+    /// # Errors
+    /// As [`MemCtl::line`].
+    #[inline]
+    pub fn near(&self, core: usize, line: &Line, now: impl FnOnce() -> u64) -> Result<Near, Error> {
         let mut meta = self.lock();
         let Meta { keys, hier, .. } = &mut *meta;
-        let hier = hier.as_mut()?;
-        let at = hier.place(core).ok()?;
-        hier.near(&self.env(keys), at, line)
+        let (hier, env) = (hier.as_mut().ok_or(Error::NoCore { core })?, self.env(keys));
+        let at = hier.place(core)?;
+        if line.spa.0 < self.size()
+            && let Some(near) = hier.near(&env, at, line)
+        {
+            return Ok(near);
+        }
+        self.check_line(line)?;
+        hier.access(&env, at, line, now()).map(Near::Beyond)
     }
 
     /// The short way of an attached core's accesses, if there is one for its caches.

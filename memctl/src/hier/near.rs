@@ -10,9 +10,9 @@ use super::counters::CountKind;
 use super::data::{Env, LINE_SHIFT};
 use super::filter::Filter;
 use super::l1::L1;
-use super::{Core, Hier, Inclusion, Line, LineKind};
+use super::{Core, Hier, Inclusion, Line, LineKind, Served};
 
-/// Who served it: L1, or L2.
+/// Who served an access: L1, or L2.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Near {
     /// L1.
@@ -21,6 +21,8 @@ pub enum Near {
     Second(NonNull<u8>),
     /// The same, and the stride prefetcher has work to do: [`MemCtl::prefetch_due`](crate::MemCtl::prefetch_due).
     Due(NonNull<u8>),
+    /// Neither, or not alone.
+    Beyond(Served),
 }
 
 /// What is to be done with a line.
@@ -91,7 +93,7 @@ impl Core {
 impl Hier {
     /// As [`Hier::access`] of a load, a store or a fetch, whose `now` is not looked at; `None`, with nothing changed, if that has
     /// to do it.
-    #[inline]
+    #[inline(never)] // once for all, so that it stays in the host's caches
     pub(super) fn near(&mut self, env: &Env<'_>, core: usize, a: &Line) -> Option<Near> {
         let line = a.spa.0 >> LINE_SHIFT;
         let page = self.pages.of(line);
