@@ -99,7 +99,7 @@ fn model(variation: u64) -> Model {
         },
         l1i: cache(r, sets, &[1, 2, 4]),
         l1d: cache(r, sets, &[2, 4, 8]),
-        l2: (!r.one_in(4)).then(|| cache(r, &[4, 8, 16], &[2, 4, 8, 12, 16])),
+        l2: (!r.one_in(4)).then(|| cache(r, &[4, 8, 16], &[2, 4, 8, 16])),
         llc: cache(r, &[16, 32, 64], &[4, 8, 16]),
         llc_inclusion: r.pick(&[Inclusion::Inclusive, Inclusion::NonInclusive]),
         prefetch: Prefetch {

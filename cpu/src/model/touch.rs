@@ -73,10 +73,15 @@ impl Vcpu {
         access: Access,
         at: At,
     ) -> Result<Option<NonNull<u8>>, Stop> {
-        match self.touch_longer(va, access, at) {
-            Some(host) => Ok(Some(host)),
-            None => self.touch_rest(va, n, access, at, Decoded::InTheWay),
+        if let Some(host) = self.touch_longer(va, access, at) {
+            return Ok(Some(host));
         }
+        // Where misses overlap, a translation and its access are one miss.
+        let overlaps = self.model.as_ref().is_some_and(|m| m.overlap.is_some());
+        if overlaps && access == Access::Write && self.would_hit_code(va, n) {
+            return Ok(None);
+        }
+        self.touch_rest(va, n, access, at, Decoded::InTheWay)
     }
 
     /// The same by the interpreter.
