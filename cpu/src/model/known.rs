@@ -298,18 +298,14 @@ impl Vcpu {
                 m.wait_for_second();
                 host
             }
-            Near::Due(host) => {
-                let now = m.cycles_at(at.tally, fetched);
-                _ = self.mem.prefetch_due(m.core, line.spa, line.domain, now);
-                m.wait_for_second();
-                host
-            }
+            Near::Due => return self.touch_due(va, at),
             Near::Beyond(served) => m.wait_for(&served),
         };
         Some(at_byte(host, va))
     }
 
-    /// What [`short::touch_data`](super::short::touch_data) has left to do for the access of `va` that it has made; where that is.
+    /// What [`MemCtl::near`](sevlab_memctl::MemCtl::near) or [`short::touch_data`](super::short::touch_data) has left to do for the access of `va` that
+    /// it has made; where that is.
     pub fn touch_due(&mut self, va: u64, at: At) -> Option<NonNull<u8>> {
         let (fetched, user) = (self.state.fetched, self.state.cpl == 3);
         let m = self.model.as_deref_mut()?;
@@ -386,7 +382,7 @@ impl Vcpu {
         let now = || m.cycles_at(at.tally, fetched);
         match self.mem.near(m.core, &line, now) {
             Ok(Near::First(_)) => {}
-            Ok(Near::Second(_) | Near::Due(_)) => m.wait_for_second(),
+            Ok(Near::Second(_) | Near::Due) => m.wait_for_second(),
             Ok(Near::Beyond(served)) => _ = m.wait_for(&served),
             Err(e) => return Some(Err(Stop::Host(e))),
         }

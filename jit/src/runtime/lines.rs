@@ -417,17 +417,16 @@ extern "sysv64" fn step(n: u64, ahead: u64, _: u64, _: u64, _: u64, state: *mut 
     answer(v, u64::from(go_on));
 }
 
-/// The vCPU and access `n` of a copy, whose instruction's stamp and whose sums are these, see [`crate::direct::lines`].
+/// What `f` makes of the vCPU and access `n` of a copy, whose instruction's stamp and whose sums are these, see [`crate::direct::lines`].
 ///
 /// # Safety
 /// As [`vcpu`]; `n` is a number that the engine gave out.
-unsafe fn at_copy<'a>(
+unsafe fn in_copy(
     state: *mut CpuState,
     n: u64,
-    stamp: u64,
-    tally: u64,
-    fetched: u64,
-) -> (&'a mut Vcpu, &'a Access) {
+    [stamp, tally, fetched]: [u64; 3],
+    f: impl FnOnce(&mut Vcpu, &Access) -> u64,
+) -> u64 {
     // SAFETY: the caller's promises; the engine put its table there and does not touch it while copies run.
     let (v, access) = unsafe {
         let v = vcpu(state);
@@ -439,7 +438,9 @@ unsafe fn at_copy<'a>(
         tally: tally.wrapping_add(access.tally),
     };
     v.state.fetched = fetched.wrapping_add(access.fetched.into());
-    (v, access)
+    let answer = f(v, access);
+    v.lag = At::default();
+    answer
 }
 
 /// The host address of an access of a copy, or 0: the interpreter has to run its instruction.
@@ -451,21 +452,21 @@ extern "sysv64" fn copy_access(
     fetched: u64,
     state: *mut CpuState,
 ) -> u64 {
-    // SAFETY: called by copies only, with the pinned register as the last argument and a number of their own.
-    let (v, access) = unsafe { at_copy(state, n, stamp, tally, fetched) };
-    let bytes = u64::from(access.bytes);
-    let why = if access.write { Why::Write } else { Why::Read };
-    let host = if va & (u64::from(access.align) - 1) != 0 {
-        0
-    } else if !crosses(va, bytes) {
-        touch_longer(v, va, bytes, why)
-    } else if access.whole {
-        0
-    } else {
-        both_lines(v, va, why).unwrap_or(0)
+    let access = |v: &mut Vcpu, access: &Access| {
+        let bytes = u64::from(access.bytes);
+        let why = if access.write { Why::Write } else { Why::Read };
+        if va & (u64::from(access.align) - 1) != 0 {
+            0
+        } else if !crosses(va, bytes) {
+            touch_longer(v, va, bytes, why)
+        } else if access.whole {
+            0
+        } else {
+            both_lines(v, va, why).unwrap_or(0)
+        }
     };
-    v.lag = At::default();
-    host
+    // SAFETY: called by copies only, with the pinned register as the last argument and a number of their own.
+    unsafe { in_copy(state, n, [stamp, tally, fetched], access) }
 }
 
 /// What the short way has left to do for an access that it has made.
@@ -477,12 +478,12 @@ extern "sysv64" fn copy_due(
     fetched: u64,
     state: *mut CpuState,
 ) -> u64 {
+    let due = |v: &mut Vcpu, _: &Access| {
+        let host = v.touch_due(va, v.at());
+        host.map_or(0, |host| host.as_ptr() as u64)
+    };
     // SAFETY: as in `copy_access`.
-    let (v, _) = unsafe { at_copy(state, n, stamp, tally, fetched) };
-    let at = v.at();
-    let host = v.touch_due(va, at).map_or(0, |h| h.as_ptr() as u64);
-    v.lag = At::default();
-    host
+    unsafe { in_copy(state, n, [stamp, tally, fetched], due) }
 }
 
 /// Fetches a line for a copy; 0 if it can't be.
@@ -494,10 +495,7 @@ extern "sysv64" fn copy_fetch(
     fetched: u64,
     state: *mut CpuState,
 ) -> u64 {
+    let fetch = |v: &mut Vcpu, _: &Access| v.touch_fetch(va, v.at()).is_ok().into();
     // SAFETY: as in `copy_access`.
-    let (v, _) = unsafe { at_copy(state, n, stamp, tally, fetched) };
-    let at = v.at();
-    let ok = v.touch_fetch(va, at).is_ok();
-    v.lag = At::default();
-    ok.into()
+    unsafe { in_copy(state, n, [stamp, tally, fetched], fetch) }
 }

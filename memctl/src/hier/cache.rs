@@ -6,7 +6,6 @@
 //! 2. A way that is there only to fill a chunk holds [`PAD`], which no line matches and nothing frees.
 //! 3. Order changes by touches alone: a way that loses its line keeps its place.
 
-use super::table::Array;
 use crate::model::{self, Policy};
 
 pub(super) const VALID: u32 = 1;
@@ -82,8 +81,8 @@ pub(super) struct Victim {
 
 /// The array.
 pub(super) struct Cache {
-    sets: Array<Ways>,
-    ranks: Array<Ranks>,
+    sets: Box<[Ways]>,
+    ranks: Box<[Ranks]>,
     ways: usize,
     /// Ways and padding of a set: a multiple of [`CHUNK`].
     stride: usize,
@@ -97,10 +96,12 @@ impl Cache {
     pub(super) fn new(cfg: &model::Cache, stamps: bool, instance: u64) -> Self {
         let (ways, sets) = (cfg.ways as usize, cfg.sets() as usize);
         let stride = ways.next_multiple_of(CHUNK);
-        let chunks = stride / CHUNK * sets;
-        let way = |chunk: usize, w: usize| {
-            let way = chunk * CHUNK % stride + w;
-            (way < ways).then_some(way)
+        let firsts = || (0..stride).step_by(CHUNK);
+        let way = |first: usize, w: usize| (first + w < ways).then_some(first + w);
+        let words = |first| Ways(std::array::from_fn(|w| way(first, w).map_or(PAD, |_| 0)));
+        let ranks = |first| {
+            let rank = |w| way(first, w).map_or(u8::MAX, |w| w as u8);
+            Ranks(std::array::from_fn(rank))
         };
         let order = match cfg.policy {
             Policy::Lru if stamps => Order::Stamps,
@@ -115,14 +116,8 @@ impl Cache {
             Policy::Random => Order::Random(0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(1 + instance)),
         };
         Self {
-            sets: Array::new(chunks, false, |c| {
-                Ways(std::array::from_fn(|w| way(c, w).map_or(PAD, |_| 0)))
-            }),
-            ranks: Array::new(chunks, false, |c| {
-                Ranks(std::array::from_fn(|w| {
-                    way(c, w).map_or(u8::MAX, |w| w as u8)
-                }))
-            }),
+            sets: firsts().map(words).collect::<Vec<_>>().repeat(sets).into(),
+            ranks: firsts().map(ranks).collect::<Vec<_>>().repeat(sets).into(),
             ways,
             stride,
             set_mask: sets as u64 - 1,

@@ -11,7 +11,6 @@ use std::ptr::NonNull;
 use sevlab_arch::{Asid, PAGE_SHIFT, Spa};
 
 use super::KEPT;
-use super::table::Array;
 use crate::cipher::{BLOCK, Engine};
 use crate::ctl::Domain;
 use crate::dram::Dram;
@@ -170,7 +169,7 @@ fn line_bit(line: u64) -> u64 {
 /// All pages of DRAM and the window behind it.
 pub(super) struct Pages {
     /// `[cached, who]`.
-    words: Array<[u64; 2]>,
+    words: Box<[[u64; 2]]>,
     kept: Kept,
     /// 16-byte blocks that went through AES.
     pub aes_blocks: u64,
@@ -182,7 +181,7 @@ pub(super) struct Pages {
 impl Pages {
     pub(super) fn new(pages: u64) -> Self {
         Self {
-            words: Array::zeroes(pages as usize),
+            words: vec![[0; 2]; pages as usize].into(),
             kept: Kept::new(),
             aes_blocks: 0,
             resident: 0,

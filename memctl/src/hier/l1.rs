@@ -12,7 +12,6 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::cache::{Cache, Victim};
 use super::filter::{Filter, SLOTS};
-use super::table::Array;
 use crate::model;
 
 pub(super) const NO_ENTRY: u32 = u32::MAX;
@@ -30,7 +29,7 @@ pub(super) struct L1<F> {
     pub cache: Cache,
     /// Last uses, as the owner's clock has them; compared as signed numbers, see [`L1::attach`].
     stamps: Box<[AtomicU64]>,
-    entry: Array<u32>,
+    entry: Box<[u32]>,
     filter: Option<Arc<F>>,
 }
 
@@ -42,7 +41,7 @@ impl<F: Filter> L1<F> {
             stamps: (0..cache.slots())
                 .map(|slot| AtomicU64::new(stamp(slot)))
                 .collect(),
-            entry: Array::new(cache.slots(), false, |_| NO_ENTRY),
+            entry: vec![NO_ENTRY; cache.slots()].into(),
             filter: None,
             cache,
         }

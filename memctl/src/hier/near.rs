@@ -20,7 +20,7 @@ pub enum Near {
     /// L2, or the LLC where there is none.
     Second(NonNull<u8>),
     /// The same, and the stride prefetcher has work to do: [`MemCtl::prefetch_due`](crate::MemCtl::prefetch_due).
-    Due(NonNull<u8>),
+    Due,
     /// Neither, or not alone.
     Beyond(Served),
 }
@@ -85,8 +85,13 @@ fn exchange<F: Filter>(l1: &mut L1<F>, below: &mut Cache, w: Wanted) -> Option<F
 impl Core {
     /// Whether it has the geometry that the short way is for, as `below` must have.
     pub(super) fn is_near(&self, below: &Cache) -> bool {
+        below.is_of_8() && self.has_near_firsts()
+    }
+
+    /// Whether its first levels have it.
+    pub(super) fn has_near_firsts(&self) -> bool {
         let firsts = [&self.l1d.cache, &self.l1i.cache];
-        below.is_of_8() && firsts.iter().all(|c| c.is_of_8() && c.has_stamps())
+        firsts.iter().all(|c| c.is_of_8() && c.has_stamps())
     }
 }
 
@@ -148,7 +153,7 @@ impl Hier {
                     && let Some(stride) = c.strides.train(line)
                 {
                     self.due = stride;
-                    return Some(Near::Due(host));
+                    return Some(Near::Due);
                 }
                 Near::Second(host)
             }

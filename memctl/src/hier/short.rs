@@ -301,20 +301,18 @@ impl Hier {
     /// The short way of a core's accesses, if its caches are of the kind.
     pub(super) fn short_way(&mut self, env: &Env<'_>, core: usize) -> Option<ShortWay> {
         let c = &mut *self.cores[core];
+        let plain = c.has_near_firsts() && c.bit != 0 && c.stores_pass && !self.next_line;
         let (below, counters) = match &mut c.l2 {
             Some(l2) => (l2, &mut c.counters.l2),
             None => (&mut self.llc, &mut c.counters.llc),
         };
-        let firsts = [&c.l1d.cache, &c.l1i.cache];
-        let stamped = firsts.iter().all(|l1| l1.is_of_8() && l1.has_stamps());
         let (data_way, fetch_way): (unsafe extern "sysv64" fn(), unsafe extern "sysv64" fn()) =
             match below.width() {
                 8 => (data_8, fetch_8),
                 16 => (data_16, fetch_16),
                 _ => return None,
             };
-        let plain = c.bit != 0 && c.stores_pass && !self.next_line;
-        if !plain || !stamped || !below.is_ranked() || !is_x86_feature_detected!("avx2") {
+        if !plain || !below.is_ranked() || !is_x86_feature_detected!("avx2") {
             return None;
         }
         let (below_sets, below_ranks, below_mask, below_bits) = below.parts();
