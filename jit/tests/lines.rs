@@ -671,5 +671,60 @@ fn what_is_delicate_in_copies_counts_the_same() {
     }
 }
 
+/// What is found out behind a load that lies in two lines, of which one may push out the other, is the interpreter's before it.
+#[test]
+fn what_faults_behind_a_load_loads_once() {
+    let programs: [(&str, Body); 4] = [
+        ("a return to nowhere", |a| {
+            a.lea(rsp, ptr(rbx + 0x13c))?;
+            a.ret()
+        }),
+        ("a jump to nowhere", |a| a.jmp(qword_ptr(rbx + 0x13c))),
+        ("a call without a stack", |a| {
+            a.xor(esp, esp)?;
+            a.call(qword_ptr(rbx + 0x17c))
+        }),
+        ("a push without a stack", |a| {
+            a.xor(esp, esp)?;
+            a.push(qword_ptr(rbx + 0x13c))
+        }),
+    ];
+    let pushes_out = |n: &u64| {
+        let l1d = model(*n).l1d;
+        l1d.sets() <= 2 && l1d.ways <= 4 && matches!(l1d.policy, Policy::Fifo | Policy::Random)
+    };
+    for (what, last) in programs {
+        let code = assemble_at(CODE, |a| {
+            let mut top = a.create_label();
+            let mut target = a.create_label();
+            a.mov(rbx, DATA)?;
+            a.lea(rax, ptr(target))?;
+            a.mov(qword_ptr(rbx + 0x17c), rax)?;
+            a.mov(rax, 0x1234_5678_9abc_def0u64)?;
+            a.mov(qword_ptr(rbx + 0x13c), rax)?;
+            a.mov(ecx, 7)?;
+            a.set_label(&mut top)?;
+            a.add(edx, dword_ptr(rbx + 0x200))?;
+            a.add(edx, dword_ptr(rbx + 0x1c0))?;
+            a.sub(ecx, 1)?;
+            a.jne(top)?;
+            a.set_label(&mut target)?;
+            last(a)
+        });
+        for variation in (0..).filter(pushes_out).take(30) {
+            let mut rig = Rig::new(Kind::Private, variation);
+            for seed in 0..4 {
+                let start = Start::new(seed, &code);
+                if let Some(difference) = rig.check(&start, seed) {
+                    panic!(
+                        "{what}: machine {variation}, seed {seed}: {difference}{}",
+                        listing(&code)
+                    );
+                }
+            }
+        }
+    }
+}
+
 /// The body of a loop.
 type Body = fn(&mut CodeAssembler) -> Result<(), IcedError>;

@@ -373,7 +373,9 @@ impl<'a> Copier<'a> {
 
     /// Whether it lies in two lines and may fault behind a load, which may have pushed out the second: that would be fetched again.
     fn is_whole(i: &Insn, ins: &Instruction) -> bool {
-        last_line(i) != line(i.rip) && divides(i) && ins.op_kinds().any(|k| k == OpKind::Memory)
+        last_line(i) != line(i.rip)
+            && (divides(i) || i.op == Op::Push)
+            && ins.op_kinds().any(|k| k == OpKind::Memory)
     }
 }
 

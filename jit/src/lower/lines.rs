@@ -25,9 +25,10 @@ use cranelift_codegen::ir::{
 };
 use cranelift_frontend::Variable;
 use iced_x86::Mnemonic;
-use sevlab_cpu::insn::{Op, Operand};
+use sevlab_cpu::insn::{Op, Operand, Width};
 use sevlab_cpu::model::TRAIL_BYTES;
 use sevlab_cpu::model::costs::CostTable;
+use sevlab_cpu::state::gpr::RSP;
 use sevlab_cpu::{Builder, Insn};
 use sevlab_memctl::{FetchFilter, LineFilter, TAG_SHIFT};
 
@@ -46,13 +47,32 @@ fn last_line(i: &Insn) -> u64 {
     line(i.next_rip().wrapping_sub(1))
 }
 
-/// The bytes that `i` loads before it may find that it must be left to the interpreter, which loads them again.
-fn leaves_behind_load(i: &Insn) -> Option<u32> {
-    if matches!(i.op, Op::Div | Op::Idiv) && i.ops.contains(&Operand::Mem) {
-        return Some(i.width.bytes());
-    }
-    if i.op != Op::Thunk {
-        return None;
+/// What an instruction loads first.
+struct First {
+    bytes: u32,
+    /// It is what RSP points at, not the memory operand.
+    of_stack: bool,
+}
+
+/// What `i` loads before it may find that it must be left to the interpreter, which loads it again.
+fn leaves_behind_load(i: &Insn) -> Option<First> {
+    let operand = |bytes| First {
+        bytes,
+        of_stack: false,
+    };
+    let stack = |bytes| First {
+        bytes,
+        of_stack: true,
+    };
+    let has_operand = i.ops.contains(&Operand::Mem);
+    match i.op {
+        Op::Div | Op::Idiv | Op::Push if has_operand => return Some(operand(i.width.bytes())),
+        Op::Pop if has_operand => return Some(stack(i.width.bytes())),
+        // The target may not be canonical.
+        Op::CallInd | Op::JmpInd if has_operand => return Some(operand(8)),
+        Op::Ret => return Some(stack(8)),
+        Op::Thunk => {}
+        _ => return None,
     }
     let ins = super::vector::iced(i);
     let leaves = matches!(
@@ -67,7 +87,7 @@ fn leaves_behind_load(i: &Insn) -> Option<u32> {
             | Mnemonic::Vcvttsd2si
     );
     let bytes = ins.memory_size().size() as u32;
-    (leaves && bytes > 0).then_some(bytes)
+    (leaves && bytes > 0).then(|| operand(bytes))
 }
 
 /// Line mode's part of a translation.
@@ -267,17 +287,25 @@ impl Lower<'_, '_> {
     pub(super) fn leave_early(&mut self) {
         let insn = self.insn;
         if self.lines.is_some()
-            && let Some(bytes) = leaves_behind_load(&insn)
+            && let Some(first) = leaves_behind_load(&insn)
         {
-            let va = self.address(&insn.mem);
-            self.leave_if_crossing(va, bytes);
+            let va = if first.of_stack {
+                self.gpr(RSP, Width::B8)
+            } else {
+                self.address(&insn.mem)
+            };
+            self.leave_if_crossing(va, first.bytes);
         }
     }
 
     /// Whether the current instruction is not to be lowered, but run by a helper, because it lies in two lines of code and may
-    /// be left behind a load: that may have pushed out the second line, which would be fetched again.
+    /// be left behind a load: that may have pushed out the second line, which would be fetched again. (What ends a block can't: a call
+    /// through memory whose target is not canonical counts that fetch twice if its load pushed out its own code.)
     pub(super) fn runs_whole(&self) -> bool {
-        self.lines.as_ref().is_some_and(|l| l.straddles) && leaves_behind_load(&self.insn).is_some()
+        let i = &self.insn;
+        self.lines.as_ref().is_some_and(|l| l.straddles)
+            && !i.ends_block()
+            && leaves_behind_load(i).is_some()
     }
 
     /// The current instruction is complete.

@@ -7,7 +7,7 @@ use crate::direct::asm::{Asm, At};
 use crate::direct::{A, P, S};
 use crate::layout;
 use iced_x86::{Instruction, Mnemonic, OpAccess};
-use sevlab_cpu::insn::{Insn, MemRef, Op};
+use sevlab_cpu::insn::{Control, Insn, MemRef, Op};
 use sevlab_cpu::thunk;
 use sevlab_memctl::{LineFilter, TAG_SHIFT};
 
@@ -158,7 +158,14 @@ impl Copier<'_> {
     ) {
         let mut body = Asm::default();
         emit(&mut body);
-        let access = Access { write, ..plain(8) };
+        let i = &self.w.insns[self.w.done];
+        // A call's or a PUSH's store may fault, and a target may not be the guest's to have.
+        let more = i.op == Op::Push || i.control != Control::Next;
+        let access = Access {
+            write,
+            whole: more && !write,
+            ..plain(8)
+        };
         self.access(address, access, way, false, body.code);
     }
 
