@@ -188,7 +188,12 @@ fn a_stored_copy_faults_as_a_new_one_does() {
         let engine = m.engine.as_mut().expect("made with one");
         engine.save(&m.vcpu);
         let stats = engine.stats();
-        assert_eq!(stats.loaded_copies == 0, round == 0, "{stats:?}");
+        let bytes = fs::metadata(folder.file()).expect("just written").len();
+        assert_eq!(
+            stats.loaded_copies == 0,
+            round == 0,
+            "round {round}, a file of {bytes} bytes: {stats:?}"
+        );
     }
 }
 
