@@ -276,7 +276,7 @@ impl Engine {
         vcpu.state.engine[word(layout::VIEW)] = view.unwrap_or(0);
         vcpu.state.engine[word(layout::SITES)] = &raw const *self.faults as u64;
         self.prepare_direct(vcpu, view);
-        vcpu.short_ways = self.options.short;
+        vcpu.use_short_ways(self.options.short);
         let _inside = faults::Inside::new(self.shared.code.range());
         loop {
             if vcpu.state.exit_request.load(Ordering::Acquire) != 0 {

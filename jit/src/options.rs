@@ -43,7 +43,8 @@ pub struct JitOptions {
     /// where `view` is; 0: never. Copying takes about as long as so many runs.
     pub direct: u32,
     /// Accesses that the filter does not pass and the cache below the first level serves are simulated in the host's own words
-    /// ([`sevlab_cpu::model::short`]).
+    /// ([`sevlab_cpu::model::short`]), and what that does not serve by the controller's short way
+    /// ([`sevlab_memctl::MemCtl::use_short_ways`]).
     pub short: bool,
     /// Flags that nothing can read are not kept across blocks.
     pub dead_flags: bool,

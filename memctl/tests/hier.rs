@@ -18,7 +18,7 @@ use sevlab_memctl::model::{
 };
 use sevlab_memctl::{
     CacheMode, CipherKind, Domain, Error, FetchFilter, Grant, Level, Line, LineFilter, LineKind,
-    MemCtl,
+    MemCtl, Near, Served, Stalls,
 };
 
 const PAGES: u64 = 12;
@@ -165,6 +165,7 @@ struct Seen {
 }
 
 struct Run {
+    model: Model,
     real: Arc<MemCtl>,
     /// The same accesses without caches: what data and DRAM must be.
     plain: Arc<MemCtl>,
@@ -187,6 +188,7 @@ impl Run {
         let mut naive = Naive::new(m, cores);
         (0..cores).for_each(|c| naive.rebase(c));
         Self {
+            model: m.clone(),
             real,
             plain: machine(config(cipher, CacheMode::None)),
             naive,
@@ -294,6 +296,32 @@ impl Run {
         }
     }
 
+    /// An access by the short way, if it takes that.
+    fn near(&self, core: usize, line: &Line) -> Served {
+        let m = &self.model;
+        let of = |host, level, cache| Served {
+            host,
+            level,
+            stalls: Stalls {
+                cache,
+                ..Stalls::default()
+            },
+        };
+        let second = |host| match m.l2 {
+            Some(_) => of(host, Level::L2, m.latency.l2_cycles),
+            None => of(host, Level::Llc, m.latency.llc_cycles),
+        };
+        match self.real.near(core, line, || line.now).expect("line") {
+            Near::First(host) => of(host, Level::L1, 0),
+            Near::Second(host) => second(host),
+            Near::Beyond(served) => served,
+            Near::Due => match self.real.finish(core, line, line.now) {
+                Some(Near::Second(host)) => second(host),
+                other => panic!("a prefetch ends as {other:?}"),
+            },
+        }
+    }
+
     fn touch(&mut self, core: usize, stamp: u64) {
         // Mostly lines that were used lately, else few lines of a page, all of them in a row, or any.
         let recent = self.rng.below(8);
@@ -343,24 +371,25 @@ impl Run {
             assert_eq!(stalls.total(), 0);
             host
         } else {
-            let served = self
-                .real
-                .line(
-                    core,
-                    &Line {
-                        va,
-                        spa,
-                        domain: d,
-                        kind,
-                        grant: Grant {
-                            read: self.rng.below(20) != 0,
-                            write: self.rng.below(4) != 0,
-                        },
-                        stamp,
-                        now,
-                    },
-                )
-                .expect("line");
+            let line = Line {
+                va,
+                spa,
+                domain: d,
+                kind,
+                grant: Grant {
+                    read: self.rng.below(20) != 0,
+                    write: self.rng.below(4) != 0,
+                },
+                stamp,
+                now,
+            };
+            let walks = matches!(kind, LineKind::Walk | LineKind::WalkWrite | LineKind::Rmp);
+            let short = !walks && self.rng.below(2) == 0;
+            let served = if short {
+                self.near(core, &line)
+            } else {
+                self.real.line(core, &line).expect("line")
+            };
             assert_eq!(
                 (served.level, served.stalls),
                 (level, stalls),
@@ -467,6 +496,17 @@ fn run(m: &Model, cores: usize, seed: u64, steps: u64) -> Seen {
     run.seen
 }
 
+impl Seen {
+    fn add(&mut self, s: Self) {
+        self.filter_hits += s.filter_hits;
+        self.accesses += s.accesses;
+        self.stale += s.stale;
+        for (l, n) in s.levels {
+            *self.levels.entry(l).or_insert(0) += n;
+        }
+    }
+}
+
 fn enough(s: &Seen) {
     assert!(s.filter_hits * 20 > s.accesses, "{s:?}");
     assert!(s.stale > 0, "{s:?}");
@@ -496,18 +536,45 @@ fn every_policy_at_every_level() {
     }
 }
 
+/// Machines of the kind that short ways are for.
+#[test]
+fn random_models_of_the_usual_kind() {
+    let mut all = Seen::default();
+    for seed in 0..150 {
+        let r = &mut Rng(seed ^ 0x5157);
+        let mut any = |sets: u64, most: u64| {
+            let ways = 1 + r.below(most) as u32;
+            cache(1 << r.below(sets), ways, Policy::Lru)
+        };
+        let mut m = model();
+        m.l1i = any(3, 8);
+        m.l1d = any(3, 8);
+        m.l2 = Some(any(4, 8));
+        m.llc = any(5, 16);
+        if r.below(3) == 0 {
+            m.l2 = None;
+        }
+        if r.below(2) == 0 {
+            m.llc_inclusion = Inclusion::NonInclusive;
+        }
+        m.prefetch.stride = r.below(2) == 0;
+        m.prefetch.degree = 1 + r.below(4) as u32;
+        if r.below(2) == 0 {
+            m.dram.model = DramModel::Banks;
+        }
+        let cores = if seed % 4 == 0 { 2 } else { 1 };
+        all.add(run(&m, cores, seed, 2500));
+    }
+    enough(&all);
+    assert_eq!(all.levels.len(), 5, "every level served: {all:?}");
+}
+
 #[test]
 fn random_models() {
     let mut all = Seen::default();
     for seed in 0..60 {
         let m = random_model(&mut Rng(seed));
-        let s = run(&m, 1 + (seed % 3) as usize, seed, 2500);
-        all.filter_hits += s.filter_hits;
-        all.accesses += s.accesses;
-        all.stale += s.stale;
-        for (l, n) in s.levels {
-            *all.levels.entry(l).or_insert(0) += n;
-        }
+        all.add(run(&m, 1 + (seed % 3) as usize, seed, 2500));
     }
     enough(&all);
     assert_eq!(all.levels.len(), 5, "every level served: {all:?}");

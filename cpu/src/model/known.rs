@@ -304,17 +304,36 @@ impl Vcpu {
         Some(at_byte(host, va))
     }
 
-    /// What [`MemCtl::near`](sevlab_memctl::MemCtl::near) or [`short::touch_data`](super::short::touch_data) has left to do for the access of `va` that
-    /// it has made; where that is.
+    /// Finishes an access of `va` that [`MemCtl::near`](sevlab_memctl::MemCtl::near) or [`short::touch_data`](super::short::touch_data) says it has left
+    /// something of; where that is.
     pub fn touch_due(&mut self, va: u64, at: At) -> Option<NonNull<u8>> {
-        let (fetched, user) = (self.state.fetched, self.state.cpl == 3);
+        let (fetched, user, stamp) = (self.state.fetched, self.state.cpl == 3, self.stamp(at));
         let m = self.model.as_deref_mut()?;
         let p = m.known_data.get(va, user)?;
-        let (spa, domain) = (p.spa(va), p.domain());
+        let line = Line {
+            va: Va(va),
+            spa: p.spa(va),
+            domain: p.domain(),
+            kind: LineKind::Load,
+            // Its frame has no code, or there would be nothing to finish.
+            grant: Grant {
+                read: true,
+                write: p.stores(),
+            },
+            stamp,
+            now: 0,
+        };
         let now = m.cycles_at(at.tally, fetched);
-        let host = self.mem.prefetch_due(m.core, spa, domain, now)?;
-        m.wait_for_second();
-        Some(host)
+        let host = match self.mem.finish(m.core, &line, now)? {
+            Near::Beyond(served) => m.wait_for(&served),
+            Near::Second(host) => {
+                m.wait_for_second();
+                host
+            }
+            Near::First(host) => host,
+            Near::Due => return None,
+        };
+        Some(at_byte(host, va))
     }
 
     /// The access of `va`'s line, if its page is known.

@@ -176,6 +176,13 @@ impl Vcpu {
         self.touch_known(va, access, at)
     }
 
+    /// Whether short ways through the caches may be taken, here and in the controller; they may from the start.
+    pub fn use_short_ways(&mut self, on: bool) {
+        if core::mem::replace(&mut self.short_ways, on) != on {
+            self.mem.use_short_ways(on);
+        }
+    }
+
     /// Makes the short way, if the core is one that it is for.
     pub(super) fn make_short(&mut self) {
         let Some(m) = self.model.as_deref_mut().filter(|m| m.overlap.is_none()) else {

@@ -51,7 +51,10 @@ impl Hier {
     ) -> Result<Served, Error> {
         let line = a.spa.0 >> LINE_SHIFT;
         let mut cause = Cause::new(core, now);
-        self.foresee(env, core, line, a.domain);
+        if matches!(a.kind, LineKind::Load | LineKind::Store | LineKind::Fetch) {
+            // Those of a walk were foreseen together.
+            self.foresee(env, core, line, a.domain);
+        }
         let mut page = self.pages.of(line);
         if page.cached == 0 {
             let pfn = line >> PAGE_LINES_SHIFT;
@@ -145,6 +148,13 @@ impl Hier {
         write: bool,
     ) -> Level {
         let core = cause.core;
+        let l2 = self.cores[core].l2.as_ref();
+        if (cause.absent || l2.is_some_and(|l2| l2.find(line).is_none()))
+            && let Some(served) = self.far(env, core, a, cause.now)
+        {
+            cause.stalls = served.stalls;
+            return served.level;
+        }
         let kind = if write {
             CountKind::Write
         } else {
@@ -289,6 +299,7 @@ impl Hier {
     }
 
     /// A line is read from DRAM; `demand`: somebody waits for it.
+    #[inline]
     pub(super) fn read_dram(&mut self, cause: &mut Cause, line: u64, d: Domain, demand: bool) {
         let encrypted = d != Domain::Shared;
         let c = &mut self.cores[cause.core];
@@ -334,7 +345,7 @@ pub(super) fn enter_fetch(l1i: &mut L1<FetchFilter>, slot: usize, host: NonNull<
 
 /// Makes the line in `slot`, whose bytes are at `host`, the filter's, with the rights that the access was granted; `passes`: stores may
 /// pass, since it is dirty, or may become so.
-#[inline]
+#[inline(always)] // in the short way, and small
 pub(super) fn enter_data(
     l1d: &mut L1<LineFilter>,
     slot: usize,

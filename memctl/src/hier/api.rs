@@ -1,19 +1,17 @@
 //! The controller's entry points for cores with caches.
 
-use std::ptr::NonNull;
 use std::sync::Arc;
 
 use sevlab_arch::Spa;
 
-use super::access::Cause;
 use super::data::Env;
+use super::far::Far;
 use super::near::Near;
 use super::short::ShortWay;
-use super::{Core, FetchFilter, Hier, HierCounters, Line, LineFilter, Served};
+use super::{Core, FetchFilter, Hier, HierCounters, Line, LineFilter, LineKind, Served};
 use crate::ctl::{Domain, MemCtl, Meta};
 use crate::error::Error;
 use crate::keys::KeySlots;
-use crate::model::LINE;
 
 impl MemCtl {
     /// Gives a core its caches, cold the first time, and keeps the tags of its filters true from now on. What its caches hold
@@ -98,8 +96,16 @@ impl MemCtl {
         let mut meta = self.lock();
         let Meta { keys, hier, .. } = &mut *meta;
         let hier = hier.as_mut().ok_or(Error::NoCore { core })?;
-        let at = hier.place(core)?;
-        hier.access(&self.env(keys), at, line, line.now)
+        let (at, env) = (hier.place(core)?, self.env(keys));
+        if matches!(
+            line.kind,
+            LineKind::Walk | LineKind::WalkWrite | LineKind::Rmp
+        ) && hier.far != Far::Not
+            && let Some(served) = hier.refer(&env, at, line)
+        {
+            return Ok(served);
+        }
+        hier.access(&env, at, line, line.now)
     }
 
     #[inline]
@@ -151,6 +157,14 @@ impl MemCtl {
         hier.short_way(&self.env(keys), at)
     }
 
+    /// Whether what L2 does not serve may go its short way, where there is one for the caches: it may from the start. Nothing that can be seen
+    /// depends on it.
+    pub fn use_short_ways(&self, on: bool) {
+        if let Some(hier) = &mut self.lock().hier {
+            hier.use_far(on);
+        }
+    }
+
     /// Accesses to these lines by the core are near. Changes nothing, but lets the host fetch what they will need.
     #[inline]
     pub fn foresee(&self, core: usize, lines: impl Iterator<Item = (Spa, Domain)>) {
@@ -164,23 +178,14 @@ impl MemCtl {
         }
     }
 
-    /// What the access at `spa` has left to do that [`MemCtl::near`] or the short way has just served, at cycle `now`; its host address.
-    pub fn prefetch_due(
-        &self,
-        core: usize,
-        spa: Spa,
-        domain: Domain,
-        now: u64,
-    ) -> Option<NonNull<u8>> {
+    /// Does what [`MemCtl::near`] or the short way has left of an access that it has just looked at, at cycle `now`. Whether it is a load or a store
+    /// need not be said.
+    pub fn finish(&self, core: usize, line: &Line, now: u64) -> Option<Near> {
         let mut meta = self.lock();
         let Meta { keys, hier, .. } = &mut *meta;
         let hier = hier.as_mut()?;
-        let mut free = Cause::new(hier.place(core).ok()?, now);
-        let (env, due) = (self.env(keys), hier.due);
-        let line = spa.0 >> super::data::LINE_SHIFT;
-        hier.prefetch_stride(&env, &mut free, line, due, domain);
-        let host = env.host(line, domain);
-        Some(host.map_addr(|a| a.saturating_add((spa.0 & (LINE - 1)) as usize)))
+        let at = hier.place(core).ok()?;
+        hier.finish(&self.env(keys), at, line, now)
     }
 
     /// Whether [`MemCtl::line`] would find the line in the core's first level, and change no more of it than its last use.

@@ -49,6 +49,35 @@ pub(super) const fn with_dirty(word: u32, dirty: bool) -> u32 {
     word | if dirty { DIRTY } else { 0 }
 }
 
+/// Which of the ways of a set equal `want` in the bits of `mask`.
+#[inline(always)]
+fn matches_of<const N: usize>(set: &[Ways; N], want: u32, mask: u32) -> u32 {
+    match &set[..] {
+        [low, high] => super::host::matches_16([&low.0, &high.0], want, mask),
+        _ => {
+            let mut bits = 0;
+            // By index: that is unrolled.
+            #[allow(clippy::needless_range_loop)]
+            for n in 0..N {
+                bits |= super::host::matches(&set[n].0, want, mask) << (n * CHUNK);
+            }
+            bits
+        }
+    }
+}
+
+/// A way of a set becomes the newest.
+#[inline(always)]
+fn renew<const N: usize>(ranks: &mut [Ranks; N], way: usize) {
+    let (chunk, at) = (way / CHUNK % N, way % CHUNK);
+    let mine = ranks[chunk].0[at];
+    #[allow(clippy::needless_range_loop)] // as above
+    for n in 0..N {
+        ranks[n].age(mine);
+    }
+    ranks[chunk].0[at] = 0;
+}
+
 /// The slot of the one bit's way, of a cache of 8 ways at most.
 #[inline]
 pub(super) fn slot_of(set: usize, hit: u32) -> usize {
@@ -77,6 +106,14 @@ enum Order {
 pub(super) struct Victim {
     pub line: u64,
     pub dirty: bool,
+}
+
+/// A way for a line that is not there, and its word.
+#[derive(Clone, Copy)]
+pub(super) struct Room {
+    set: usize,
+    way: usize,
+    word: u32,
 }
 
 /// The array.
@@ -307,6 +344,73 @@ impl Cache {
         }
         let slot = base + self.victim(set, base, oldest);
         (slot, self.take(slot, set))
+    }
+
+    // ---- of caches whose sets are `N` [`Ways`], in LRU order of ranks ----
+
+    #[inline(always)] // small, as all of these
+    fn ways_of<const N: usize>(&self, set: usize) -> &[Ways; N] {
+        &self.sets.as_chunks().0[set]
+    }
+
+    /// As [`Cache::find`], whatever the order.
+    #[inline(always)]
+    pub(super) fn find_in<const N: usize>(&self, line: u64) -> Option<usize> {
+        let (set, want) = self.at(line);
+        let hit = matches_of(self.ways_of::<N>(set), want, !DIRTY);
+        (hit != 0).then(|| set * N * CHUNK + hit.trailing_zeros() as usize)
+    }
+
+    /// Asks the host for the line's set, of whose ways one of the host's lines has 16.
+    #[inline(always)]
+    pub(super) fn ask_for<const N: usize>(&self, line: u64) {
+        let set = self.set(line);
+        super::host::prefetch(&raw const *self.ways_of::<N>(set));
+        super::host::prefetch_write(&raw const self.ranks.as_chunks::<N>().0[set]);
+    }
+
+    /// Where a line goes that is not there, as [`Cache::make_room`] says, which changes nothing yet.
+    #[inline(always)]
+    pub(super) fn room<const N: usize>(&self, line: u64) -> Room {
+        let set = self.set(line);
+        let ways = self.ways_of::<N>(set);
+        let ranks: &[Ranks; N] = &self.ranks.as_chunks().0[set];
+        let last = self.ways as u8 - 1;
+        let mut oldest = 0;
+        #[allow(clippy::needless_range_loop)] // as below
+        for n in 0..N {
+            oldest |= super::host::equal(&ranks[n].0, last) << (n * CHUNK);
+        }
+        let free = matches_of(ways, 0, VALID);
+        let of = if free != 0 { free } else { oldest };
+        let way = of.trailing_zeros() as usize % (N * CHUNK);
+        Room {
+            set,
+            way,
+            word: ways[way / CHUNK].0[way % CHUNK],
+        }
+    }
+
+    /// As [`Cache::hit`].
+    #[inline(always)]
+    pub(super) fn hit_in<const N: usize>(&mut self, slot: usize) {
+        let (set, way) = (slot / (N * CHUNK), slot % (N * CHUNK));
+        renew(&mut self.ranks.as_chunks_mut::<N>().0[set], way);
+    }
+
+    /// Who leaves for it, and whether dirty.
+    #[inline(always)]
+    pub(super) fn leaves(&self, r: Room) -> Option<(u64, bool)> {
+        is_valid(r.word).then(|| (self.line_of(r.word, r.set), is_dirty(r.word)))
+    }
+
+    /// Puts the line, clean, where there is room, in the place of who is there.
+    #[inline(always)]
+    pub(super) fn put<const N: usize>(&mut self, r: Room, line: u64) {
+        let word = self.word(line);
+        let ways: &mut [Ways; N] = &mut self.sets.as_chunks_mut().0[r.set];
+        ways[r.way / CHUNK % N].0[r.way % CHUNK] = word;
+        renew(&mut self.ranks.as_chunks_mut::<N>().0[r.set], r.way);
     }
 
     /// Which slots are there only to fill a chunk.

@@ -135,7 +135,19 @@ impl Page {
         self.who == domain_bits(d) | core
     }
 
+    /// Whether those of the core with this bit may have lines of it, who shares the bit with no other.
+    #[inline]
+    pub(super) fn has_core(self, bit: u64) -> bool {
+        self.who & bit != 0
+    }
+
     /// Whether any other core's may.
+    #[inline]
+    pub(super) fn not_only(self, bit: u64) -> bool {
+        self.who & CORES & !bit != 0
+    }
+
+    /// The same of a core's number.
     #[inline]
     pub(super) fn others(self, core: usize) -> bool {
         // More cores than bits share them.
@@ -249,6 +261,21 @@ impl Pages {
         }
         word[0] = before | line_bit(line);
         owed
+    }
+
+    /// The same of one that is in no cache, of a page that is `d`'s and has others there.
+    #[inline(always)] // in the short way, and small
+    #[must_use]
+    pub(super) fn join(&mut self, env: &Env<'_>, line: u64, d: Domain) -> Option<Asid> {
+        let pfn = line >> PAGE_LINES_SHIFT;
+        self.words[pfn as usize][0] |= line_bit(line);
+        match d {
+            Domain::Private(asid) => (!self.kept.has(line)).then_some(asid),
+            Domain::Shared => {
+                env.dram.mark(pfn);
+                None
+            }
+        }
     }
 
     /// Makes the plaintext of a line that has arrived.

@@ -11,6 +11,7 @@ mod coherence;
 mod counters;
 mod data;
 mod dram;
+mod far;
 mod fill;
 mod filter;
 mod geometry;
@@ -30,6 +31,7 @@ use access::NOTHING;
 use cache::Cache;
 use data::Pages;
 use dram::{Busy, DramTimes};
+use far::Far;
 use l1::L1;
 use prefetch::Strides;
 
@@ -212,11 +214,13 @@ pub(crate) struct Hier {
     inclusion: Inclusion,
     /// Lines on their way: the one that is demanded or prefetched, the victim of an L1, the victim of an L2.
     in_flight: [u64; 3],
+    /// Whether [`far`] is for these caches.
+    far: Far,
     prefetches: bool,
     next_line: bool,
     /// Of the stride prefetcher; 0: there is none.
     degree: i64,
-    /// What [`near`] has left to it.
+    /// What [`near`] or [`short`] has left to [`far`]: a distance of the stride prefetcher, or all of an access.
     due: i64,
     l2_cycles: u32,
     llc_cycles: u32,
@@ -238,10 +242,11 @@ impl Hier {
         } else {
             0
         };
-        Ok(Self {
+        let mut hier = Self {
             cores: Vec::new(),
             places: vec![None; cores],
             llc: Cache::new(&m.llc, false, 3),
+            far: Far::Not,
             pages: Pages::new(span >> PAGE_SHIFT),
             dram: DramTimes::new(m),
             inclusion: m.llc_inclusion,
@@ -256,7 +261,15 @@ impl Hier {
             upgrade_cycles: m.latency.upgrade_cycles,
             flushed: None,
             model: std::sync::Arc::clone(m),
-        })
+        };
+        hier.use_far(true);
+        Ok(hier)
+    }
+
+    /// Whether [`far`] is used, if it is for these caches.
+    fn use_far(&mut self, on: bool) {
+        let any = Core::new(&self.model, &self.dram, &self.llc, 0);
+        self.far = if on { any.far(&self.llc) } else { Far::Not };
     }
 
     /// Where a core that was ever attached is in `cores`.

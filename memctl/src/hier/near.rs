@@ -19,7 +19,7 @@ pub enum Near {
     First(NonNull<u8>),
     /// L2, or the LLC where there is none.
     Second(NonNull<u8>),
-    /// The same, and the stride prefetcher has work to do: [`MemCtl::prefetch_due`](crate::MemCtl::prefetch_due).
+    /// The same, and the stride prefetcher has work to do: [`MemCtl::finish`](crate::MemCtl::finish).
     Due,
     /// Neither, or not alone.
     Beyond(Served),

@@ -85,16 +85,21 @@ impl Hier {
         stride: i64,
         d: Domain,
     ) {
-        let there = |n: i64| {
-            let to = (line & 63) as i64 + stride * n;
-            (0..=LAST).contains(&to).then_some(line & !63 | to as u64)
-        };
-        // What will be next to come in, if this goes on.
-        if let Some(next) = there(self.degree + 1) {
-            self.foresee(env, free.core, next, d);
+        let mut at = (line & 63) as i64;
+        for _ in 0..self.degree {
+            at += stride;
+            if !(0..=LAST).contains(&at) {
+                return;
+            }
+            let to = line & !63 | at as u64;
+            if self.prefetch_far(env, free.core, free.now, to, d).is_none() {
+                self.prefetch(env, free, to, d);
+            }
         }
-        for to in (1..=self.degree).map_while(there) {
-            self.prefetch(env, free, to, d);
+        // What will be next to come in, if this goes on.
+        at += stride;
+        if (0..=LAST).contains(&at) {
+            self.foresee(env, free.core, line & !63 | at as u64, d);
         }
     }
 

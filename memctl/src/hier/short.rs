@@ -8,14 +8,15 @@
 //!
 //! Registers, in: RDI is the [`ShortWay`], R10 the virtual address, which has a tag, RDX the system-physical one, ECX whose page it is (0 if it
 //! is shared, else its ASID and 1), R11 the stamp, ESI 1 for a store, plus 2 if stores may pass the filter from now on. Out: RAX is the host
-//! address, or 0 if nothing was done; RDX is the stride if the stride prefetcher has work to do, else 0. RDI, R10, R11, R15 and vector registers
-//! but XMM0 to XMM3 are left as they are.
+//! address, or 0 if nothing was done; RDX is not 0 if [`Hier::finish`] has work to do: the stride prefetcher's, or, RAX being 0, all of it, since
+//! neither L1D nor what is below has the line. RDI, R10, R11, R15 and vector registers but XMM0 to XMM3 are left as they are.
 
 use std::arch::naked_asm;
 use std::mem::offset_of;
 
 use super::cache;
 use super::data::{self, Env, PAGE_LINES_SHIFT};
+use super::far::BEYOND;
 use super::filter::{FetchFilter, Filter, LineFilter, NO_WRITES, TAG_SHIFT};
 use super::l1::{L1, NO_ENTRY};
 use super::prefetch::{self, Stream};
@@ -80,6 +81,7 @@ const _: () = assert!(size_of::<cache::Ways>() == 32 && size_of::<cache::Ranks>(
 const _: () = assert!(LineFilter::PAIR_SHIFT == 5 && PAGE_LINES_SHIFT == 6);
 const _: () = assert!(size_of::<Stream>() == 32 && data::CORE_BITS == 48);
 const _: () = assert!(NO_ENTRY == u32::MAX);
+const _: () = assert!(BEYOND == 1 << 63);
 
 /// EAX is the way in the set at R14 of what is below that has XMM2's word; ZF if there is none.
 macro_rules! find {
@@ -137,7 +139,7 @@ macro_rules! short_way {
                 "mov r13, r8", "and r13, [rdi + {below_mask}]",
                 "mov r14, r13", "shl r14, {set_shift}", "add r14, [rdi + {below_sets}]",
                 find!(),
-                "jz 9f",
+                ".if {fetch}", "jz 9f", ".else", "jz 10f", ".endif",
                 "shl r13, {rank_shift}", "add r13, rax", "add r13, [rdi + {below_ranks}]",
                 // The way in L1 used longest ago, the lowest of them: EDX is its slot, RBX where its word is, R14D what that is now.
                 "mov rdx, rbp", "shl rdx, 6", "add rdx, [rdi + {filter}]",
@@ -231,6 +233,11 @@ macro_rules! short_way {
                 "mov rax, r9", "ret",
                 "9:",
                 "xor eax, eax", "xor edx, edx", "ret",
+                ".if {fetch} == 0",
+                "10:",
+                "mov edx, esi", "and edx, 1", "bts rdx, 63", "mov rax, [rdi + {due}]", "mov [rax], rdx",
+                "xor eax, eax", "ret",
+                ".endif",
                 fetch = const $fetch,
                 ways = const $ways,
                 set_shift = const ($ways as u32 * 4).trailing_zeros(),
