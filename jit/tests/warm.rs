@@ -430,9 +430,10 @@ fn the_oldest_files_go() {
 
 #[test]
 fn a_folder_that_cannot_be_made_costs_nothing_else() {
+    let folder = Folder::new();
     let options = JitOptions {
         cache: Some(Arc::new(CodeCache::new("/proc/no/such".into(), 1 << 30))),
-        ..Folder::new().options()
+        ..folder.options()
     };
     assert_eq!(run(options, &Start::new(0, &calling(3))).0.gpr[0], 300);
 }
