@@ -22,10 +22,23 @@ pub struct Analysis {
     pub undefined: Vec<u64>,
     /// Position of the first instruction that may leave the straight line.
     pub first_branch: usize,
+    /// The last one that may lead to what lies before it.
+    last_return: Option<usize>,
     /// What is special about the last instruction.
     pub last: Policy,
     at: u64,
     code: Vec<u8>,
+}
+
+/// Whether it may lead to what lies before it, or to itself.
+fn goes_back(i: &Instruction) -> bool {
+    match i.flow_control() {
+        FlowControl::UnconditionalBranch | FlowControl::ConditionalBranch | FlowControl::Call => {
+            i.near_branch_target() <= i.ip()
+        }
+        FlowControl::Return | FlowControl::IndirectBranch | FlowControl::IndirectCall => true,
+        _ => false,
+    }
 }
 
 impl Analysis {
@@ -35,7 +48,7 @@ impl Analysis {
         let mut instructions = Vec::new();
         let mut undefined = vec![0];
         let (mut flags, mut sticky) = (0, 0);
-        let mut first_branch = usize::MAX;
+        let (mut first_branch, mut last_return) = (usize::MAX, None);
         let mut at = 0;
         while at < case.code().len() {
             let Some(i) = decode(&case.code()[at..], case.at + at as u64) else {
@@ -49,6 +62,9 @@ impl Analysis {
             if branches {
                 sticky |= flags;
                 first_branch = first_branch.min(instructions.len());
+                if goes_back(&i) {
+                    last_return = Some(instructions.len());
+                }
             }
             flags = masks::after(&i, flags) | sticky;
             instructions.push(i);
@@ -61,10 +77,20 @@ impl Analysis {
             instructions,
             undefined,
             first_branch,
+            last_return,
             last,
             at: case.at,
             code: case.code().to_vec(),
         }
+    }
+
+    /// Flags that may be undefined where the case has stopped, before instruction `n` or at an address that is none's.
+    fn undefined_at(&self, n: usize, is_behind: bool) -> u64 {
+        let lost = n == self.instructions.len() && !is_behind;
+        if lost || self.last_return.is_some_and(|back| back >= n) {
+            return self.undefined.iter().fold(0, |m, u| m | u);
+        }
+        self.undefined[n]
     }
 
     /// The instruction at `rip`, which may be in the middle of another.
@@ -278,11 +304,7 @@ pub fn compare(
     }
     let at = a.position(expected.rip);
     let behind = a.instructions.last().map_or(0, Instruction::next_ip);
-    let mask = if at == a.instructions.len() && expected.rip != behind {
-        a.undefined.iter().fold(0, |m, u| m | u)
-    } else {
-        a.undefined[at]
-    };
+    let mask = a.undefined_at(at, expected.rip == behind);
     let flags = !RF & !(mask & ARITH);
     if (expected.flags ^ got.flags) & flags != 0 {
         put(
