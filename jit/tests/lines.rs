@@ -309,6 +309,18 @@ impl Rig {
         None
     }
 
+    /// A few starts of one program, on machines that are called so, must not differ.
+    fn agrees(&mut self, what: &str, variation: u64, code: &[u8]) {
+        for seed in 0..4 {
+            if let Some(difference) = self.check(&Start::new(seed, code), seed) {
+                panic!(
+                    "{what}: machine {variation}, seed {seed}: {difference}{}",
+                    listing(code)
+                );
+            }
+        }
+    }
+
     fn refused(&self) -> u64 {
         let stats = |m: &Machine| m.engine.as_ref().expect("made with one").stats();
         self.others.iter().map(|o| stats(&o.2).refused).sum()
@@ -655,15 +667,7 @@ fn what_is_delicate_in_copies_counts_the_same() {
         });
         for &variation in &variations {
             let mut rig = Rig::new(Kind::Private, variation);
-            for seed in 0..4 {
-                let start = Start::new(seed, &code);
-                if let Some(difference) = rig.check(&start, seed) {
-                    panic!(
-                        "{what}: machine {variation}, seed {seed}: {difference}{}",
-                        listing(&code)
-                    );
-                }
-            }
+            rig.agrees(what, variation, &code);
             let copies = rig.others.iter().find(|o| o.0 == "direct");
             let stats = copies.and_then(|o| Some(o.2.engine.as_ref()?.stats()));
             assert!(stats.is_some_and(|s| s.copied > 40), "{what}: {stats:?}");
@@ -713,15 +717,7 @@ fn what_faults_behind_a_load_loads_once() {
         });
         for variation in (0..).filter(pushes_out).take(30) {
             let mut rig = Rig::new(Kind::Private, variation);
-            for seed in 0..4 {
-                let start = Start::new(seed, &code);
-                if let Some(difference) = rig.check(&start, seed) {
-                    panic!(
-                        "{what}: machine {variation}, seed {seed}: {difference}{}",
-                        listing(&code)
-                    );
-                }
-            }
+            rig.agrees(what, variation, &code);
         }
     }
 }

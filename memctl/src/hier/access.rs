@@ -9,6 +9,7 @@ use sevlab_arch::Asid;
 
 use super::counters::CountKind;
 use super::data::{Env, LINE_SHIFT, PAGE_LINES_SHIFT};
+use super::far::Far;
 use super::filter::{FetchFilter, LineFilter, has_tag};
 use super::l1::L1;
 use super::{Hier, Level, Line, LineKind, Served, Stalls};
@@ -149,7 +150,8 @@ impl Hier {
     ) -> Level {
         let core = cause.core;
         let l2 = self.cores[core].l2.as_ref();
-        if (cause.absent || l2.is_some_and(|l2| l2.find(line).is_none()))
+        if self.far != Far::Not
+            && (cause.absent || l2.is_some_and(|l2| l2.find(line).is_none()))
             && let Some(served) = self.far(env, core, a, cause.now)
         {
             cause.stalls = served.stalls;

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use sevlab_arch::Spa;
 
 use super::data::Env;
-use super::far::Far;
 use super::near::Near;
 use super::short::ShortWay;
 use super::{Core, FetchFilter, Hier, HierCounters, Line, LineFilter, LineKind, Served};
@@ -100,8 +99,7 @@ impl MemCtl {
         if matches!(
             line.kind,
             LineKind::Walk | LineKind::WalkWrite | LineKind::Rmp
-        ) && hier.far != Far::Not
-            && let Some(served) = hier.refer(&env, at, line)
+        ) && let Some(served) = hier.refer(&env, at, line)
         {
             return Ok(served);
         }

@@ -189,7 +189,7 @@ impl Hier {
         Some((first, Some(victim)))
     }
 
-    #[inline(always)]
+    #[target_feature(enable = "avx2,bmi1,bmi2")]
     fn far_by<const W: usize>(
         &mut self,
         env: &Env<'_>,
@@ -254,24 +254,14 @@ impl Hier {
         // SAFETY: `Core::far` has seen that the host has the instructions.
         unsafe {
             match self.far {
-                Far::One => self.far_one(env, core, a, now),
-                Far::Two => self.far_two(env, core, a, now),
+                Far::One => self.far_by::<1>(env, core, a, now),
+                Far::Two => self.far_by::<2>(env, core, a, now),
                 Far::Not => None,
             }
         }
     }
 
     #[target_feature(enable = "avx2,bmi1,bmi2")]
-    fn far_one(&mut self, env: &Env<'_>, core: usize, a: &Line, now: u64) -> Option<Served> {
-        self.far_by::<1>(env, core, a, now)
-    }
-
-    #[target_feature(enable = "avx2,bmi1,bmi2")]
-    fn far_two(&mut self, env: &Env<'_>, core: usize, a: &Line, now: u64) -> Option<Served> {
-        self.far_by::<2>(env, core, a, now)
-    }
-
-    #[inline(always)]
     fn prefetch_by<const W: usize>(
         &mut self,
         env: &Env<'_>,
@@ -313,35 +303,11 @@ impl Hier {
         // SAFETY: as above.
         unsafe {
             match self.far {
-                Far::One => self.prefetch_one(env, core, now, line, d),
-                Far::Two => self.prefetch_two(env, core, now, line, d),
+                Far::One => self.prefetch_by::<1>(env, core, now, line, d),
+                Far::Two => self.prefetch_by::<2>(env, core, now, line, d),
                 Far::Not => None,
             }
         }
-    }
-
-    #[target_feature(enable = "avx2,bmi1,bmi2")]
-    fn prefetch_one(
-        &mut self,
-        env: &Env<'_>,
-        core: usize,
-        now: u64,
-        line: u64,
-        d: Domain,
-    ) -> Option<()> {
-        self.prefetch_by::<1>(env, core, now, line, d)
-    }
-
-    #[target_feature(enable = "avx2,bmi1,bmi2")]
-    fn prefetch_two(
-        &mut self,
-        env: &Env<'_>,
-        core: usize,
-        now: u64,
-        line: u64,
-        d: Domain,
-    ) -> Option<()> {
-        self.prefetch_by::<2>(env, core, now, line, d)
     }
 
     /// As [`Hier::access`] of a reference of a walk or to the RMP that L2 serves, or the LLC where there is none; `None`, with nothing changed, of
@@ -349,7 +315,7 @@ impl Hier {
     #[inline(always)]
     pub(super) fn refer(&mut self, env: &Env<'_>, core: usize, a: &Line) -> Option<Served> {
         let line = a.spa.0 >> LINE_SHIFT;
-        if !self.is_own(core, line, a.domain) {
+        if self.far == Far::Not || !self.is_own(core, line, a.domain) {
             return None;
         }
         let c = &mut *self.cores[core];
