@@ -120,7 +120,7 @@ impl Interp<'_> {
     #[inline(always)]
     pub(super) fn check_alignment(&mut self, w: Width, va: u64) -> Result<(), Halt> {
         if va & u64::from(w.bytes() - 1) != 0 {
-            return self.misaligned(va);
+            return self.misaligned(va, w.bytes().into());
         }
         Ok(())
     }
@@ -134,13 +134,14 @@ impl Interp<'_> {
         self.halt(Exception::GENERAL_PROTECTION)
     }
 
+    /// #AC for an access of `size` bytes, more than one, where that is checked.
     #[cold]
-    pub(super) fn misaligned(&mut self, va: u64) -> Result<(), Halt> {
+    pub(super) fn misaligned(&mut self, va: u64, size: u64) -> Result<(), Halt> {
         if !alignment_checked(&self.v.state) {
             return Ok(());
         }
-        // A non-canonical address comes first, a page fault after.
-        if canonical(va) {
+        // A byte whose address is not canonical comes first, a page fault after.
+        if canonical(va) && canonical(va.wrapping_add(size - 1)) {
             self.halt(Exception::ALIGNMENT)
         } else {
             self.halt(Exception::GENERAL_PROTECTION)

@@ -38,7 +38,8 @@ impl Interp<'_> {
     fn run_thunk(&mut self, t: &Thunk, i: &Insn) -> Result<(), Halt> {
         let va = self.address(&i.mem);
         let mut r = Ok(());
-        if va & t.checked_alignment() != 0 && self.misaligned(va).is_err() {
+        let size = u64::from(t.mem_read().max(t.mem_write()));
+        if va & t.checked_alignment() != 0 && self.misaligned(va, size).is_err() {
             r = Err(self.stop.take().unwrap_or(Exception::ALIGNMENT.into()));
         }
         if r.is_ok() {
