@@ -7,6 +7,7 @@ use crate::check::{Analysis, Difference, Sticky};
 use crate::host::amd;
 use crate::layout::CODE_END;
 use crate::outcome::{End, Outcome};
+use crate::policy::{Policy, policy};
 use iced_x86::{Instruction, Mnemonic as M, OpKind, Register};
 
 mod amd;
@@ -40,6 +41,8 @@ pub enum Known {
     Components,
     /// Natively the bytes of an instruction that only the guest runs are not there, and the case reads its own code.
     OwnCode,
+    /// Bytes in the middle of another instruction were run, and are one that the guest's hypervisor intercepts.
+    Hidden,
     /// AMD's processors look for a canonical address before the base of FS or GS is added, too. The elements of a masked
     /// operand with a 32-bit address wrap at 4 GiB.
     AmdOffset,
@@ -65,7 +68,7 @@ pub enum Known {
 }
 
 /// All reasons with their words.
-pub const REASONS: [(Known, &str); 23] = [
+pub const REASONS: [(Known, &str); 24] = [
     (
         Known::ConvertStore,
         "host: VCVTPS2PH raises flags and #XM before its store faults",
@@ -117,6 +120,10 @@ pub const REASONS: [(Known, &str); 23] = [
     (
         Known::OwnCode,
         "host: code that is read lacks the instruction that only the guest runs",
+    ),
+    (
+        Known::Hidden,
+        "guest: in the middle of an instruction begins another, which is intercepted",
     ),
     (
         Known::AmdOffset,
@@ -188,6 +195,17 @@ fn saves_state(m: M) -> bool {
     )
 }
 
+/// Whether it stores an MMX register.
+fn stores_mm(i: &Instruction) -> bool {
+    (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Register && i.op_register(n).is_mm())
+        && (i.op_register(0) == Register::None || i.mnemonic() == M::Maskmovq)
+}
+
+/// Whether a field is one that TOP's being set to 0 changes.
+fn is_x87(field: &str) -> bool {
+    field == "fsw" || field == "ftw" || field.starts_with("st")
+}
+
 fn vector(o: &Outcome) -> Option<u8> {
     match o.end {
         End::Exception { vector, .. } => Some(vector),
@@ -223,6 +241,14 @@ pub fn reason(
 
 fn narrow(a: &Analysis, e: &Outcome, got: &Outcome, differences: &[Difference]) -> Option<Known> {
     let only = |pass: &dyn Fn(&str) -> bool| differences.iter().all(|d| pass(&d.field));
+    let hidden = a
+        .instruction(got.rip)
+        .filter(|_| a.position(got.rip) == a.instructions.len());
+    if let (End::Intercept(..), Some(i)) = (&got.end, hidden)
+        && matches!(policy(i.code()), Policy::Intercepted { .. })
+    {
+        return Some(Known::Hidden);
+    }
     let host = vector(e)?;
     let page_fault = host == 14 || host == 12 || host == 13;
     let at = |rip| a.instruction(rip);
@@ -310,12 +336,8 @@ fn narrow(a: &Analysis, e: &Outcome, got: &Outcome, differences: &[Difference]) 
         return (extra == 0x20 || dot).then_some(Known::UnmaskedFlags);
     }
     if page_fault && (host == guest || host == 12 && guest == 13) {
-        let stores_mm = (0..i.op_count())
-            .any(|n| i.op_kind(n) == OpKind::Register && i.op_register(n).is_mm())
-            && (i.op_register(0) == Register::None || m == M::Maskmovq);
         let end = host == 12 || m == M::Maskmovq;
-        let x87 = |f: &str| f == "end" && end || f == "fsw" || f == "ftw" || f.starts_with("st");
-        if stores_mm && e.x87.status & 0x3800 == 0 && only(&x87) {
+        if stores_mm(i) && e.x87.status & 0x3800 == 0 && only(&|f| f == "end" && end || is_x87(f)) {
             return Some(Known::MmxStore);
         }
         let masked = matches!(m, M::Maskmovq | M::Maskmovdqu | M::Vmaskmovdqu)

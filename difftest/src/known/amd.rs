@@ -1,7 +1,7 @@
 //! What AMD's processors do in their own way, as seen on family 19h: where the guest does what the manuals say, or what
 //! Intel's do.
 
-use super::{Known, saves_state, vector};
+use super::{Known, is_x87, saves_state, stores_mm, vector};
 use crate::check::{Analysis, Difference};
 use crate::forms::locked_check;
 use crate::outcome::{End, Outcome};
@@ -63,7 +63,8 @@ pub(super) fn reason(
     if !same {
         return None;
     }
-    if matches!(host, 12 | 13) && guest == 14 && only(&|f| f == "end") && wraps(&i, e) {
+    let end = |f: &str| f == "end" || stores_mm(&i) && is_x87(f);
+    if matches!(host, 12 | 13) && guest == 14 && only(&end) && wraps(&i, e) {
         return Some(Known::AmdOffset);
     }
     if host == 13 && guest == 12 && saves_state(m) && only(&|f| f == "end") {
