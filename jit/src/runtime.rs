@@ -17,6 +17,9 @@ use std::cell::{Cell, RefCell};
 
 /// A line for each vector register, with its number between the parts.
 macro_rules! each_vector {
+    (from 4: $($part:literal),+) => {
+        $crate::runtime::each_vector!(@ [$($part),+] 4 5 6 7 8 9 10 11 12 13 14 15)
+    };
     ($($part:literal),+) => {
         $crate::runtime::each_vector!(@ [$($part),+] 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
     };

@@ -177,26 +177,18 @@ impl CoreModel {
         }
     }
 
-    /// What is known of a data page, which is in the first-level TLB afterwards: it comes from the second where only that has it.
-    #[inline(always)] // a page of arguments and results otherwise
-    fn known_page(&mut self, va: u64, user: bool, store: bool, epoch: u64) -> Option<&Page> {
-        if self.known_data.get(va, user).is_none() {
-            self.lift(va, user, store, epoch)?;
+    /// Brings a page that only the second-level TLB has into the first; whether it has.
+    fn lift(&mut self, va: u64, user: bool, store: bool, epoch: u64) -> bool {
+        if self.overlap.is_some() || self.known_data.get(va, user).is_some() {
+            return false;
         }
-        let p = self.known_data.get(va, user)?;
-        p.serves(store, epoch).then_some(p)
-    }
-
-    /// Brings a page that only the second-level TLB has into the first.
-    #[inline(never)]
-    fn lift(&mut self, va: u64, user: bool, store: bool, epoch: u64) -> Option<()> {
-        let p = self.known_below(va, user)?;
-        if !p.serves(store, epoch) {
-            return None;
+        match self.known_below(va, user) {
+            Some(p) if p.serves(store, epoch) => {
+                self.raise(va, p);
+                true
+            }
+            _ => false,
         }
-        self.raise(va, p);
-        self.raised = true;
-        Some(())
     }
 
     #[inline]
@@ -206,7 +198,6 @@ impl CoreModel {
     }
 
     /// A hit of the second-level TLB for data, by a core that waits for it.
-    #[inline(never)]
     fn raise(&mut self, va: u64, p: Page) {
         let Some(second) = &mut self.tlbs.second else {
             return;
@@ -218,7 +209,13 @@ impl CoreModel {
         self.counters.data_tlb.second_hits += 1;
         self.counters.stalls.tlb += cycles;
         self.waited += cycles;
-        self.fill_data(va, e);
+        match self.tlbs.data.replace(va, &e) {
+            Some(gone) => {
+                self.lines.put_to_sleep(Va(gone));
+                self.known_data.drop_page(gone);
+            }
+            None => self.fill_data(va, e),
+        }
         self.lines.wake(Va(va));
         self.known_data.0[Known::<FIRST>::index(va)] = p;
     }
@@ -279,16 +276,12 @@ impl Vcpu {
     /// The same where the short way has been tried.
     #[inline(never)] // once for all, so that it stays in the host's caches
     pub fn touch_longer(&mut self, va: u64, access: Access, at: At) -> Option<NonNull<u8>> {
-        let line = self.known_line(va, access, at)?;
-        let m = self.model.as_deref_mut()?;
-        if core::mem::take(&mut m.raised) {
-            if let Some(host) = m.lines.hit(line.va, 1, access == Access::Write, line.stamp) {
-                return Some(host);
-            }
-            if let Some(host) = self.touch_short(va, access, at) {
-                return Some(host);
-            }
+        if self.lift(va, access)
+            && let Some(host) = self.touch_lifted(va, access, at)
+        {
+            return Some(host);
         }
+        let line = self.known_line(va, access, at)?;
         let fetched = self.state.fetched;
         let m = self.model.as_deref_mut()?;
         let now = || m.cycles_at(at.tally, fetched);
@@ -302,6 +295,28 @@ impl Vcpu {
             Near::Beyond(served) => m.wait_for(&served),
         };
         Some(at_byte(host, va))
+    }
+
+    /// As [`CoreModel::lift`], of the page of an access.
+    #[inline]
+    fn lift(&mut self, va: u64, access: Access) -> bool {
+        if self.trace.is_some() || self.writes.is_some() {
+            return false;
+        }
+        let (user, store) = (self.state.cpl == 3, access == Access::Write);
+        let epoch = self.mem.rmp().epoch();
+        let m = self.model.as_deref_mut();
+        m.is_some_and(|m| m.lift(va, user, store, epoch))
+    }
+
+    /// The access once more, whose page was lifted: mostly the filter has its line.
+    fn touch_lifted(&mut self, va: u64, access: Access, at: At) -> Option<NonNull<u8>> {
+        let (store, stamp) = (access == Access::Write, self.stamp(at));
+        let m = self.model.as_deref()?;
+        match m.lines.hit(Va(va), 1, store, stamp) {
+            Some(host) => Some(host),
+            None => self.touch_short(va, access, at),
+        }
     }
 
     /// Finishes an access of `va` that [`MemCtl::near`](sevlab_memctl::MemCtl::near) or [`short::touch_data`](super::short::touch_data) says it has left
@@ -348,7 +363,10 @@ impl Vcpu {
             return None;
         }
         let store = access == Access::Write;
-        let p = m.known_page(va, self.state.cpl == 3, store, self.mem.rmp().epoch())?;
+        let p = m.known_data.get(va, self.state.cpl == 3)?;
+        if !p.serves(store, self.mem.rmp().epoch()) {
+            return None;
+        }
         let (spa, stores, domain) = (p.spa(va), p.stores(), p.domain());
         if stores {
             // Before the look at the code bits, see `crate::smp`.

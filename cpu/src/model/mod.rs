@@ -347,8 +347,6 @@ pub struct CoreModel {
     known_data: Known<{ known::FIRST }>,
     known_code: Known<{ known::FIRST }>,
     known_second: Known<{ known::SECOND }>,
-    /// The second-level TLB has just brought the page of the access under way back: the filter may know its line again.
-    raised: bool,
     short: Option<Box<Short>>,
     caches: WalkCaches,
     lines: Arc<LineFilter>,
@@ -504,7 +502,6 @@ impl Vcpu {
             known_data: Known::new(),
             known_code: Known::new(),
             known_second: Known::new(),
-            raised: false,
             short: None,
             caches: WalkCaches::new(
                 t.map_or(0, |t| t.walk_entries),

@@ -107,6 +107,19 @@ impl Queues {
         }
         self.ends[set][1] = at as u32;
     }
+
+    /// The oldest of a set becomes the last.
+    fn turn(&mut self, set: usize) -> usize {
+        let [first, last] = self.ends[set];
+        let second = self.links[first as usize][1];
+        if second != NOBODY {
+            self.links[second as usize][0] = NOBODY;
+            self.links[last as usize][1] = first;
+            self.links[first as usize] = [last, NOBODY];
+            self.ends[set] = [second, first];
+        }
+        first as usize
+    }
 }
 
 /// One TLB.
@@ -301,6 +314,9 @@ impl Tlb {
             self.touch(at);
             return;
         }
+        if let Some(page) = self.replace(va, &e) {
+            return gone(page, false);
+        }
         let first = self.first(key);
         let at = self.victim(first);
         if self.keys[at] != EMPTY {
@@ -309,13 +325,48 @@ impl Tlb {
         self.keys[at] = key;
         self.entries[at] = e;
         self.large += usize::from(e.large);
-        let (set, bucket) = (self.set_of(at), self.bucket(key));
+        let set = self.set_of(at);
         self.filled[set] += 1;
-        self.next[at] = std::mem::replace(&mut self.heads[bucket], at as u32);
+        self.link(key, at);
         match self.policy {
             Policy::Lru | Policy::Fifo => self.queues.append(set, at),
             _ => self.touch(at),
         }
+    }
+
+    /// As [`Tlb::fill`], of a page that is not there, where all are of 4 KiB and one that is has to go; which. `None`: nothing was done.
+    pub(crate) fn replace(&mut self, va: u64, e: &Entry) -> Option<u64> {
+        let key = key(va, false);
+        let set = self.set_of(self.first(key));
+        let queued = matches!(self.policy, Policy::Fifo | Policy::Lru);
+        if e.large || self.large > 0 || !queued || (self.filled[set] as usize) < self.ways {
+            return None;
+        }
+        let at = self.queues.turn(set);
+        let old = std::mem::replace(&mut self.keys[at], key);
+        self.entries[at] = *e;
+        self.unlink(old, at);
+        self.link(key, at);
+        Some(page_of(old).0)
+    }
+
+    /// Chains an entry.
+    #[inline]
+    fn link(&mut self, key: u64, at: usize) {
+        let bucket = self.bucket(key);
+        self.next[at] = std::mem::replace(&mut self.heads[bucket], at as u32);
+    }
+
+    /// Takes an entry out of its chain.
+    #[inline]
+    fn unlink(&mut self, key: u64, at: usize) {
+        let bucket = self.bucket(key);
+        let behind = self.next[at];
+        let mut link = &mut self.heads[bucket];
+        while *link != at as u32 && *link != NOBODY {
+            link = &mut self.next[*link as usize];
+        }
+        *link = behind;
     }
 
     fn remove(&mut self, at: usize, gone: &mut impl FnMut(u64, bool)) {
@@ -323,17 +374,12 @@ impl Tlb {
         let (page, large) = page_of(key);
         self.large -= usize::from(large);
         self.used[at] = false;
-        let (set, bucket) = (self.set_of(at), self.bucket(key));
+        let set = self.set_of(at);
         self.filled[set] -= 1;
         if matches!(self.policy, Policy::Lru | Policy::Fifo) {
             self.queues.take_out(set, at);
         }
-        let behind = self.next[at];
-        let mut link = &mut self.heads[bucket];
-        while *link != at as u32 && *link != NOBODY {
-            link = &mut self.next[*link as usize];
-        }
-        *link = behind;
+        self.unlink(key, at);
         gone(page, large);
     }
 
