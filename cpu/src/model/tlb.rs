@@ -528,6 +528,28 @@ mod tests {
     }
 
     #[test]
+    fn who_has_become_the_oldest_can_be_taken_away() {
+        let mut t = tlb(4, 4, Policy::Fifo);
+        for n in 1..=4 {
+            page(&mut t, n);
+        }
+        assert_eq!(page(&mut t, 5), [1]);
+        t.drop_page(2 << 12, |_, _| {});
+        assert_eq!(page(&mut t, 6), [], "into the free place");
+        for (n, gone) in [(7, 3), (8, 4), (9, 5), (10, 6), (11, 7)] {
+            assert_eq!(page(&mut t, n), [gone]);
+        }
+        // A set of one entry.
+        let mut t = tlb(1, 1, Policy::Fifo);
+        page(&mut t, 1);
+        for n in 2..5 {
+            assert_eq!(page(&mut t, n), [n - 1]);
+            assert!(t.lookup((n - 1) << 12).is_none());
+            assert!(t.lookup(n << 12).is_some());
+        }
+    }
+
+    #[test]
     fn lru_goes_by_use() {
         let mut t = tlb(4, 2, Policy::Lru);
         // Even pages share a set.
