@@ -13,7 +13,7 @@ use sevlab_cpu::{SevMode, Vcpu};
 use sevlab_memctl::{Domain, MemCtl, PageSize};
 use sevlab_psp::driver::Driver;
 use sevlab_psp::owner::{ExpectedDigest, GuestOwner};
-use sevlab_psp::{ApiVersion, Entropy, SnpDigest, VmplPerms};
+use sevlab_psp::{ApiVersion, Entropy, VmplPerms};
 use zerocopy::{FromZeros, IntoBytes};
 
 use crate::config::MachineConfig;
@@ -200,36 +200,54 @@ impl Launch<'_> {
         self.assign_memory(&image.pages)?;
 
         let perms = VmplPerms::default();
-        let mut expected = SnpDigest::default();
-        for (gpa, page) in &image.pages {
+        for (gpa, _) in &image.pages {
             let at = self.spa(*gpa)?;
             driver.snp_launch_update(gctx, at, SnpPageType::NORMAL, false, perms)?;
-            expected.extend(SnpPageType::NORMAL, false, perms, gpa.0, Some(page));
         }
-        for (gpa, kind) in [
-            (self.layout.secrets_page(), SnpPageType::SECRETS),
-            (self.layout.cpuid_page(), SnpPageType::CPUID),
-        ] {
+        for (gpa, kind) in self.special_pages() {
             driver.snp_launch_update(gctx, self.spa(gpa)?, kind, false, perms)?;
-            expected.extend(kind, false, perms, gpa.0, None);
         }
         let vmsa = vmsa_page(image, true);
         let at = self.layout.vmsa();
         self.mem.write(Domain::Shared, at, &vmsa[..])?;
         self.rmpupdate(at, VMSA_GPA, self.asid)?;
         driver.snp_launch_update(gctx, at, SnpPageType::VMSA, false, perms)?;
-        expected.extend(SnpPageType::VMSA, false, perms, VMSA_GPA, Some(&vmsa));
         vcpu.vmsa_installed(at)?;
         driver.snp_launch_finish(gctx, self.config.host_data, None)?;
-        let measured = driver.firmware().snp_identity(gctx).map(|(ld, _)| ld);
-        if measured != Some(expected.value()) {
-            return Err(Error::Measurement);
-        }
+        let (measured, _) = driver
+            .firmware()
+            .snp_identity(gctx)
+            .ok_or(Error::Measurement)?;
+        #[cfg(test)]
+        assert_eq!(measured, self.expected(image, &vmsa));
         Ok(Launched {
-            measurement: expected.value().to_vec(),
+            measurement: measured.to_vec(),
             guest: Some(FirmwareGuest::Snp(gctx)),
             ..Launched::default()
         })
+    }
+
+    /// The pages that the firmware fills or looks at.
+    fn special_pages(&self) -> [(Gpa, SnpPageType); 2] {
+        [
+            (self.layout.secrets_page(), SnpPageType::SECRETS),
+            (self.layout.cpuid_page(), SnpPageType::CPUID),
+        ]
+    }
+
+    /// What an owner who knows the image expects the firmware to have measured.
+    #[cfg(test)]
+    fn expected(&self, image: &Image, vmsa: &[u8; PAGE]) -> [u8; 48] {
+        let perms = VmplPerms::default();
+        let mut digest = sevlab_psp::SnpDigest::default();
+        for (gpa, page) in &image.pages {
+            digest.extend(SnpPageType::NORMAL, false, perms, gpa.0, Some(page));
+        }
+        for (gpa, kind) in self.special_pages() {
+            digest.extend(kind, false, perms, gpa.0, None);
+        }
+        digest.extend(SnpPageType::VMSA, false, perms, VMSA_GPA, Some(vmsa));
+        digest.value()
     }
 
     /// Gives the guest the memory around what is launched, page by page. The rest it gets in 2 MiB pages

@@ -148,8 +148,14 @@ impl<const N: usize, const WORDS: usize> Entries<N, WORDS> {
 
     /// Calls `f` with all entries that may have a tag.
     fn each(&self, mut f: impl FnMut(usize)) {
-        for (n, word) in self.used.iter().enumerate() {
-            each_bit(word.load(Relaxed), |i| f(n * 64 + i));
+        for (n, words) in self.used.chunks(8).enumerate() {
+            // Most programs have few of all pages, and this is asked for each page that changes hands.
+            if words.iter().fold(0, |any, w| any | w.load(Relaxed)) == 0 {
+                continue;
+            }
+            for (k, word) in words.iter().enumerate() {
+                each_bit(word.load(Relaxed), |i| f((n * 8 + k) * 64 + i));
+            }
         }
     }
 
