@@ -107,6 +107,9 @@ fn random(kind: Kind, cases: u64, seed: u64) {
             Verdict::Endless => endless += 1,
             Verdict::Differ(first) => {
                 failed += 1;
+                refused += rig.refused();
+                // Others need the places of its views.
+                drop(rig);
                 let small = shrink(&program, seed, kind, variation);
                 let start = self::start(seed, &small);
                 match Rig::new(kind, variation).check(&start) {
@@ -119,7 +122,6 @@ fn random(kind: Kind, cases: u64, seed: u64) {
                         compare::report(&start, kind, &first)
                     ),
                 }
-                refused += rig.refused();
                 rig = Rig::new(kind, variation);
                 if failed == 5 {
                     break;

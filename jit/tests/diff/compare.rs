@@ -7,7 +7,8 @@ use sevlab_jit::{JitOptions, OptLevel};
 use std::fmt::Write;
 use std::path::PathBuf;
 
-/// The engines that are held against the interpreter. What the last one may do follows from `variation`.
+/// The engines that are held against the interpreter. What the last one may do follows from `variation`, and which of the two before
+/// copies goes without a view: there are places for five in a process.
 pub fn engines(variation: u64) -> [(&'static str, JitOptions); 5] {
     let mut r = Rng::new(variation);
     let small = JitOptions {
@@ -26,12 +27,19 @@ pub fn engines(variation: u64) -> [(&'static str, JitOptions); 5] {
                 ..JitOptions::all_off()
             },
         ),
-        ("speed", small.clone()),
+        (
+            "speed",
+            JitOptions {
+                view: variation % 2 == 0,
+                ..small.clone()
+            },
+        ),
         (
             "none",
             JitOptions {
                 opt_level: OptLevel::None,
                 threshold: 1,
+                view: variation % 2 == 1,
                 // Registers are stored before what may leave, and not on the ways out.
                 lazy_accesses: 0,
                 ..small.clone()

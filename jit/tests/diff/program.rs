@@ -9,7 +9,7 @@ use super::machine::{
 use iced_x86::code_asm::{CodeAssembler, eax, r15d};
 use iced_x86::{
     Code, Decoder, DecoderOptions, IcedError, Instruction, InstructionInfoFactory, MemoryOperand,
-    OpAccess, OpKind, Register, RflagsBits,
+    Mnemonic, OpAccess, OpKind, Register, RflagsBits,
 };
 use sevlab_cpu::table::{self, Route};
 
@@ -45,8 +45,12 @@ pub struct Program {
 /// Whether what the architecture leaves undefined of the flags may be the host's own in a copy of the instruction. AF of what clears CF and OF
 /// is 0 everywhere.
 fn leaves_flags(i: &Instruction) -> bool {
+    // By as many bits as there are, with CF, the decoder takes them for instructions that change no flags. AMD's processors change OF.
+    let whole_turns = matches!(i.mnemonic(), Mnemonic::Rcl | Mnemonic::Rcr)
+        && i.op1_kind() == OpKind::Immediate8
+        && i.immediate8() & 0x1f > 1;
     let undefined = i.rflags_undefined();
-    undefined & !RflagsBits::AF != 0 || undefined != 0 && i.rflags_cleared() == 0
+    whole_turns || undefined & !RflagsBits::AF != 0 || undefined != 0 && i.rflags_cleared() == 0
 }
 
 impl Program {
