@@ -262,6 +262,16 @@ struct Case<'a> {
     saves: bool,
 }
 
+/// Whether this process has something at an address that the guest has not: its stack is elsewhere each time.
+fn is_own(at: u64) -> bool {
+    let guests = [(CODE, 4096), (DATA, MEMORY as u64)];
+    let mut resident = 0;
+    let page = std::ptr::without_provenance_mut((at & !4095) as usize);
+    // SAFETY: asks about a page, whatever is there, and has room for the answer.
+    let known = unsafe { libc::mincore(page, 4096, &raw mut resident) } == 0;
+    known && !guests.iter().any(|g| (g.0..g.0 + g.1).contains(&at))
+}
+
 /// Runs one case on both; what differs, or nothing.
 fn compare(
     host: &mut Native,
@@ -284,6 +294,12 @@ fn compare(
     let canonical = ((v.state.rip as i64) << 16 >> 16) as u64 == v.state.rip;
     if here == Err(Exception::DEBUG.into()) && !canonical && native.signal == libc::SIGSEGV {
         // A branch to a non-canonical address faults at the branch there, at the target here.
+        return None;
+    }
+    if let Err(Stop::Exception(Exception { cr2: Some(at), .. })) = &here
+        && native.signal != libc::SIGSEGV
+        && is_own(at.0)
+    {
         return None;
     }
     let mut out = vec![0; MEMORY];
