@@ -30,7 +30,7 @@ pub fn engines(variation: u64) -> [(&'static str, JitOptions); 5] {
         (
             "speed",
             JitOptions {
-                view: variation % 2 == 0,
+                view: variation.is_multiple_of(2),
                 ..small.clone()
             },
         ),
@@ -39,7 +39,7 @@ pub fn engines(variation: u64) -> [(&'static str, JitOptions); 5] {
             JitOptions {
                 opt_level: OptLevel::None,
                 threshold: 1,
-                view: variation % 2 == 1,
+                view: !variation.is_multiple_of(2),
                 // Registers are stored before what may leave, and not on the ways out.
                 lazy_accesses: 0,
                 ..small.clone()
