@@ -41,6 +41,8 @@ pub enum Known {
     Components,
     /// Natively the bytes of an instruction that only the guest runs are not there, and the case reads its own code.
     OwnCode,
+    /// What the guest has not, the process that runs the case natively may have: its stack is elsewhere each time.
+    Process,
     /// Bytes in the middle of another instruction were run, and are one that the guest's hypervisor intercepts.
     Hidden,
     /// AMD's processors look for a canonical address before the base of FS or GS is added, too. The elements of a masked
@@ -68,7 +70,7 @@ pub enum Known {
 }
 
 /// All reasons with their words.
-pub const REASONS: [(Known, &str); 24] = [
+pub const REASONS: [(Known, &str); 25] = [
     (
         Known::ConvertStore,
         "host: VCVTPS2PH raises flags and #XM before its store faults",
@@ -120,6 +122,10 @@ pub const REASONS: [(Known, &str); 24] = [
     (
         Known::OwnCode,
         "host: code that is read lacks the instruction that only the guest runs",
+    ),
+    (
+        Known::Process,
+        "host: the process has something of its own at an address that faults in the guest",
     ),
     (
         Known::Hidden,
@@ -241,6 +247,16 @@ pub fn reason(
 
 fn narrow(a: &Analysis, e: &Outcome, got: &Outcome, differences: &[Difference]) -> Option<Known> {
     let only = |pass: &dyn Fn(&str) -> bool| differences.iter().all(|d| pass(&d.field));
+    if let End::Exception {
+        vector: 14,
+        address,
+        ..
+    } = got.end
+        && got.end != e.end
+        && crate::native::is_own(address)
+    {
+        return Some(Known::Process);
+    }
     let hidden = a
         .instruction(got.rip)
         .filter(|_| a.position(got.rip) == a.instructions.len());

@@ -212,6 +212,14 @@ fn check(ok: bool, what: &str) -> io::Result<()> {
     Err(io::Error::new(e.kind(), format!("{what}: {e}")))
 }
 
+/// Whether this process has something of its own at an address. What belongs to cases lies in the lowest 4 GiB.
+pub(crate) fn is_own(address: u64) -> bool {
+    let mut resident = 0;
+    let page = std::ptr::without_provenance_mut((address & !0xfff) as usize);
+    // SAFETY: asks about a page, whatever is there, and has room for the answer.
+    address >> 32 != 0 && unsafe { libc::mincore(page, 0x1000, &raw mut resident) } == 0
+}
+
 fn map(at: u64, len: u64, prot: i32, flags: i32, fd: i32) -> io::Result<*mut u8> {
     let fixed = if at == 0 {
         0
@@ -492,5 +500,18 @@ pub fn confine() -> io::Result<()> {
             libc::prctl(libc::PR_SET_SECCOMP, 2, &raw const filter) == 0,
             "seccomp",
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_stack_is_the_process_s_own_and_what_nobody_has_is_not() {
+        let local = 0u8;
+        assert!(is_own((&raw const local).addr() as u64));
+        assert!(!is_own(1 << 46));
+        assert!(!is_own(0x8000_0000_0000));
     }
 }
