@@ -4,7 +4,7 @@
 //!
 //! Large tables of zeros are the exception: mimalloc would write all of their zeros, and most of them are only ever read or
 //! written here and there (a word for each page of guest memory, a slot for each way out of a region). They are mapped one by
-//! one, and the host gives zeros as they are touched.
+//! one, and the host gives zeros as they are touched, in small pages: to clear a huge one takes as long as 300 of these.
 //!
 //! Invariant: who an allocation belongs to follows from its size alone, so whoever frees it knows: [`TABLE`] bytes and more are
 //! mappings of their own.
@@ -19,24 +19,37 @@ use mimalloc::MiMalloc;
 static HEAP: Heap = Heap;
 
 /// An allocation of so many bytes is a mapping of its own.
-const TABLE: usize = 1 << 20;
-/// The host's large page: the alignment of mappings.
+const TABLE: usize = 256 << 10;
+/// The host's large page: the alignment of mappings in large pages.
 const LARGE: usize = 2 << 20;
+const PAGE: usize = 4096;
 
 struct Heap;
 
-/// Maps `layout.size()` bytes of zeros; null if the host has no room.
-fn map(layout: Layout) -> *mut u8 {
+/// Maps `layout.size()` bytes of zeros; null if the host has no room. `dense`: all of it is about to be written.
+fn map(layout: Layout, dense: bool) -> *mut u8 {
+    let bytes = layout.size().next_multiple_of(PAGE);
+    let (least, advice) = match dense {
+        true if bytes >= LARGE => (LARGE, Some(libc::MADV_HUGEPAGE)),
+        true => (PAGE, None),
+        false => (PAGE, Some(libc::MADV_NOHUGEPAGE)),
+    };
+    // A fault for each page costs several times what its memory does.
+    let at_once = if advice.is_none() {
+        libc::MAP_POPULATE
+    } else {
+        0
+    };
     // Room to begin at a large page, without which none of the mapping could be one.
-    let bytes = layout.size().next_multiple_of(4096);
-    let align = layout.align().max(LARGE);
+    let align = layout.align().max(least);
+    let room = align - PAGE;
     // SAFETY: a new mapping, of which what is not handed out is given back.
     unsafe {
         let at = libc::mmap(
             ptr::null_mut(),
-            bytes + align,
+            bytes + room,
             libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | at_once,
             -1,
             0,
         );
@@ -48,8 +61,12 @@ fn map(layout: Layout) -> *mut u8 {
         if skip != 0 {
             libc::munmap(at, skip);
         }
-        libc::munmap(begin.byte_add(bytes), align - skip);
-        libc::madvise(begin, bytes, libc::MADV_HUGEPAGE);
+        if skip != room {
+            libc::munmap(begin.byte_add(bytes), room - skip);
+        }
+        if let Some(advice) = advice {
+            libc::madvise(begin, bytes, advice);
+        }
         begin.cast()
     }
 }
@@ -59,7 +76,7 @@ fn map(layout: Layout) -> *mut u8 {
 unsafe impl GlobalAlloc for Heap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         if layout.size() >= TABLE {
-            return map(layout);
+            return map(layout, true);
         }
         // SAFETY: the caller's promises.
         unsafe { MiMalloc.alloc(layout) }
@@ -67,7 +84,7 @@ unsafe impl GlobalAlloc for Heap {
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         if layout.size() >= TABLE {
-            return map(layout);
+            return map(layout, false);
         }
         // SAFETY: the caller's promises.
         unsafe { MiMalloc.alloc_zeroed(layout) }
@@ -76,7 +93,7 @@ unsafe impl GlobalAlloc for Heap {
     unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
         if layout.size() >= TABLE {
             // SAFETY: the caller's `at` came from `map` with this layout.
-            unsafe { libc::munmap(at.cast(), layout.size().next_multiple_of(4096)) };
+            unsafe { libc::munmap(at.cast(), layout.size().next_multiple_of(PAGE)) };
             return;
         }
         // SAFETY: the caller's promises; it is mimalloc's.

@@ -115,6 +115,10 @@ const ROWS: &[Row] = &[
         },
     },
     switch!(
+        cold,
+        "with the code cache, keep copies of what runs once or twice, too"
+    ),
+    switch!(
         short,
         "accesses that L2 serves are simulated by hand-written code"
     ),

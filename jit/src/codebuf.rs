@@ -14,6 +14,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// Alignment of each function: a cache line, which also serves its constants.
 const ALIGN: usize = 64;
 
+/// Memory comes in parts of so many bytes.
+const STEP: usize = 128 << 10;
 /// The host's large page.
 const LARGE: usize = 2 << 20;
 /// So much of a large page's part of the buffer is filled before it becomes one: small programs do without.
@@ -71,6 +73,9 @@ impl CodeBuf {
         if end > writable.len() {
             return Err(Error::CodeBufferFull);
         }
+        if at == 0 || (end - 1) / STEP != (at - 1) / STEP {
+            self.populate(&mut writable, (end - 1) / STEP);
+        }
         writable[at..end].copy_from_slice(code);
         self.used.store(end, Ordering::Relaxed);
         if (end + LARGE - WORTH) / LARGE != (at + LARGE - WORTH) / LARGE {
@@ -87,6 +92,20 @@ impl CodeBuf {
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
         writable[at..at + 4].copy_from_slice(&bytes);
+    }
+
+    /// Has the host give the `n`th part of the buffer its memory, in both mappings: a fault for each page costs several times that.
+    fn populate(&self, writable: &mut MmapMut, n: usize) {
+        let at = n * STEP;
+        if at + STEP <= self.executable.len() {
+            // SAFETY: inside the mappings, whose bytes stay the same. A host that can't leaves it to faults.
+            unsafe {
+                let part = writable.as_mut_ptr().add(at).cast();
+                libc::madvise(part, STEP, libc::MADV_POPULATE_WRITE);
+                let part = self.executable.as_ptr().add(at).cast_mut().cast();
+                libc::madvise(part, STEP, libc::MADV_POPULATE_READ);
+            }
+        }
     }
 
     /// Makes the `n`th large page's part of the buffer one large page, so that code scattered over it does not miss the host's

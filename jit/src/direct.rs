@@ -214,7 +214,8 @@ fn copy_all(
 
 /// Copies blocks.
 pub(crate) struct Maker {
-    encoder: Encoder,
+    /// Made with the first copy: its tables take as long as a hundred of these.
+    encoder: Option<Encoder>,
     info: InstructionInfoFactory,
     pub targets: Targets,
     pub accesses: lines::Accesses,
@@ -225,7 +226,7 @@ pub(crate) struct Maker {
 impl Maker {
     pub(crate) fn new(memory: Memory) -> Option<Self> {
         Some(Self {
-            encoder: Encoder::new(64),
+            encoder: None,
             info: InstructionInfoFactory::new(),
             targets: Targets::new()?,
             accesses: lines::Accesses::default(),
@@ -279,7 +280,8 @@ impl Maker {
                 return None;
             }
             let tables = (self.table, self.targets.address());
-            let w = Writer::new(plan, tables, &mut self.encoder, &insns[..n], first);
+            let encoder = self.encoder.get_or_insert_with(|| Encoder::new(64));
+            let w = Writer::new(plan, tables, encoder, &insns[..n], first);
             let done = match self.memory {
                 Memory::View { bytes, budget } => {
                     let bases = plan.constant_bases(&insns[..n], &decoded);

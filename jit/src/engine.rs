@@ -59,6 +59,8 @@ pub struct JitStats {
     pub loaded: u64,
     /// Copies of blocks taken from there.
     pub loaded_copies: u64,
+    /// Those of them that are of cold blocks ([`JitOptions::cold`]).
+    pub cold_copies: u64,
     /// Blocks copied ([`JitOptions::direct`]).
     pub direct: u64,
     /// Bytes of host code of those.
@@ -169,7 +171,8 @@ impl Engine {
         } else {
             Worker::Foreground(Box::new(compiler))
         };
-        let cache: Box<[_]> = (0..JUMP_CACHE_ENTRIES).map(empty_entry).collect();
+        let mut cache: Box<[_]> = vec![[0; 2]; JUMP_CACHE_ENTRIES].into();
+        cache[0] = empty_entry(0);
         Ok(Self {
             options,
             shared,
@@ -795,9 +798,10 @@ pub(crate) fn interpret_only(state: &CpuState) -> bool {
         || interp::alignment_checked(state)
 }
 
-/// A jump-cache entry that no address matches: its low bits would lead to another entry.
+/// A jump-cache entry that no address matches: its low bits would lead to another entry. All zeros for most, so that a new cache takes no
+/// memory until it is used.
 fn empty_entry(index: usize) -> [u64; 2] {
-    [!(index as u64), 0]
+    [u64::from(index == 0), 0]
 }
 
 /// Decodes the instruction at `at`, if it can be fetched now without a fault.

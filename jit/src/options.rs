@@ -42,6 +42,10 @@ pub struct JitOptions {
     /// After so many runs in the interpreter a block that is not translated yet runs as a copy of the guest's own instructions,
     /// where `view` is; 0: never. Copying takes about as long as so many runs.
     pub direct: u32,
+    /// With [`JitOptions::cache`] and `direct`: what a second run of a program decodes and does not run so often goes to the cache as
+    /// copies, too, one a block; a later run counts how often it comes to one, and decodes what it comes to often. Loading a copy takes
+    /// a third of the time that decoding a block does.
+    pub cold: bool,
     /// Accesses that the filter does not pass and the cache below the first level serves are simulated in the host's own words
     /// ([`sevlab_cpu::model::short`]), and what that does not serve by the controller's short way
     /// ([`sevlab_memctl::MemCtl::use_short_ways`]).
@@ -96,6 +100,7 @@ impl Default for JitOptions {
             groups: true,
             view: true,
             direct: 16,
+            cold: true,
             short: true,
             dead_flags: true,
             vectors: true,
@@ -131,6 +136,7 @@ impl JitOptions {
             groups: false,
             view: false,
             direct: 0,
+            cold: false,
             short: false,
             dead_flags: false,
             vectors: false,

@@ -146,6 +146,93 @@ fn the_second_run_copies_nothing() {
     assert_eq!((stats.direct, stats.loaded_copies), (0, 0));
 }
 
+/// Runs a program so often on a new machine, with a file of `folder`. Its result, and what the engine did.
+fn run_times(
+    folder: &Folder,
+    options: JitOptions,
+    start: &Start,
+    times: usize,
+    forks: bool,
+) -> (Outcome, JitStats) {
+    let options = JitOptions {
+        threshold: u32::MAX,
+        direct: 8,
+        cache: folder.options().cache,
+        ..options
+    };
+    let mut m = Machine::new(Kind::Plain, Some(options));
+    let engine = m.engine.as_mut().expect("made with one");
+    engine.program(&m.vcpu, Path::new(PROGRAM));
+    let mut out = None;
+    for _ in 0..times {
+        m.reset(start);
+        out = Some(m.run().expect("engines have no budget"));
+    }
+    let engine = m.engine.as_mut().expect("made with one");
+    let stats = engine.stats();
+    if forks {
+        engine.forked().expect("room for its code");
+    }
+    engine.save(&m.vcpu);
+    (out.expect("run"), stats)
+}
+
+#[test]
+fn what_runs_once_is_copied_for_the_third_run() {
+    let folder = Folder::new();
+    let start = Start::new(0, &calling(3));
+    let run = |times| run_times(&folder, folder.options(), &start, times, false);
+    let (expected, first) = run(1);
+    assert!(first.direct > 0 && first.interpreted > 16, "{first:?}");
+    let hot = fs::metadata(folder.file()).expect("written").len();
+    // A clone leaves what is cold to others.
+    let (_, clone) = run_times(&folder, folder.options(), &start, 1, true);
+    assert_eq!(clone.loaded_copies, first.direct);
+    assert_eq!(fs::metadata(folder.file()).expect("there").len(), hot);
+    let off = JitOptions {
+        cold: false,
+        ..folder.options()
+    };
+    for _ in 0..3 {
+        let (_, second) = run_times(&folder, off.clone(), &start, 1, false);
+        assert_eq!(second.cold_copies, 0);
+    }
+    assert_eq!(folder.files().len(), 2, "a file for each set of options");
+    let (_, second) = run(1);
+    assert_eq!(
+        (second.loaded_copies, second.cold_copies),
+        (first.direct, 0)
+    );
+    let (out, third) = run(1);
+    assert!(out == expected);
+    assert!(third.cold_copies > 0 && third.direct == 0, "{third:?}");
+    assert!(third.interpreted < second.interpreted, "{third:?}");
+    // What begins in the middle of a block, behind a page that was not open yet, is known now, too.
+    run(1);
+    let written = || {
+        let meta = folder
+            .files()
+            .into_iter()
+            .map(|f| fs::metadata(f).expect("there"));
+        meta.map(|m| (m.len(), m.modified().expect("known")))
+            .collect::<Vec<_>>()
+    };
+    let before = written();
+    assert!(run(1).0 == expected);
+    assert!(before == written());
+    // What is not cold any more is decoded, and copied as what is hot.
+    let (out, fourth) = run(40);
+    assert!(out == expected);
+    assert!(fourth.direct > 0 && fourth.cold_copies > 0, "{fourth:?}");
+    let (out, fifth) = run(40);
+    assert!(out == expected);
+    assert!(fifth.direct < fourth.direct, "{fifth:?}");
+    // Another program there is not run by the copies of this one.
+    let start = Start::new(0, &calling(5));
+    let (out, _) = run_times(&folder, folder.options(), &start, 1, false);
+    assert_eq!(out.gpr[0], 500);
+}
+
 /// Damage anywhere costs copies and nothing else.
 #[test]
 fn damaged_copies_are_refused_and_made_anew() {
@@ -675,7 +762,7 @@ fn another_program_in_the_same_process_changes_the_file() {
 #[test]
 fn random_programs_do_the_same_warm() {
     let forms = Forms::new();
-    let (mut loaded, mut copies) = (0, 0);
+    let (mut loaded, mut copies, mut cold) = (0, 0, 0);
     for seed in 0..90 {
         let program = Generator::new(&forms, seed).program();
         let start = Start::new(seed, &program.assemble());
@@ -685,14 +772,18 @@ fn random_programs_do_the_same_warm() {
             continue;
         };
         let folder = Folder::new();
-        for _ in 0..3 {
+        for _ in 0..4 {
             let options = JitOptions {
                 shared_frame: seed % 3 != 0,
                 chaining: seed % 5 != 0,
                 view: seed % 7 != 0,
                 // A third of them run as copies.
                 threshold: if seed % 3 == 1 { u32::MAX } else { 2 },
-                direct: if seed % 3 == 1 { 1 } else { 16 },
+                direct: match seed % 9 {
+                    1 => 1,
+                    4 | 7 => 15,
+                    _ => 16,
+                },
                 ..folder.options()
             };
             let sticky = Sticky::of(&options);
@@ -708,8 +799,10 @@ fn random_programs_do_the_same_warm() {
             engine.save(&m.vcpu);
             loaded += engine.stats().loaded;
             copies += engine.stats().loaded_copies;
+            cold += engine.stats().cold_copies;
         }
     }
     assert!(loaded > 100, "{loaded}");
     assert!(copies > 100, "{copies}");
+    assert!(cold > 100, "{cold}");
 }

@@ -108,6 +108,8 @@ pub(crate) struct Cpus {
     before: Mutex<MemStats>,
     /// The vCPU whose thread is the process's first.
     root: AtomicUsize,
+    /// What has run that one, once it has ended: it goes with the machine.
+    ended: Mutex<Option<Exec>>,
 }
 
 fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -141,6 +143,7 @@ impl Cpus {
             family: Family::new(),
             before: Mutex::default(),
             root: AtomicUsize::new(0),
+            ended: Mutex::default(),
         }
     }
 
@@ -217,6 +220,8 @@ impl Cpus {
         self.count(vcpu, hv, &exec);
         if leaving.is_some() {
             exec.close();
+        } else {
+            *lock(&self.ended) = Some(exec);
         }
         Ok(end?)
     }

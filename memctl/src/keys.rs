@@ -20,7 +20,7 @@ pub(crate) struct KeySlots {
 impl KeySlots {
     pub(crate) fn new(kind: CipherKind, tweak_seed: u64, path: Path) -> Self {
         Self {
-            slots: (0..=MAX_ASID).map(|_| None).collect(),
+            slots: Vec::new(),
             tweaks: TweakTable::for_cipher(kind, tweak_seed),
             kind,
             path,
@@ -56,7 +56,11 @@ impl KeySlots {
     pub(crate) fn install(&mut self, asid: Asid, key: &MemoryKey) -> Result<(), Error> {
         self.check(asid, key)?;
         let engine = Engine::new(key, &self.tweaks, self.path);
-        self.slots[asid.0 as usize] = Some(engine);
+        let at = asid.0 as usize;
+        if self.slots.len() <= at {
+            self.slots.resize_with(at + 1, || None);
+        }
+        self.slots[at] = Some(engine);
         Ok(())
     }
 

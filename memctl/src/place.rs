@@ -315,7 +315,8 @@ impl MemCtl {
         // Who reads without the lock must not take home for the place from here on.
         pages.iter().for_each(|pfn| self.states.moved(*pfn));
         let pages: Vec<_> = pages.iter().map(|pfn| (*pfn, self.home(*pfn))).collect();
-        view.enter(&mut meta.slots, va, &pages, write)
+        let alone = self.tlbs.is_single();
+        view.enter(&mut meta.slots, va, &pages, write, alone)
     }
 
     /// Moves pages into the slots from `va` on as [`MemCtl::fill_tlb`] would, with the rights to read and, with `write`, to write;
@@ -366,6 +367,13 @@ impl MemCtl {
             at = next;
         }
         Ok(())
+    }
+
+    /// Whether the view has room for `va`, where the page is not in it.
+    #[must_use]
+    pub fn could_enter(&self, va: Va, page: Spa) -> bool {
+        let view = self.view.as_ref();
+        view.is_some_and(|view| va.0 < view.size() && !view.place(page.pfn()).in_view())
     }
 
     /// Whether the page is zero and has no place yet.

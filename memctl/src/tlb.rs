@@ -12,7 +12,8 @@
 //! dropping a host page costs one bucket, aliases included, and flushing costs what is occupied.
 //!
 //! Invariants:
-//! 1. A tag is the address of a granule whose index is the entry's own, or [`TlbEntry::NEVER`].
+//! 1. A tag is the address of a granule whose index is the entry's own, or [`TlbEntry::NEVER`], or, where the entry has never been
+//!    used, 0: the address of a granule whose index is another.
 //! 2. An entry with any tag set is in exactly one chain: its host page's.
 //! 3. While a tag is set, the addend is the one it was made with: entries are emptied before they are changed.
 
@@ -119,15 +120,6 @@ impl TlbEntry {
     /// log2 of an entry's size.
     pub const SIZE_SHIFT: u32 = 5;
 
-    pub(crate) const fn empty() -> Self {
-        Self {
-            read: AtomicU64::new(Self::NEVER),
-            write: AtomicU64::new(Self::NEVER),
-            exec: AtomicU64::new(Self::NEVER),
-            addend: AtomicU64::new(0),
-        }
-    }
-
     fn clear(&self) {
         for tag in [&self.read, &self.write, &self.exec] {
             tag.store(Self::NEVER, Ordering::Release);
@@ -135,8 +127,8 @@ impl TlbEntry {
     }
 }
 
-/// "No entry" in a chain.
-const NIL: u32 = u32::MAX;
+/// "No entry" in a chain: an entry is said by its index and one, so that new chains are zeros, and take no memory until they are used.
+const NIL: u32 = 0;
 const BUCKET_BITS: u32 = 14;
 
 /// The side of an entry that only this module sees.
@@ -168,7 +160,7 @@ impl Links {
     }
 
     fn link(&mut self, i: usize, va: u64, host: u64) {
-        let b = bucket(host);
+        let (b, this) = (bucket(host), i as u32 + 1);
         let next = self.buckets[b];
         self.links[i] = Link {
             va,
@@ -177,9 +169,9 @@ impl Links {
             prev: NIL,
         };
         if next != NIL {
-            self.links[next as usize].prev = i as u32;
+            self.links[next as usize - 1].prev = this;
         }
-        self.buckets[b] = i as u32;
+        self.buckets[b] = this;
         self.used[i / 64] |= 1 << (i % 64);
         self.count += 1;
     }
@@ -191,10 +183,10 @@ impl Links {
         if prev == NIL {
             self.buckets[bucket(host)] = next;
         } else {
-            self.links[prev as usize].next = next;
+            self.links[prev as usize - 1].next = next;
         }
         if next != NIL {
-            self.links[next as usize].prev = prev;
+            self.links[next as usize - 1].prev = prev;
         }
         self.used[i / 64] &= !(1 << (i % 64));
         self.count -= 1;
@@ -240,17 +232,21 @@ impl FastTlb {
     /// An empty TLB with the given granule.
     #[must_use]
     pub fn with_granule(granule: Granule) -> Self {
-        let link = Link {
-            va: 0,
-            host: 0,
-            next: NIL,
-            prev: NIL,
+        // SAFETY: integers, atomic or not, are valid as zeros.
+        let (entries, links) = unsafe {
+            (
+                Box::<[TlbEntry]>::new_zeroed_slice(Self::ENTRIES).assume_init(),
+                Box::<[Link]>::new_zeroed_slice(Self::ENTRIES).assume_init(),
+            )
         };
+        // An access at the first granule, or one that goes on there behind the last.
+        entries[0].clear();
+        entries[Self::ENTRIES - 1].clear();
         Self {
-            entries: (0..Self::ENTRIES).map(|_| TlbEntry::empty()).collect(),
+            entries,
             granule,
             links: Mutex::new(Links {
-                links: vec![link; Self::ENTRIES].into(),
+                links,
                 buckets: vec![NIL; 1 << BUCKET_BITS].into(),
                 used: vec![0; Self::ENTRIES / 64].into(),
                 count: 0,
@@ -409,14 +405,15 @@ impl FastTlb {
 
     /// Drops every entry that maps a byte of the host page with this number.
     fn drop_page(&self, links: &mut Links, page: u64) {
-        let mut i = links.buckets[bucket(page)];
-        while i != NIL {
-            let Link { host, next, .. } = links.links[i as usize];
+        let mut at = links.buckets[bucket(page)];
+        while at != NIL {
+            let i = at as usize - 1;
+            let Link { host, next, .. } = links.links[i];
             if host == page {
-                self.entries[i as usize].clear();
-                links.unlink(i as usize);
+                self.entries[i].clear();
+                links.unlink(i);
             }
-            i = next;
+            at = next;
         }
     }
 
@@ -424,15 +421,16 @@ impl FastTlb {
     pub fn drop_write_host(&self, host: NonNull<u8>) {
         let page = host.addr().get() as u64 >> PAGE_SHIFT;
         let links = self.lock_to_drop();
-        let mut i = links.buckets[bucket(page)];
-        while i != NIL {
-            let Link { host, next, .. } = links.links[i as usize];
+        let mut at = links.buckets[bucket(page)];
+        while at != NIL {
+            let i = at as usize - 1;
+            let Link { host, next, .. } = links.links[i];
             if host == page {
-                self.entries[i as usize]
+                self.entries[i]
                     .write
                     .store(TlbEntry::NEVER, Ordering::Release);
             }
-            i = next;
+            at = next;
         }
     }
 

@@ -358,24 +358,35 @@ impl View {
     }
 
     /// Moves pages that are at home, at the addresses given, or zero, into the free slots from `va` on. The caller has changed
-    /// their generations. False: the host does not allow it, and nothing has changed.
+    /// their generations. `alone`: no other thread runs guest code. False: the host does not allow it, and nothing has changed.
     pub(crate) fn enter(
         &self,
         slots: &mut Slots,
         va: Va,
         pages: &[(u64, NonNull<u8>)],
         write: bool,
+        alone: bool,
     ) -> bool {
         let range = va.0..va.0 + pages.len() as u64 * PAGE_SIZE;
         let each = || range.clone().step_by(PAGE).zip(pages);
-        for (at, (pfn, home)) in each() {
-            if self.place(*pfn) == Place::ZERO {
-                continue;
-            }
+        let rights = rights_of(write);
+        let filled = each().filter(|(_, (pfn, _))| self.place(*pfn) != Place::ZERO);
+        let filled: Vec<_> = filled.map(|(at, (_, home))| (at, *home)).collect();
+        // Other threads can touch a slot from the moment that it is open.
+        let open = alone && !filled.is_empty() && self.protect(range.clone(), rights_of(true));
+        for (at, home) in filled {
             // SAFETY: the caller names the page's bytes at home, 4096 of them, which nobody writes while the metadata lock is
             // held: whoever could has no address.
             let bytes = unsafe { std::slice::from_raw_parts(home.as_ptr(), PAGE) };
-            // Other threads can touch the slot from the moment that it is open.
+            if open {
+                // SAFETY: a page of the view that can be written, of which nobody knows.
+                unsafe {
+                    self.ptr(at)
+                        .as_ptr()
+                        .copy_from_nonoverlapping(bytes.as_ptr(), PAGE);
+                }
+                continue;
+            }
             let written = slots
                 .mem()
                 .and_then(|mem| mem.write_all_at(bytes, self.addr(at)));
@@ -384,15 +395,20 @@ impl View {
                 return false;
             }
         }
-        let rights = rights_of(write);
         let mut before = Vec::with_capacity(pages.len());
         for (at, (pfn, _)) in each() {
             before.push(self.place(*pfn));
             self.set_place(*pfn, Place(at | Place::HERE | rights));
         }
-        if !self.protect(range.clone(), rights) {
+        let done = open && write || self.protect(range.clone(), rights);
+        if !done {
             for ((pfn, _), place) in pages.iter().zip(before) {
                 self.set_place(*pfn, place);
+            }
+            if open {
+                // What is open already joins what it was part of.
+                let closed = self.protect(range.clone(), 0);
+                assert!(closed, "closing {range:x?} of the view of guest memory");
             }
             self.free(range);
             return false;

@@ -49,6 +49,8 @@ fn never_is_no_granule_s_tag() {
     for va in [0, 0xfff, u64::MAX, u64::MAX - 0xfff] {
         for a in [Access::Read, Access::Write, Access::Exec] {
             assert_eq!(t.lookup(Va(va), 1, a), None);
+            // Behind the last byte of an entry's page, or of all, is another's first.
+            assert_eq!(t.lookup(Va(va | 0xfff), 2, a), None);
         }
     }
     assert_ne!(TlbEntry::NEVER & 0xfff, 0);

@@ -251,7 +251,7 @@ pub struct Cache {
 }
 
 /// No block has this address in the front (an empty entry's pointer is null).
-const EMPTY: (u64, *const Block) = (u64::MAX, core::ptr::null());
+const EMPTY: (u64, *const Block) = (0, core::ptr::null());
 
 impl Default for Cache {
     fn default() -> Self {
@@ -321,8 +321,7 @@ impl Cache {
     /// Whether the block at `rip` has been decoded.
     #[must_use]
     pub fn has(&self, rip: u64) -> bool {
-        let (at, b) = self.front[slot(rip)];
-        at == rip && !b.is_null() || self.blocks.contains_key(&rip)
+        self.blocks.contains_key(&rip)
     }
 
     /// Whether an engine has a translation of the block at `rip`.

@@ -38,6 +38,8 @@ use cache::{NestedCache, PageCache, WalkCache};
 
 /// Most pages that the view is opened for beside the one that is filled.
 const AHEAD: u64 = 512;
+/// Bytes that it is opened for at once where the guest reads.
+const AROUND: u64 = 8 * PAGE_SIZE;
 /// Bytes for which they are opened at once.
 const LARGE: u64 = 2 << 20;
 
@@ -195,6 +197,9 @@ impl Vcpu {
                 x: t.executable && (access == Access::Exec || same),
             };
             self.counters.tlb_fills += 1;
+            if user && !write && self.writes.is_none() {
+                self.open_around(va.page(), t)?;
+            }
             let (mem, page) = (&self.mem, t.spa.page());
             if user {
                 mem.fill_tlb(&self.tlb, va.page(), t.domain, page, perms)
@@ -268,6 +273,28 @@ impl Vcpu {
         }
         let opened = self.mem.open_view(pages.start, &list, write);
         opened.map_err(Stop::Host)
+    }
+
+    /// Opens the view for reading `va`'s page, unless it is there, and what lies around it, and the guest may read, too.
+    fn open_around(&mut self, va: Va, t: Translation) -> Result<(), Stop> {
+        if !self.mem.could_enter(va, t.spa) {
+            return Ok(());
+        }
+        let first = Va(va.0 & !(AROUND - 1));
+        let pages = (first.0..first.0 + AROUND).step_by(PAGE_SIZE as usize);
+        let list: Vec<_> = pages.map(|at| self.reads_like(Va(at), t)).collect();
+        let opened = self.mem.open_view(first, &list, false);
+        opened.map_err(Stop::Host)
+    }
+
+    /// The page at `va`, if it can be opened for reading together with one that `t` leads to, and somebody has written to it.
+    fn reads_like(&mut self, va: Va, t: Translation) -> Option<(Domain, Spa)> {
+        // Sets accessed bits, as a processor that walks ahead may.
+        let next = self.translate(va, Access::Read).ok()?;
+        let fits = next.domain == t.domain
+            && next.private == t.private
+            && !self.mem.is_untouched(next.spa.page());
+        fits.then(|| (next.domain, next.spa.page()))
     }
 
     /// The page at `va`, if it can be opened for writing together with one that `t` leads to.

@@ -35,8 +35,19 @@ pub(super) struct Block {
     /// Exits that lead here.
     incoming: Vec<u32>,
     leaves: u32,
+    /// It stands for a block that was not decoded ([`JitOptions::cold`](crate::JitOptions::cold)), and may be come to so often yet. No
+    /// exit or target leads to it, so that each time is seen.
+    left: Option<u32>,
     /// Its record for the code cache, if there is one and the copy is not from there.
     pub(super) made: Option<Box<[u8]>>,
+}
+
+/// Where a copy is from.
+pub(super) enum Source {
+    /// Made in this run; its record for the code cache, if there is one.
+    Made(Option<Box<[u8]>>),
+    /// From the code cache.
+    Stored { cold: bool },
 }
 
 /// A jump out of a copy.
@@ -85,7 +96,7 @@ struct Step {
 #[derive(Default)]
 pub(super) struct Trace {
     pub(super) insns: Vec<Insn>,
-    decoded: Vec<Option<Instruction>>,
+    pub(super) decoded: Vec<Option<Instruction>>,
     /// What they count where caches are simulated.
     tallies: Vec<u64>,
     /// Pages that they are in, some of them twice.
@@ -95,7 +106,7 @@ pub(super) struct Trace {
 }
 
 impl Trace {
-    fn add(&mut self, block: &interp::Block) {
+    pub(super) fn add(&mut self, block: &interp::Block) {
         for (ins, i) in block.decoded() {
             self.decoded.push(ins);
             self.insns.push(i);
@@ -117,13 +128,19 @@ pub(super) struct Copies {
     by_page: FxHashMap<u64, Vec<u64>>,
     exits: Vec<Exit>,
     steps: Vec<Step>,
-    /// Blocks whose copies were left too often: none is taken from the code cache.
+    /// Blocks whose copies were left too often, or that are not cold any more: none is taken from the code cache.
     pub(super) refused: FxHashSet<u64>,
     /// The exit by which copies were left, if it is to be linked to where it led.
     pub(super) unlinked: Option<u32>,
 }
 
 impl Copies {
+    /// There may be so many: a table that grows with them costs more than they do.
+    pub(super) fn reserve(&mut self, copies: usize) {
+        self.blocks.reserve(copies);
+        self.exits.reserve(2 * copies);
+    }
+
     /// The numbers of the next exit and step.
     pub(super) fn first(&self) -> First {
         First {
@@ -201,7 +218,8 @@ impl Engine {
         };
         let stored = match (begun, self.direct.memory, &self.direct.maker) {
             (Some(begun), Some(Memory::View { bytes, .. }), Some(maker)) => {
-                let record = stored::record(&trace, &made, bytes, |fix| maker.base(fix, first));
+                let record =
+                    stored::record(&trace, &made, bytes, false, |fix| maker.base(fix, first));
                 self.warm.added += begun.elapsed();
                 Some(record)
             }
@@ -215,7 +233,7 @@ impl Engine {
         self.stats.direct_bytes += made.code.len() as u64;
         let Trace { insns, tallies, .. } = trace;
         let insn = |k: usize| (insns[k], tallies.get(k).copied().unwrap_or(0));
-        self.admit_copy(rip, at, made, trace.pages, stored, insn);
+        self.admit_copy(rip, at, made, trace.pages, Source::Made(stored), insn);
     }
 
     /// The copy of the block at `rip`, whose code is at `at`, runs from now on. `insn`: the instructions that its steps number, and what they
@@ -226,9 +244,13 @@ impl Engine {
         at: usize,
         made: Direct,
         mut pages: Vec<u64>,
-        stored: Option<Box<[u8]>>,
+        source: Source,
         insn: impl Fn(usize) -> (Insn, u64),
     ) {
+        let (left, made_here) = match source {
+            Source::Made(record) => (None, record),
+            Source::Stored { cold } => (cold.then_some(self.options.direct), None),
+        };
         let copies = &mut self.direct;
         let offset = |n: u32| at + n as usize;
         let steps = made.steps.iter().map(|&(k, resume, from)| {
@@ -268,7 +290,8 @@ impl Engine {
                 pages,
                 incoming: Vec::new(),
                 leaves: 0,
-                made: stored,
+                left,
+                made: made_here,
             },
         );
         self.words.push((rip, at as u64 | COPY));
@@ -315,6 +338,9 @@ impl Engine {
         if let Some(n) = exit {
             self.link(n, rip);
         }
+        if self.is_enough(rip) {
+            return Ok(());
+        }
         let lines = self.options.lines;
         let mut code = match self.direct.blocks.get(&rip) {
             Some(block) if lines => block.entry(rip, vcpu.state.fetch_line),
@@ -333,19 +359,27 @@ impl Engine {
             let rip = vcpu.state.rip;
             code = match left {
                 Left::Exit(n) => match self.link(n, rip) {
+                    Some(_) if self.is_enough(rip) => return Ok(()),
                     Some(code) => code,
                     None => {
                         self.direct.unlinked = Some(n);
                         return Ok(());
                     }
                 },
-                Left::Indirect => match (self.direct.blocks.get(&rip), &self.direct.maker) {
-                    (Some(block), Some(maker)) => {
-                        maker.targets.enter(rip, block.code);
-                        block.entry(rip, vcpu.state.fetch_line)
+                Left::Indirect => {
+                    if self.is_enough(rip) {
+                        return Ok(());
                     }
-                    _ => return Ok(()),
-                },
+                    match (self.direct.blocks.get(&rip), &self.direct.maker) {
+                        (Some(block), Some(maker)) => {
+                            if block.left.is_none() {
+                                maker.targets.enter(rip, block.code);
+                            }
+                            block.entry(rip, vcpu.state.fetch_line)
+                        }
+                        _ => return Ok(()),
+                    }
+                }
                 Left::Step(n) => match self.step(vcpu, n)? {
                     Some(code) => code,
                     None => return Ok(()),
@@ -376,11 +410,30 @@ impl Engine {
             .get_mut(&rip)
             .filter(|_| exit.to == rip)?;
         let code = block.entry(rip, exit.line);
-        if self.options.chaining {
+        if self.options.chaining && block.left.is_none() {
             block.incoming.push(n);
             exit.aim(&self.shared.code, code);
         }
         Some(code)
+    }
+
+    /// Counts that the copy at `rip` is come to, if it is one of a cold block. Whether that was often enough: it is gone then, and the
+    /// interpreter decodes the block, which gets another copy if it goes on like this.
+    fn is_enough(&mut self, rip: u64) -> bool {
+        if self.stats.cold_copies == 0 {
+            return false;
+        }
+        let block = self.direct.blocks.get_mut(&rip);
+        let Some(left) = block.and_then(|b| b.left.as_mut()) else {
+            return false;
+        };
+        *left = left.saturating_sub(1);
+        if *left != 0 {
+            return false;
+        }
+        self.drop_copy(rip);
+        self.direct.refused.insert(rip);
+        true
     }
 
     /// Instructions were counted that were not done.

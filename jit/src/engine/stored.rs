@@ -1,15 +1,22 @@
 //! Copies of blocks in the code cache: what a file is to say of one that was made, and how one of a former run comes to be here.
 
 use super::Engine;
-use super::copies::{ALIGN, Trace};
+use super::copies::{ALIGN, Source, Trace};
 use super::warm::unchanged;
-use crate::direct::{Direct, Exit, Fix, Memory};
+use crate::direct::{Direct, Exit, First, Fix, Memory};
 use crate::engine::decode_at;
 use crate::store::copies::{self as packed, Stored};
 use crate::store::file::{Image, Span};
-use sevlab_cpu::Vcpu;
+use sevlab_cpu::{Vcpu, interp};
 use std::borrow::Cow;
+use std::time::{Duration, Instant};
 use zerocopy::little_endian::{U32, U64};
+
+/// What it takes to decode a block: some 10,000 of the host's instructions.
+const DECODE: Duration = Duration::from_micros(3);
+/// Making copies of what is cold takes one part in so many of a run, or [`LEAST`].
+const SHARE: u32 = 10;
+const LEAST: Duration = Duration::from_millis(10);
 
 /// Adds to 32 bits of code.
 fn add(code: &mut [u8], at: u32, by: u32) {
@@ -26,6 +33,7 @@ pub(super) fn record(
     trace: &Trace,
     made: &Direct,
     view: u64,
+    cold: bool,
     base: impl Fn(Fix) -> u32,
 ) -> Box<[u8]> {
     let n = U32::new;
@@ -65,6 +73,7 @@ pub(super) fn record(
     });
     let stored = Stored {
         view,
+        cold,
         spans: &spans,
         guest: &guest,
         code: &code,
@@ -99,8 +108,12 @@ impl Engine {
                 return None;
             }
         };
-        if stored.view != bytes {
+        // What was decoded has its runs counted already.
+        if stored.view != bytes || stored.cold && vcpu.interp.has(rip) {
             return None;
+        }
+        if self.direct.blocks.is_empty() {
+            self.direct.reserve(image.copies().len());
         }
         let pages = unchanged(vcpu, stored.spans, stored.guest)?;
         let first = self.direct.first();
@@ -133,8 +146,64 @@ impl Engine {
             sites: sites.map(|s| (s.begins.get(), s.out.get())).collect(),
             ..Direct::default()
         };
-        self.admit_copy(rip, at, direct, pages, None, |n| (insns[n], 0));
+        let cold = stored.cold;
+        self.stats.cold_copies += u64::from(cold);
+        let source = Source::Stored { cold };
+        self.admit_copy(rip, at, direct, pages, source, |n| (insns[n], 0));
         Some(())
+    }
+
+    /// Whether what is cold goes to the file, if there is one: that says that the program has run before.
+    pub(super) fn keeps_cold(&self) -> bool {
+        self.options.cold && self.direct.maker.is_some() && !self.warm.is_clone()
+    }
+
+    /// Blocks that were decoded, of which neither this run nor the old file has a translation.
+    fn cold<'a>(
+        &'a self,
+        vcpu: &'a Vcpu,
+        old: &'a Image,
+    ) -> impl Iterator<Item = &'a interp::Block> {
+        let none_of = |b: &interp::Block| {
+            b.wants_copy()
+                && self.word(b.rip).is_none()
+                && old.find(b.rip).is_none()
+                && old.find_copy(b.rip).is_none()
+        };
+        let can = self.keeps_cold();
+        vcpu.interp.iter().filter(move |b| can && none_of(b))
+    }
+
+    /// How long it took to decode those.
+    pub(super) fn time_of_cold(&self, vcpu: &Vcpu, old: &Image) -> Duration {
+        DECODE * self.cold(vcpu, old).count() as u32
+    }
+
+    /// The records of copies of those, or as many as there is time for: the rest is a later run's.
+    pub(super) fn cold_copies(&mut self, vcpu: &Vcpu, old: &Image) -> Vec<(u64, Box<[u8]>)> {
+        let (begun, time) = (Instant::now(), self.warm.elapsed() / SHARE);
+        let blocks: Vec<u64> = self.cold(vcpu, old).map(|b| b.rip).collect();
+        let Some(Memory::View { bytes, .. }) = self.direct.memory else {
+            return Vec::new();
+        };
+        let mut made = Vec::new();
+        for (n, rip) in blocks.into_iter().enumerate() {
+            if n % 64 == 63 && begun.elapsed() > time.max(LEAST) {
+                break;
+            }
+            let (Some(block), Some(maker)) = (vcpu.interp.block(rip), &mut self.direct.maker)
+            else {
+                continue;
+            };
+            let mut trace = Trace::default();
+            trace.add(block);
+            let first = First::default();
+            if let Some(copy) = maker.make(&trace.insns, &trace.decoded, &[], first) {
+                let base = |fix| maker.base(fix, first);
+                made.push((rip, record(&trace, &copy, bytes, true, base)));
+            }
+        }
+        made
     }
 
     /// The records of copies for a file: those that were made in this run, and those of the old file that were not made anew.

@@ -18,7 +18,7 @@ use crate::compile::{Code, Compiler};
 use crate::layout::JUMP_CACHE_ENTRIES;
 use crate::region::Region;
 use crate::store::Store;
-use crate::store::file::{Contents, Image, Record, Span};
+use crate::store::file::{Contents, Image, MOST_BLOCK, Record, Span};
 use crate::store::key::Key;
 use crate::store::sites::Lists;
 use rustc_hash::FxHashMap;
@@ -79,6 +79,7 @@ pub(super) struct Warm {
     /// Time that it took to compile what the file lacks.
     pub(super) added: Duration,
     looks: u32,
+    is_clone: bool,
 }
 
 impl Warm {
@@ -95,12 +96,24 @@ impl Warm {
             covered: FxHashMap::default(),
             added: Duration::ZERO,
             looks: 0,
+            is_clone: false,
         }
     }
 
     /// In a clone of the host process: what is not in the file is the original's to write.
     pub(super) fn forked(&mut self) {
         self.added = Duration::ZERO;
+        self.is_clone = true;
+    }
+
+    /// Whether the program that runs began in another process.
+    pub(super) fn is_clone(&self) -> bool {
+        self.is_clone
+    }
+
+    /// Time since the program began.
+    pub(super) fn elapsed(&self) -> Duration {
+        self.begun.map_or(Duration::ZERO, |t| t.elapsed())
     }
 
     /// Whether the engine empties its buffer because another program begins.
@@ -189,6 +202,7 @@ impl Engine {
             let key = Key::new(settings, &self.options, &next.profile, next.view, program);
             warm.store = Store::open(cache, key, program);
             warm.begun = Some(Instant::now());
+            warm.is_clone = false;
             self.splits.clear();
             self.unseen.clear();
             self.refused.clear();
@@ -249,7 +263,7 @@ impl Engine {
             return;
         }
         let share = if self.options.background { 1 } else { SHARE };
-        let elapsed = self.warm.begun.map_or(Duration::ZERO, |t| t.elapsed());
+        let elapsed = self.warm.elapsed();
         while !self.full
             && self.pending.len() < AT_ONCE
             && self.stats.compile_time * share <= elapsed
@@ -328,13 +342,19 @@ impl Engine {
         let Some(store) = &self.warm.store else {
             return;
         };
-        let old = store.image.as_deref();
-        let bytes = old.map_or(0, Image::len) as u64;
-        let counts = match old {
-            Some(_) if self.warm.added <= Duration::from_nanos(bytes * WRITE) => return,
-            _ => self.counts(vcpu, old),
-        };
-        if old.is_none() && counts.is_empty() && self.warm.added.is_zero() {
+        let old = store.image.clone();
+        let old = old.as_deref();
+        let counts = self.counts(vcpu, old);
+        let mut cold = Vec::new();
+        if let Some(old) = old {
+            let worth = Duration::from_nanos(old.len() as u64 * WRITE);
+            if self.warm.added + self.time_of_cold(vcpu, old) > worth {
+                cold = self.cold_copies(vcpu, old);
+            }
+            if cold.is_empty() && self.warm.added <= worth {
+                return;
+            }
+        } else if counts.is_empty() && self.warm.added.is_zero() && !self.keeps_cold() {
             return;
         }
         let new = self.regions.iter().filter_map(|(&rip, live)| {
@@ -348,7 +368,14 @@ impl Engine {
             index.filter_map(|e| Some((e.rip.get(), Cow::Borrowed(old.raw(e)?))))
         });
         regions.extend(kept);
-        let copies = self.stored_copies(old);
+        let mut copies = self.stored_copies(old);
+        let cold = cold
+            .iter()
+            .map(|(rip, record)| (*rip, Cow::Borrowed(&**record)));
+        copies.extend(cold);
+        let Some(store) = &self.warm.store else {
+            return;
+        };
         store.write(Contents {
             slots: self.shared.slots.peek(),
             steps: self.shared.next_step.load(Ordering::Relaxed),
@@ -439,11 +466,11 @@ pub(super) fn unchanged(vcpu: &mut Vcpu, spans: &[Span], guest: &[u8]) -> Option
         vcpu.note_code(Va(page << 12)).ok()?;
     }
     let mut rest = guest;
-    let mut bytes = Vec::with_capacity(1024);
     for span in spans {
         let (expected, behind) = rest.split_at_checked(span.bytes.get() as usize)?;
-        bytes.resize(expected.len(), 0);
-        let fetched = vcpu.fetch(span.rip.get(), &mut bytes).ok()?;
+        let mut bytes = [0; MOST_BLOCK];
+        let bytes = bytes.get_mut(..expected.len())?;
+        let fetched = vcpu.fetch(span.rip.get(), bytes).ok()?;
         if fetched != expected.len() || bytes != expected {
             return None;
         }

@@ -30,6 +30,7 @@ packed! {
         steps: U32,
         sites: U32,
         fixes: U32,
+        cold: U32,
     }
 
     /// A jump to where the guest goes on: see [`crate::direct::Exit`].
@@ -64,6 +65,8 @@ packed! {
 pub(crate) struct Stored<'a> {
     /// Bytes of the view that its accesses are checked against.
     pub view: u64,
+    /// It is of a block that has not run often, alone: see [`JitOptions::cold`](crate::JitOptions::cold).
+    pub cold: bool,
     /// The blocks that it is of, the first one first.
     pub spans: &'a [Span],
     /// Their bytes, one after the other.
@@ -88,6 +91,7 @@ impl<'a> Stored<'a> {
             steps: n(self.steps.len()),
             sites: n(self.sites.len()),
             fixes: n(self.fixes.len()),
+            cold: U32::new(self.cold.into()),
         };
         [
             head.as_bytes(),
@@ -128,6 +132,7 @@ impl<'a> Stored<'a> {
                 .all(|f| word(f.at) && crate::direct::Fix::of(f.from).is_some());
         good.then_some(Self {
             view: head.view.get(),
+            cold: head.cold.get() != 0,
             spans,
             guest,
             code,
@@ -156,6 +161,7 @@ mod tests {
         };
         let good = Stored {
             view: 1 << 40,
+            cold: true,
             spans: &[span],
             guest: &[1, 2, 3],
             code: &[0xcc; 8],

@@ -24,7 +24,7 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligne
 
 const MAGIC: [u8; 8] = *b"sevlabcc";
 /// Most guest bytes of a block: 64 instructions of 15 bytes.
-const MOST_BLOCK: usize = 64 * 15;
+pub(crate) const MOST_BLOCK: usize = 64 * 15;
 
 /// Why a file, or a region in it, is not used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

@@ -39,6 +39,7 @@ fn copy(rip: u64) -> Vec<u8> {
     };
     Stored {
         view: 1 << 40,
+        cold: false,
         spans: &[span],
         guest: &[0x90; 2],
         code: &[0xcc; 5],
