@@ -66,6 +66,28 @@ pub(crate) fn decode_both(rip: u64, bytes: &[u8]) -> Result<(Instruction, Insn),
     Ok((x, convert(&x, bytes)))
 }
 
+/// Decodes instructions that follow each other, of a copy of their bytes.
+pub(crate) struct Run<'a> {
+    decoder: Decoder<'a>,
+    bytes: &'a [u8],
+}
+
+impl<'a> Run<'a> {
+    /// Of these bytes, which are at `rip`.
+    pub(crate) fn new(rip: u64, bytes: &'a [u8]) -> Self {
+        let decoder = Decoder::with_ip(64, bytes, rip, DecoderOptions::NONE);
+        Self { decoder, bytes }
+    }
+
+    /// The next one, if it is valid and ends where the bytes do, or before. Why not is [`decode`]'s to say.
+    pub(crate) fn next(&mut self) -> Option<Insn> {
+        let at = self.decoder.position();
+        let mut x = Instruction::default();
+        self.decoder.decode_out(&mut x);
+        (self.decoder.last_error() == DecoderError::None).then(|| convert(&x, &self.bytes[at..]))
+    }
+}
+
 /// Whether 15 bytes that are no valid instruction are not even an invalid one.
 fn goes_on(bytes: &[u8]) -> bool {
     let mut decoder = Decoder::new(64, bytes, DecoderOptions::NO_INVALID_CHECK);
@@ -77,13 +99,31 @@ fn goes_on(bytes: &[u8]) -> bool {
 /// what stands for bytes that do not decode.
 #[must_use]
 pub fn faulting(rip: u64, op: Op, bytes: &[u8]) -> Insn {
-    let mut raw = [0; MAX_LEN];
     let n = bytes.len().min(MAX_LEN);
-    raw[..n].copy_from_slice(&bytes[..n]);
+    blank(rip, op, n.max(1), padded(&bytes[..n], n))
+}
+
+/// The first `n` of some bytes, the others 0.
+fn padded(bytes: &[u8], n: usize) -> [u8; MAX_LEN] {
+    let mut raw = [0; MAX_LEN];
+    match bytes.first_chunk::<16>() {
+        // Without a call.
+        Some(all) => {
+            let kept = u128::from_le_bytes(*all) & !(u128::MAX << (8 * n));
+            raw.copy_from_slice(&kept.to_le_bytes()[..MAX_LEN]);
+        }
+        None => raw[..n].copy_from_slice(&bytes[..n]),
+    }
+    raw
+}
+
+/// An instruction that does nothing.
+#[inline(always)]
+fn blank(rip: u64, op: Op, len: usize, raw: [u8; MAX_LEN]) -> Insn {
     Insn {
         rip,
         op,
-        len: n.max(1) as u8,
+        len: len as u8,
         width: Width::B8,
         src_width: Width::B8,
         lock: false,
@@ -98,11 +138,13 @@ pub fn faulting(rip: u64, op: Op, bytes: &[u8]) -> Insn {
     }
 }
 
+/// `bytes`: its own, and perhaps more.
+#[inline(always)]
 fn convert(x: &Instruction, bytes: &[u8]) -> Insn {
     let code = x.code();
     let op = table::row(code).op;
     let len = x.len();
-    let mut i = faulting(x.ip(), op, &bytes[..len]);
+    let mut i = blank(x.ip(), op, len, padded(bytes, len));
     i.code = code as u16;
     i.lock = x.has_lock_prefix();
     i.control = control(x, op);

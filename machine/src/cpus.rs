@@ -108,7 +108,7 @@ pub(crate) struct Cpus {
     before: Mutex<MemStats>,
     /// The vCPU whose thread is the process's first.
     root: AtomicUsize,
-    /// What has run that one, once it has ended: it goes with the machine.
+    /// What has run that one, once it has ended.
     ended: Mutex<Option<Exec>>,
 }
 
@@ -150,6 +150,11 @@ impl Cpus {
     /// What has been counted.
     pub(crate) fn totals(&self) -> Totals {
         lock(&self.totals).clone()
+    }
+
+    /// What has run the process's first vCPU, if it has ended.
+    pub(crate) fn ended(&self) -> Option<Exec> {
+        lock(&self.ended).take()
     }
 
     /// What the clones that have ended counted.

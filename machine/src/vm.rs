@@ -59,6 +59,8 @@ pub struct Machine {
     asid: Asid,
     launched: Launched,
     guest: Option<Guest>,
+    /// What has run it: goes with the machine, as whoever leaves that to the process's end has no use for the time it takes.
+    ended: Option<Exec>,
 }
 
 /// How a run ended.
@@ -175,6 +177,7 @@ impl Machine {
             asid,
             launched,
             guest: Some(guest),
+            ended: None,
         })
     }
 
@@ -228,6 +231,7 @@ impl Machine {
         let exit = result?;
         let mut stats = self.stats(&process.kernel(), &board.totals(), elapsed);
         stats.children = board.children();
+        self.ended = board.ended();
         self.retire()?;
         Ok(RunOutcome { exit, stats })
     }

@@ -14,6 +14,8 @@ use crate::error::Error;
 use crate::window::Watch;
 
 const HUGE: usize = 2 << 20;
+/// So much from the start of a region on is in the host's small pages.
+const FIRST: usize = 4 << 20;
 
 /// One mapping, aligned to 2 MiB.
 pub(crate) struct Region {
@@ -66,6 +68,9 @@ impl Region {
             // Only advice: a host without huge pages runs slower, not wrong.
             // SAFETY: inside the mapping.
             unsafe { libc::madvise(base.as_ptr().cast(), len & !(HUGE - 1), libc::MADV_HUGEPAGE) };
+            // A small guest needs no more than this, and little of it: to clear a huge page takes as long as some hundreds of small ones.
+            // SAFETY: likewise.
+            unsafe { libc::madvise(base.as_ptr().cast(), len.min(FIRST), libc::MADV_NOHUGEPAGE) };
         }
         base.as_ptr().expose_provenance(); // fast-TLB addends come back as integers
         Ok(region)
@@ -195,7 +200,7 @@ impl Dram {
             } else {
                 None
             },
-            written: (0..pages.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
+            written: zeroed_u64(pages.div_ceil(64) as usize),
         })
     }
 

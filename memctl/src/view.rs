@@ -374,6 +374,9 @@ impl View {
         let filled: Vec<_> = filled.map(|(at, (_, home))| (at, *home)).collect();
         // Other threads can touch a slot from the moment that it is open.
         let open = alone && !filled.is_empty() && self.protect(range.clone(), rights_of(true));
+        if open && filled.len() > 1 {
+            self.populate(range.clone());
+        }
         for (at, home) in filled {
             // SAFETY: the caller names the page's bytes at home, 4096 of them, which nobody writes while the metadata lock is
             // held: whoever could has no address.
@@ -679,6 +682,13 @@ impl View {
         let at = self.ptr(range.start);
         // SAFETY: pages of the reservation, which is the view's own.
         unsafe { libc::mprotect(at.as_ptr().cast(), (range.end - range.start) as usize, prot) == 0 }
+    }
+
+    /// Has the host give slots that can be written their memory: a fault for each costs several times that.
+    fn populate(&self, range: Range<u64>) {
+        let (at, len) = (self.ptr(range.start), (range.end - range.start) as usize);
+        // SAFETY: pages of the reservation, whose content this does not change. A host that can't leaves it to faults.
+        unsafe { libc::madvise(at.as_ptr().cast(), len, libc::MADV_POPULATE_WRITE) };
     }
 
     /// Gives the host the memory of slots without a page back: they read as zero.

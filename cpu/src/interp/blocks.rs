@@ -114,7 +114,10 @@ impl Block {
         } else {
             Box::default()
         };
-        let bytes = insns.iter().flat_map(|i| &i.bytes[..usize::from(i.len)]);
+        let mut bytes = Vec::with_capacity(end.wrapping_sub(rip) as usize);
+        for i in insns {
+            bytes.extend_from_slice(&i.bytes[..usize::from(i.len)]);
+        }
         let falls_through = insns.last().is_none_or(|i| i.control == Control::Next);
         let counted = costs.map_or_else(Box::default, |c| Counted::of(insns, c));
         Box::new(Self {
@@ -123,7 +126,7 @@ impl Block {
             repeats: insns.iter().any(|i| i.rep != Rep::None),
             rip,
             end,
-            bytes: bytes.copied().collect(),
+            bytes: bytes.into_boxed_slice(),
             kept: kept.into_boxed_slice(),
             falls_through,
             links: Cell::new([Link::NONE; 2]),

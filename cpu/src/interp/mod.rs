@@ -33,7 +33,7 @@ pub use blocks::{Block, Cache, MAX_BLOCK};
 pub use faults::alignment_checked;
 pub(crate) use faults::canonical;
 
-use crate::decode::{self, DecodeError, MAX_LEN};
+use crate::decode::{self, DecodeError, MAX_LEN, Run};
 use crate::insn::{Control, Insn, Op};
 use crate::mmu::Access;
 use crate::sem;
@@ -139,6 +139,9 @@ fn find(v: &mut Vcpu) -> Result<*const Block, Stop> {
     build(v, rip)
 }
 
+/// Bytes that are read at once to decode a block.
+const AHEAD: usize = 64;
+
 #[cold]
 #[inline(never)]
 fn build(v: &mut Vcpu, rip: u64) -> Result<*const Block, Stop> {
@@ -149,21 +152,36 @@ fn build(v: &mut Vcpu, rip: u64) -> Result<*const Block, Stop> {
     let mut insns = Vec::with_capacity(16);
     let page = rip & !(PAGE_SIZE - 1);
     let mut at = rip;
-    loop {
-        let i = match fetch(v, at) {
-            Ok(i) => i,
-            // What comes before runs first; then the fault is met again.
-            Err(_) if !insns.is_empty() => break,
-            Err(s) => return Err(s),
-        };
-        at = i.next_rip();
-        insns.push(i);
-        if i.ends_block() || insns.len() >= MAX_BLOCK || at & !(PAGE_SIZE - 1) != page {
-            break;
-        }
-        // A turn may end anywhere: from there, blocks lead to the next translation and not past it.
-        if v.model.is_some() && v.interp.is_translated(at) {
-            break;
+    'block: loop {
+        let mut bytes = [0; AHEAD];
+        let n = (PAGE_SIZE - (at & (PAGE_SIZE - 1))).min(AHEAD as u64) as usize;
+        let ahead = v.note_code(Va(at));
+        let ahead = ahead.and_then(|_| v.fetch(at, &mut bytes[..n]));
+        let mut run = Run::new(at, &bytes[..ahead.unwrap_or(0)]);
+        let first = at;
+        loop {
+            let (i, goes_on) = match run.next() {
+                Some(i) => (v.profile.seen(i), true),
+                None if at != first => continue 'block,
+                None => match fetch(v, at) {
+                    Ok(i) => (i, false),
+                    // What comes before runs first; then the fault is met again.
+                    Err(_) if !insns.is_empty() => break 'block,
+                    Err(s) => return Err(s),
+                },
+            };
+            at = i.next_rip();
+            insns.push(i);
+            if i.ends_block() || insns.len() >= MAX_BLOCK || at & !(PAGE_SIZE - 1) != page {
+                break 'block;
+            }
+            // A turn may end anywhere: from there, blocks lead to the next translation and not past it.
+            if v.model.is_some() && v.interp.is_translated(at) {
+                break 'block;
+            }
+            if !goes_on {
+                continue 'block;
+            }
         }
     }
     // Noting the second page may have found that it is another frame now, and dropped blocks.

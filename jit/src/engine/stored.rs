@@ -14,7 +14,9 @@ use zerocopy::little_endian::{U32, U64};
 
 /// What it takes to decode a block: some 10,000 of the host's instructions.
 const DECODE: Duration = Duration::from_micros(3);
-/// Making copies of what is cold takes one part in so many of a run, or [`LEAST`].
+/// A file that has so many bytes gets no more copies of what is cold.
+const MOST_BYTES: usize = 32 << 20;
+/// Making them takes one part in so many of a run, or [`LEAST`].
 const SHARE: u32 = 10;
 const LEAST: Duration = Duration::from_millis(10);
 
@@ -187,8 +189,9 @@ impl Engine {
             return Vec::new();
         };
         let mut made = Vec::new();
+        let mut bytes_left = MOST_BYTES.saturating_sub(old.len());
         for (n, rip) in blocks.into_iter().enumerate() {
-            if n % 64 == 63 && begun.elapsed() > time.max(LEAST) {
+            if bytes_left == 0 || n % 64 == 63 && begun.elapsed() > time.max(LEAST) {
                 break;
             }
             let (Some(block), Some(maker)) = (vcpu.interp.block(rip), &mut self.direct.maker)
@@ -200,7 +203,9 @@ impl Engine {
             let first = First::default();
             if let Some(copy) = maker.make(&trace.insns, &trace.decoded, &[], first) {
                 let base = |fix| maker.base(fix, first);
-                made.push((rip, record(&trace, &copy, bytes, true, base)));
+                let record = record(&trace, &copy, bytes, true, base);
+                bytes_left = bytes_left.saturating_sub(record.len());
+                made.push((rip, record));
             }
         }
         made
