@@ -43,8 +43,8 @@ pub struct JitOptions {
     /// where `view` is; 0: never. Copying takes about as long as so many runs.
     pub direct: u32,
     /// With [`JitOptions::cache`] and `direct`: what a second run of a program decodes and does not run so often goes to the cache as
-    /// copies, too, one a block; a later run counts how often it comes to one, and decodes what it comes to often. Loading a copy takes
-    /// a third of the time that decoding a block does.
+    /// copies, too; a later run counts how often it comes to one, and decodes what it comes to often. Loading a copy takes
+    /// half of the time that decoding a block does, or less.
     pub cold: bool,
     /// Accesses that the filter does not pass and the cache below the first level serves are simulated in the host's own words
     /// ([`sevlab_cpu::model::short`]), and what that does not serve by the controller's short way

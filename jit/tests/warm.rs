@@ -804,5 +804,5 @@ fn random_programs_do_the_same_warm() {
     }
     assert!(loaded > 100, "{loaded}");
     assert!(copies > 100, "{copies}");
-    assert!(cold > 100, "{cold}");
+    assert!(cold > 40, "{cold}");
 }

@@ -102,11 +102,11 @@ pub(super) struct Trace {
     /// Pages that they are in, some of them twice.
     pages: Vec<u64>,
     /// The blocks behind the first.
-    behind: Vec<u64>,
+    pub(super) behind: Vec<u64>,
 }
 
 impl Trace {
-    pub(super) fn add(&mut self, block: &interp::Block) {
+    fn add(&mut self, block: &interp::Block) {
         for (ins, i) in block.decoded() {
             self.decoded.push(ins);
             self.insns.push(i);
@@ -201,7 +201,7 @@ impl Engine {
         let Some(block) = vcpu.interp.block(rip).filter(|b| can && b.wants_copy()) else {
             return;
         };
-        let trace = self.trace(vcpu, block);
+        let trace = self.trace(vcpu, block, |_| true);
         let first = self.direct.first();
         let Some(maker) = &mut self.direct.maker else {
             return;
@@ -297,8 +297,13 @@ impl Engine {
         self.words.push((rip, at as u64 | COPY));
     }
 
-    /// A block and those that mostly run behind it, as far as they are not copied yet.
-    fn trace(&self, vcpu: &Vcpu, first: &interp::Block) -> Trace {
+    /// A block and those that mostly run behind it, as far as they are not copied yet, and are `wanted`.
+    pub(super) fn trace(
+        &self,
+        vcpu: &Vcpu,
+        first: &interp::Block,
+        wanted: impl Fn(u64) -> bool,
+    ) -> Trace {
         let mut trace = Trace::default();
         trace.add(first);
         let enough = first.hits.get() / 2;
@@ -315,6 +320,7 @@ impl Engine {
             let fits = block.hits.get() >= enough
                 && trace.insns.len() + block.len() <= MOST
                 && block.wants_copy()
+                && wanted(block.rip)
                 && !self.direct.blocks.contains_key(&block.rip)
                 && !self.regions.contains_key(&block.rip)
                 && trace.insns.iter().all(|i| i.rip != block.rip);

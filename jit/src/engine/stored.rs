@@ -7,6 +7,7 @@ use crate::direct::{Direct, Exit, First, Fix, Memory};
 use crate::engine::decode_at;
 use crate::store::copies::{self as packed, Stored};
 use crate::store::file::{Image, Span};
+use rustc_hash::FxHashSet;
 use sevlab_cpu::{Vcpu, interp};
 use std::borrow::Cow;
 use std::time::{Duration, Instant};
@@ -184,7 +185,10 @@ impl Engine {
     /// The records of copies of those, or as many as there is time for: the rest is a later run's.
     pub(super) fn cold_copies(&mut self, vcpu: &Vcpu, old: &Image) -> Vec<(u64, Box<[u8]>)> {
         let (begun, time) = (Instant::now(), self.warm.elapsed() / SHARE);
-        let blocks: Vec<u64> = self.cold(vcpu, old).map(|b| b.rip).collect();
+        let mut blocks: Vec<u64> = self.cold(vcpu, old).map(|b| b.rip).collect();
+        // Mostly a program goes on at higher addresses: so what runs behind another block comes after it.
+        blocks.sort_unstable();
+        let mut covered = FxHashSet::default();
         let Some(Memory::View { bytes, .. }) = self.direct.memory else {
             return Vec::new();
         };
@@ -194,12 +198,17 @@ impl Engine {
             if bytes_left == 0 || n % 64 == 63 && begun.elapsed() > time.max(LEAST) {
                 break;
             }
-            let (Some(block), Some(maker)) = (vcpu.interp.block(rip), &mut self.direct.maker)
-            else {
+            let Some(block) = vcpu.interp.block(rip).filter(|_| !covered.contains(&rip)) else {
                 continue;
             };
-            let mut trace = Trace::default();
-            trace.add(block);
+            let none_of = |at| old.find(at).is_none() && old.find_copy(at).is_none();
+            let trace = self.trace(vcpu, block, |at| !covered.contains(&at) && none_of(at));
+            // One that ran more often is come to from elsewhere, too.
+            let only_here = |at: &u64| interp::hits(vcpu, *at) <= block.hits.get();
+            covered.extend(trace.behind.iter().copied().filter(only_here));
+            let Some(maker) = &mut self.direct.maker else {
+                continue;
+            };
             let first = First::default();
             if let Some(copy) = maker.make(&trace.insns, &trace.decoded, &[], first) {
                 let base = |fix| maker.base(fix, first);
