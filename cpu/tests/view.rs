@@ -217,6 +217,47 @@ fn recorded_writes_are_all_seen() {
 }
 
 #[test]
+fn a_read_opens_what_lies_around_it() {
+    for mode in [SevMode::Off, SevMode::Sev] {
+        let mut rig = Rig::new(mode);
+        let c = rig.vcpu.c_bit_mask();
+        let frame = |page: u64| FRAMES + page * 0x1000;
+        for page in (0..PAGES).filter(|page| *page != 3) {
+            let at = Spa(frame(page) + 8);
+            rig.mem.write_u64(rig.domain, at, 100 + page).unwrap();
+        }
+        for page in 0..PAGES {
+            rig.map(BASE + page * 0x1000, frame(page) | P | U | D | NX | c);
+        }
+        // What is not there, what is another's, and what is seen elsewhere already.
+        rig.map(BASE + 0x5000, 0);
+        rig.map(BASE + 0x6000, frame(6) | P | A | NX | c);
+        rig.map(BASE + 0x7000, frame(9) | P | U | A | NX | c);
+        rig.vcpu.flush_all();
+        rig.fill(BASE + 0x9000, Access::Read);
+        let opened = |rig: &Rig| -> Vec<u64> {
+            let pages = 0..PAGES;
+            pages
+                .filter(|p| rig.rights(BASE + p * 0x1000) == (true, false))
+                .collect()
+        };
+        assert_eq!(opened(&rig), [8, 9, 10, 11, 12, 13, 14, 15]);
+        rig.fill(BASE + 0x2000, Access::Read);
+        assert_eq!(opened(&rig), [0, 1, 2, 4, 8, 9, 10, 11, 12, 13, 14, 15]);
+        for page in opened(&rig) {
+            let at = (rig.base + BASE + page * 0x1000 + 8) as *const u64;
+            // SAFETY: the slot is open for reading, just checked, and this is the only thread.
+            assert_eq!(unsafe { at.read_unaligned() }, 100 + page);
+        }
+        // A table's entry for what was only opened says that it was accessed: a processor may have read ahead.
+        let entry = rig
+            .mem
+            .read_u64(rig.domain, Spa(TABLES + 0x3000 + (BASE >> 12 & 511) * 8));
+        assert_eq!(entry.unwrap() & A, A);
+    }
+}
+
+#[test]
 fn fills_in_a_row_open_what_follows() {
     let mut rig = Rig::new(SevMode::Sev);
     let before = rig.vcpu.counters.tlb_fills;
