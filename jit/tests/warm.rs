@@ -75,17 +75,32 @@ fn run(options: JitOptions, start: &Start) -> (Outcome, JitStats) {
 }
 
 fn run_as(options: JitOptions, start: &Start, program: &str) -> (Outcome, JitStats) {
+    run_times(options, start, program, 5, false)
+}
+
+/// The same, so often; `forks`: what saves is a clone's engine.
+fn run_times(
+    options: JitOptions,
+    start: &Start,
+    program: &str,
+    times: usize,
+    forks: bool,
+) -> (Outcome, JitStats) {
     let mut m = Machine::new(Kind::Plain, Some(options));
     let engine = m.engine.as_mut().expect("made with one");
     engine.program(&m.vcpu, Path::new(program));
     let mut out = None;
-    for _ in 0..5 {
+    for _ in 0..times {
         m.reset(start);
         out = Some(m.run().expect("engines have no budget"));
     }
     let engine = m.engine.as_mut().expect("made with one");
+    let stats = engine.stats();
+    if forks {
+        engine.forked().expect("room for its code");
+    }
     engine.save(&m.vcpu);
-    (out.expect("run"), engine.stats())
+    (out.expect("run"), stats)
 }
 
 #[test]
@@ -146,55 +161,26 @@ fn the_second_run_copies_nothing() {
     assert_eq!((stats.direct, stats.loaded_copies), (0, 0));
 }
 
-/// Runs a program so often on a new machine, with a file of `folder`. Its result, and what the engine did.
-fn run_times(
-    folder: &Folder,
-    options: JitOptions,
-    start: &Start,
-    times: usize,
-    forks: bool,
-) -> (Outcome, JitStats) {
-    let options = JitOptions {
-        threshold: u32::MAX,
-        direct: 8,
-        cache: folder.options().cache,
-        ..options
-    };
-    let mut m = Machine::new(Kind::Plain, Some(options));
-    let engine = m.engine.as_mut().expect("made with one");
-    engine.program(&m.vcpu, Path::new(PROGRAM));
-    let mut out = None;
-    for _ in 0..times {
-        m.reset(start);
-        out = Some(m.run().expect("engines have no budget"));
-    }
-    let engine = m.engine.as_mut().expect("made with one");
-    let stats = engine.stats();
-    if forks {
-        engine.forked().expect("room for its code");
-    }
-    engine.save(&m.vcpu);
-    (out.expect("run"), stats)
-}
-
 #[test]
 fn what_runs_once_is_copied_for_the_third_run() {
     let folder = Folder::new();
     let start = Start::new(0, &calling(3));
-    let run = |times| run_times(&folder, folder.options(), &start, times, false);
+    let options = |cold| JitOptions {
+        threshold: u32::MAX,
+        direct: 8,
+        cold,
+        ..folder.options()
+    };
+    let run = |times| run_times(options(true), &start, PROGRAM, times, false);
     let (expected, first) = run(1);
     assert!(first.direct > 0 && first.interpreted > 16, "{first:?}");
     let hot = fs::metadata(folder.file()).expect("written").len();
     // A clone leaves what is cold to others.
-    let (_, clone) = run_times(&folder, folder.options(), &start, 1, true);
+    let (_, clone) = run_times(options(true), &start, PROGRAM, 1, true);
     assert_eq!(clone.loaded_copies, first.direct);
     assert_eq!(fs::metadata(folder.file()).expect("there").len(), hot);
-    let off = JitOptions {
-        cold: false,
-        ..folder.options()
-    };
     for _ in 0..3 {
-        let (_, second) = run_times(&folder, off.clone(), &start, 1, false);
+        let (_, second) = run_times(options(false), &start, PROGRAM, 1, false);
         assert_eq!(second.cold_copies, 0);
     }
     assert_eq!(folder.files().len(), 2, "a file for each set of options");
@@ -229,7 +215,7 @@ fn what_runs_once_is_copied_for_the_third_run() {
     assert!(fifth.direct < fourth.direct, "{fifth:?}");
     // Another program there is not run by the copies of this one.
     let start = Start::new(0, &calling(5));
-    let (out, _) = run_times(&folder, folder.options(), &start, 1, false);
+    let (out, _) = run_times(options(true), &start, PROGRAM, 1, false);
     assert_eq!(out.gpr[0], 500);
 }
 

@@ -38,10 +38,10 @@ use cache::{NestedCache, PageCache, WalkCache};
 
 /// Most pages that the view is opened for beside the one that is filled.
 const AHEAD: u64 = 512;
-/// Bytes that it is opened for at once where the guest reads.
-const AROUND: u64 = 8 * PAGE_SIZE;
 /// Bytes for which they are opened at once.
 const LARGE: u64 = 2 << 20;
+/// Bytes that the view is opened for at once where the guest reads.
+const AROUND: u64 = 8 * PAGE_SIZE;
 
 /// What a memory access does.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -344,7 +344,6 @@ impl Engine {
         };
         let old = store.image.clone();
         let old = old.as_deref();
-        let counts = self.counts(vcpu, old);
         let mut cold = Vec::new();
         if let Some(old) = old {
             let worth = Duration::from_nanos(old.len() as u64 * WRITE);
@@ -354,7 +353,10 @@ impl Engine {
             if cold.is_empty() && self.warm.added <= worth {
                 return;
             }
-        } else if counts.is_empty() && self.warm.added.is_zero() && !self.keeps_cold() {
+        }
+        let counts = self.counts(vcpu, old);
+        let nothing = counts.is_empty() && self.warm.added.is_zero() && !self.keeps_cold();
+        if old.is_none() && nothing {
             return;
         }
         let new = self.regions.iter().filter_map(|(&rip, live)| {
