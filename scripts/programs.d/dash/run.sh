@@ -7,7 +7,8 @@ END
 trap 'echo "trapped"' USR1; kill -USR1 $$; trap - USR1
 (trap 'echo bye' EXIT; exit 3); echo "status $?"
 sleep 0.1 & a=$!; (exit 5) & b=$!; wait $b; echo "b $?"; wait $a; echo "a $?"
-sleep 50 & p=$!; kill -INT $p; kill $p; wait $p; echo "killed $?"
+# A child in the background ignores SIGINT, from its first command on: it says when it is there.
+mkfifo there; (echo > there; exec sleep 50) & p=$!; read -r x < there; kill -INT $p; kill $p; wait $p; echo "killed $?"; rm there
 i=0; while [ $i -lt 50 ]; do i=$((i + 1)); r=$(echo $i | tr 0-9 a-j); done; echo "$r"
 mkfifo pipe; (cat pipe | wc -c) & printf 'through a fifo' > pipe; wait; rm pipe
 f() { ( cd / && pwd ); pwd | sed 's/.*\///'; }; f
