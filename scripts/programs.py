@@ -313,6 +313,10 @@ def main():
     args.sevlab = os.path.abspath(args.sevlab)
     if args.sev and not os.path.exists(args.sevlab):
         sys.exit(f"programs: {args.sevlab} is not there (cargo build --release)")
+    # In the background of a shell, or under nohup, these are ignored, and would be by every program: some wait for them.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for ignored in (signal.SIGQUIT, signal.SIGHUP):
+        signal.signal(ignored, signal.SIG_DFL)
     base = os.path.abspath(args.keep) if args.keep else tempfile.mkdtemp(prefix="programs-")
     os.makedirs(base, exist_ok=True)
     lines = open(os.path.join(base, "results.jsonl"), "a")

@@ -12,7 +12,8 @@
 //! 2. The numbers in its code are below those that the compiler gives out ([`Engine::reopen`]).
 //! 3. Where vCPUs run in turns, nothing of this is used: how threads interleave may depend on what is translated.
 
-use super::{Engine, Live, decode_at};
+use super::regions::Live;
+use super::{Engine, decode_at};
 use crate::JitOptions;
 use crate::compile::{Code, Compiler};
 use crate::layout::JUMP_CACHE_ENTRIES;

@@ -387,6 +387,8 @@ pub fn eintr(_: &Settings) -> String {
 
 pub fn pidfd(_: &Settings) -> String {
     let mut out = Vec::new();
+    // Who was started in the background of a shell ignores it, and so would the child.
+    sys::default_action(libc::SIGINT);
     let pid = child(|| idle());
     // SAFETY: plain numbers and one local.
     unsafe {
