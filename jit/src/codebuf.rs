@@ -173,8 +173,8 @@ impl CodeBuf {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// Forgets what was appended after the first `keep` bytes. The caller makes sure that none of it runs.
-    pub(crate) fn truncate(&self, keep: usize) {
-        self.used.store(keep, Ordering::Relaxed);
+    /// Forgets what was appended. The caller makes sure that none of it runs.
+    pub(crate) fn clear(&self) {
+        self.used.store(0, Ordering::Relaxed);
     }
 }

@@ -4,16 +4,16 @@
 use crate::codebuf::CodeBuf;
 use crate::faults::Sites;
 use crate::frame;
-use crate::lower::{self, region_signature};
+use crate::lower;
 use crate::region::Region;
 use crate::runtime;
 use crate::{Error, JitOptions, OptLevel};
 use cranelift_codegen::control::ControlPlane;
-use cranelift_codegen::ir::{self, AbiParam, Function, InstBuilder, Signature, types};
-use cranelift_codegen::isa::{CallConv, OwnedTargetIsa};
+use cranelift_codegen::ir;
+use cranelift_codegen::isa::OwnedTargetIsa;
 use cranelift_codegen::settings::{self, Configurable};
 use cranelift_codegen::{CompiledCode, Context};
-use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
+use cranelift_frontend::FunctionBuilderContext;
 use sevlab_cpu::Insn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -106,8 +106,6 @@ pub(crate) struct Shared {
     pub slots: Slots,
     /// `extern "sysv64" fn(*mut CpuState, code) -> i64`: enters translated code.
     pub enter: usize,
-    /// What is kept when the buffer is reset.
-    pub keep: usize,
     /// Number of the next instruction that a helper is to run.
     pub next_step: AtomicU32,
 }
@@ -224,77 +222,20 @@ fn compile_function(
     })
 }
 
-/// Entry without a shared frame: pins the state, calls the code, gives the host its register back.
-fn entry_code(f: &mut Function, builder: &mut FunctionBuilderContext, isa: &OwnedTargetIsa) {
-    let mut sig = Signature::new(CallConv::SystemV);
-    sig.params.extend([AbiParam::new(types::I64); 2]);
-    sig.returns.push(AbiParam::new(types::I64));
-    f.signature = sig;
-    let mut fb = FunctionBuilder::new(f, builder);
-    let b = fb.create_block();
-    fb.append_block_params_for_function_params(b);
-    fb.switch_to_block(b);
-    let (state, target) = (fb.block_params(b)[0], fb.block_params(b)[1]);
-    let region = fb.import_signature(region_signature());
-    let host = fb.ins().get_pinned_reg(types::I64);
-    fb.ins().set_pinned_reg(state);
-    let zero = fb.ins().iconst(types::I64, 0);
-    let call = fb.ins().call_indirect(region, target, &[zero]);
-    let result = fb.inst_results(call)[0];
-    fb.ins().set_pinned_reg(host);
-    fb.ins().return_(&[result]);
-    fb.seal_all_blocks();
-    fb.finalize(isa.frontend_config());
-}
-
 impl Compiler {
-    /// A compiler with a new code buffer, in which the entry sequence and the exit stub are made first.
+    /// A compiler with a new code buffer.
     pub(crate) fn new(options: &JitOptions) -> Result<Self, Error> {
-        let isa = make_isa(options)?;
-        let code = CodeBuf::new(options.code_bytes)?;
-        let mut context = Context::new();
-        let mut builder = FunctionBuilderContext::new();
-
-        // The stub behind an unlinked exit slot: returns the slot number it was called with.
-        context.func.signature = region_signature();
-        let mut fb = FunctionBuilder::new(&mut context.func, &mut builder);
-        let b = fb.create_block();
-        fb.append_block_params_for_function_params(b);
-        fb.switch_to_block(b);
-        let slot = fb.block_params(b)[0];
-        fb.ins().return_(&[slot]);
-        fb.seal_all_blocks();
-        fb.finalize(isa.frontend_config());
-        let shared_frame = options.shared_frame;
-        let stub = compile_function(&isa, &mut context, &code, 0, shared_frame)?.entry;
-        context.clear();
-
-        let enter = if shared_frame {
-            runtime::enter_address()
-        } else {
-            entry_code(&mut context.func, &mut builder, &isa);
-            compile_function(&isa, &mut context, &code, 0, false)?.entry
-        };
-        context.clear();
-
-        let keep = code.used();
+        let [enter, unlinked] = runtime::enter_and_unlinked(options.shared_frame);
         let shared = Arc::new(Shared {
-            code,
-            slots: Slots::new(stub),
+            code: CodeBuf::new(options.code_bytes)?,
+            slots: Slots::new(unlinked),
             enter,
-            keep,
             next_step: AtomicU32::new(0),
         });
-        Ok(Self {
-            isa,
-            options: options.clone(),
-            context,
-            builder,
-            shared,
-        })
+        Self::again(options, shared)
     }
 
-    /// Another compiler for the code buffer of one that is gone.
+    /// A compiler for the code buffer of one that is gone.
     pub(crate) fn again(options: &JitOptions, shared: Arc<Shared>) -> Result<Self, Error> {
         Ok(Self {
             isa: make_isa(options)?,

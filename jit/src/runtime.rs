@@ -76,16 +76,40 @@ std::arch::global_asm!(
     "push rbp", "push rbx", "push r12", "push r13", "push r14", "push r15",
     "sub rsp, 8",
     "mov r15, rdi",
-    "call 2f",
+    "call 3f",
+    "2:",
     "add rsp, 8",
     "pop r15", "pop r14", "pop r13", "pop r12", "pop rbx", "pop rbp",
     "ret",
-    "2:",
+    "3:",
     "push rbp",
     "mov rbp, rsp",
     "sub rsp, {frame}",
     "xor edi, edi",
     "jmp rsi",
+    // Behind an exit slot that is not linked: translated code returns the slot's number, with which it comes here.
+    ".globl sevlab_unlinked",
+    ".p2align 4",
+    "sevlab_unlinked:",
+    "mov rax, rdi",
+    "mov rsp, rbp",
+    "pop rbp",
+    "ret",
+    // Both of regions that are functions with frames of their own.
+    ".globl sevlab_enter_framed",
+    ".p2align 4",
+    "sevlab_enter_framed:",
+    "push rbp", "push rbx", "push r12", "push r13", "push r14", "push r15",
+    "sub rsp, 8",
+    "mov r15, rdi",
+    "xor edi, edi",
+    "call rsi",
+    "jmp 2b",
+    ".globl sevlab_unlinked_framed",
+    ".p2align 4",
+    "sevlab_unlinked_framed:",
+    "mov rax, rdi",
+    "ret",
     frame = const crate::frame::BYTES,
     load = sym load,
     rmw = sym rmw,
@@ -100,6 +124,9 @@ std::arch::global_asm!(
 
 unsafe extern "C" {
     fn sevlab_enter();
+    fn sevlab_enter_framed();
+    fn sevlab_unlinked();
+    fn sevlab_unlinked_framed();
     fn sevlab_stub_load();
     fn sevlab_stub_rmw();
     fn sevlab_stub_store();
@@ -111,9 +138,15 @@ unsafe extern "C" {
     fn sevlab_stub_pdep();
 }
 
-/// Address of what enters code that shares a frame: `extern "sysv64" fn(*mut CpuState, code) -> i64`.
-pub(crate) fn enter_address() -> usize {
-    sevlab_enter as *const () as usize
+/// Addresses of what enters translated code, `extern "sysv64" fn(*mut CpuState, code) -> i64`, and of the code behind an exit slot that is not
+/// linked; for regions that share a frame, or have one each.
+pub(crate) fn enter_and_unlinked(shared_frame: bool) -> [usize; 2] {
+    let ways: [unsafe extern "C" fn(); 2] = if shared_frame {
+        [sevlab_enter, sevlab_unlinked]
+    } else {
+        [sevlab_enter_framed, sevlab_unlinked_framed]
+    };
+    ways.map(|f| f as usize)
 }
 
 thread_local! {

@@ -126,6 +126,13 @@ impl Layout {
         }
     }
 
+    /// What is large and mostly empty: all that lies below the guest kernel's memory, and the shared window.
+    #[must_use]
+    pub fn sparse(&self) -> [Range<Spa>; 2] {
+        let window = self.shared..self.shared.plus(self.shared_len);
+        [Spa(0)..self.guest.plus(KERNEL), window]
+    }
+
     /// The first vCPU's VMCB.
     #[must_use]
     pub fn vmcb(&self) -> Spa {

@@ -98,6 +98,9 @@ impl Machine {
             config.view && matches!(&config.engine, crate::config::Engine::Jit(o) if o.view);
         host.own_fds = KERNEL_FDS_END;
         let mem = MemCtl::with_window(dram, &host, layout.files_len)?;
+        for range in layout.sparse() {
+            mem.sparse(range);
+        }
         let mut psp = PspConfig {
             chip_seed: bytes_of(config.seed.unwrap_or(0), "chip"),
             entropy: entropy(config.seed, "firmware"),

@@ -5,6 +5,7 @@
 //! ([`crate::window`]), address space that holds nothing until files are mapped there. Guest code, devices and this crate reach
 //! them through raw pointers, as any machine's memory is reached: nothing here ever makes a Rust reference to their bytes.
 
+use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -14,8 +15,6 @@ use crate::error::Error;
 use crate::window::Watch;
 
 const HUGE: usize = 2 << 20;
-/// So much from the start of a region on is in the host's small pages.
-const FIRST: usize = 4 << 20;
 
 /// One mapping, aligned to 2 MiB.
 pub(crate) struct Region {
@@ -68,12 +67,16 @@ impl Region {
             // Only advice: a host without huge pages runs slower, not wrong.
             // SAFETY: inside the mapping.
             unsafe { libc::madvise(base.as_ptr().cast(), len & !(HUGE - 1), libc::MADV_HUGEPAGE) };
-            // A small guest needs no more than this, and little of it: to clear a huge page takes as long as some hundreds of small ones.
-            // SAFETY: likewise.
-            unsafe { libc::madvise(base.as_ptr().cast(), len.min(FIRST), libc::MADV_NOHUGEPAGE) };
         }
         base.as_ptr().expose_provenance(); // fast-TLB addends come back as integers
         Ok(region)
+    }
+
+    /// What lies there comes in the host's small pages.
+    fn small_pages(&self, at: u64, len: usize) {
+        let start = self.span(at, len).as_ptr().cast();
+        // SAFETY: `span` checked the range; only advice.
+        unsafe { libc::madvise(start, len, libc::MADV_NOHUGEPAGE) };
     }
 
     /// The host address of byte `at`.
@@ -202,6 +205,14 @@ impl Dram {
             },
             written: zeroed_u64(pages.div_ceil(64) as usize),
         })
+    }
+
+    /// See [`crate::MemCtl::sparse`].
+    pub(crate) fn sparse(&self, range: Range<Spa>) {
+        let len = (range.end.0 - range.start.0) as usize;
+        for region in [Some(&self.raw), self.plain.as_ref()].into_iter().flatten() {
+            region.small_pages(range.start.0, len);
+        }
     }
 
     /// The plaintext mapping, if there is one.

@@ -290,7 +290,7 @@ impl Engine {
         for (index, entry) in self.jump_cache.iter_mut().enumerate() {
             *entry = empty_entry(index);
         }
-        self.shared.code.truncate(self.shared.keep);
+        self.shared.code.clear();
         self.full = false;
         self.reopen();
     }
