@@ -301,6 +301,9 @@ mod tests {
                 assert!(l.shared.0 + l.shared_len <= l.size);
                 let rmp = BOOKKEEPING_SIZE + l.size / PAGE_SIZE * 16 + 8192;
                 assert!(!snp || l.shared.0 + l.shared_len + rmp <= l.size);
+                let [below, window] = l.sparse();
+                assert!(below.end.0 - l.guest.0 == KERNEL && below.end < window.start);
+                assert_eq!(window.end.0, l.shared.0 + l.shared_len);
             }
         }
     }

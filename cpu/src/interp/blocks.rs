@@ -269,9 +269,10 @@ impl Default for Cache {
     }
 }
 
+/// Blocks that begin within four bytes of each other are few: so they share an entry, and the front touches less memory.
 #[inline(always)]
 fn slot(rip: u64) -> usize {
-    (rip ^ rip >> 13) as usize & (FRONT - 1)
+    (rip >> 2 ^ rip >> 15) as usize & (FRONT - 1)
 }
 
 impl Cache {

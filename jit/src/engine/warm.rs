@@ -217,9 +217,12 @@ impl Engine {
     /// The word of what there is for the block at `rip`, if the engine knows it without the interpreter: it has just been there, or the block has
     /// not been decoded. May find that code was dropped, which is to be seen to before anything else.
     pub(super) fn known(&mut self, vcpu: &mut Vcpu, rip: u64) -> Option<u64> {
-        let [tag, address] = self.jump_cache[rip as usize & (JUMP_CACHE_ENTRIES - 1)];
-        if tag == rip {
-            return Some(address);
+        // A cache that has nothing takes no memory: it is not read for nothing, either.
+        if !self.regions.is_empty() {
+            let [tag, address] = self.jump_cache[rip as usize & (JUMP_CACHE_ENTRIES - 1)];
+            if tag == rip {
+                return Some(address);
+            }
         }
         let image = self.warm.store.as_ref()?.image.as_ref()?;
         if vcpu.interp.has(rip) {
