@@ -203,6 +203,8 @@ def bytes_differ(what, expected, got):
 def started(argv, folder, env, timeout):
     """Standard output and error, status (minus the signal), and whether it had to be ended."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        # In the background of a shell, or under nohup, these are ignored, and would be by every program: some wait for them.
+        argv = ["env", "--default-signal=HUP,INT,QUIT", *argv]
         # Files, not pipes: a daemon that is left over must not keep this waiting.
         p = subprocess.Popen(
             argv, cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True
@@ -313,10 +315,6 @@ def main():
     args.sevlab = os.path.abspath(args.sevlab)
     if args.sev and not os.path.exists(args.sevlab):
         sys.exit(f"programs: {args.sevlab} is not there (cargo build --release)")
-    # In the background of a shell, or under nohup, these are ignored, and would be by every program: some wait for them.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    for ignored in (signal.SIGQUIT, signal.SIGHUP):
-        signal.signal(ignored, signal.SIG_DFL)
     base = os.path.abspath(args.keep) if args.keep else tempfile.mkdtemp(prefix="programs-")
     os.makedirs(base, exist_ok=True)
     lines = open(os.path.join(base, "results.jsonl"), "a")
