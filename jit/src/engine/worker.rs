@@ -59,6 +59,7 @@ impl Engine {
         }
     }
 
+    /// Takes in what the compile thread has finished.
     pub(super) fn receive(&mut self) {
         while let Worker::Background { results, ready, .. } = &self.worker
             && ready.load(Ordering::Acquire) != 0
