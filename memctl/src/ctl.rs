@@ -10,7 +10,6 @@
 //!
 //! Locks, in this order: the RMP's, the metadata's, the set of TLBs, a TLB's chains.
 
-use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard};
@@ -232,15 +231,6 @@ impl MemCtl {
             dram,
             tlbs,
         }))
-    }
-
-    /// Little of what lies at these whole pages is going to be touched, so it comes in the host's small pages: to clear a huge one takes as
-    /// long as some hundreds of small ones.
-    ///
-    /// # Panics
-    /// The range is not in DRAM.
-    pub fn sparse(&self, range: Range<Spa>) {
-        self.dram.sparse(range);
     }
 
     /// Bytes of DRAM.

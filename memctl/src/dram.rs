@@ -5,7 +5,6 @@
 //! ([`crate::window`]), address space that holds nothing until files are mapped there. Guest code, devices and this crate reach
 //! them through raw pointers, as any machine's memory is reached: nothing here ever makes a Rust reference to their bytes.
 
-use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -73,7 +72,7 @@ impl Region {
     }
 
     /// What lies there comes in the host's small pages.
-    fn small_pages(&self, at: u64, len: usize) {
+    pub(crate) fn small_pages(&self, at: u64, len: usize) {
         let start = self.span(at, len).as_ptr().cast();
         // SAFETY: `span` checked the range; only advice.
         unsafe { libc::madvise(start, len, libc::MADV_NOHUGEPAGE) };
@@ -205,14 +204,6 @@ impl Dram {
             },
             written: zeroed_u64(pages.div_ceil(64) as usize),
         })
-    }
-
-    /// See [`crate::MemCtl::sparse`].
-    pub(crate) fn sparse(&self, range: Range<Spa>) {
-        let len = (range.end.0 - range.start.0) as usize;
-        for region in [Some(&self.raw), self.plain.as_ref()].into_iter().flatten() {
-            region.small_pages(range.start.0, len);
-        }
     }
 
     /// The plaintext mapping, if there is one.

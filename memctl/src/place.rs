@@ -3,6 +3,8 @@
 //! always; see [`crate::view`].
 
 use std::collections::HashSet;
+use std::iter;
+use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicU64;
 
@@ -52,6 +54,18 @@ pub(crate) fn word<'a>(page: NonNull<u8>, at: Spa) -> &'a AtomicU64 {
 }
 
 impl MemCtl {
+    /// Little of what lies at these whole pages is going to be touched, so it comes in the host's small pages: to clear a huge one takes as
+    /// long as some hundreds of small ones.
+    ///
+    /// # Panics
+    /// The range is not in DRAM.
+    pub fn sparse(&self, range: Range<Spa>) {
+        let len = (range.end.0 - range.start.0) as usize;
+        for region in iter::once(&self.dram.raw).chain(self.dram.plain_of()) {
+            region.small_pages(range.start.0, len);
+        }
+    }
+
     /// The view, if there is one: the host address of guest address 0, and how many bytes of guest virtual memory lie from
     /// there on. An address of it can be accessed if a fast TLB may have an entry for it ([`MemCtl::fill_tlb`]); any other
     /// access is a fault of the host's.
